@@ -1,0 +1,5 @@
+"""`python -m realrl` is the command line."""
+
+from realrl.cli import main
+
+main()

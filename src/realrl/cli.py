@@ -1,0 +1,144 @@
+"""The command line: `realrl train | eval | show-config`; every recipe key can be overridden by its dotted name."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from realrl.errors import RealrlError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Train language models with verifiable rewards as labels (REAL, arXiv 2602.05630).",
+)
+_WITH_OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
+_OVERRIDES_HELP = "Any key of the recipe can be given by its dotted name, e.g. --optim.lr 1e-6 --train.steps 10."
+
+
+def main() -> None:
+    """Entry point: the project's own errors become one line on stderr and exit status 1."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except RealrlError as error:
+        print(f"realrl: error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("realrl: interrupted; a run goes on from its last checkpoint with --resume", file=sys.stderr)
+        sys.exit(130)
+
+
+@app.command(context_settings=_WITH_OVERRIDES, epilog=_OVERRIDES_HELP)
+def train(
+    context: typer.Context,
+    recipe: Annotated[str, typer.Argument(help="Path of a recipe (TOML).")],
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the run folder's newest checkpoint.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run folder.")] = False,
+) -> None:
+    """Train a model as the recipe says."""
+    from realrl.config import load_config
+    from realrl.train import train as run_training
+
+    config = load_config(recipe, parse_overrides(context.args))
+    _quiet_libraries()
+    summary = run_training(config, resume=resume, overwrite=overwrite)
+    if config.log.figure:
+        from realrl.analysis.figures import learning_curve
+
+        learning_curve(summary.folder, summary.folder / "learning_curve.png")
+    _print_summary(summary, recipe, config.log.examples)
+
+
+@app.command(name="eval", context_settings=_WITH_OVERRIDES)
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A model folder, a checkpoint, or a hub name.")],
+    data: Annotated[str, typer.Option(help="Data set: a name, a generated task, or a file.")],
+    samples: Annotated[int, typer.Option(min=1, help="Samples of each problem.")] = 1,
+    problems: Annotated[int, typer.Option(min=1, help="Problems at most.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.6,
+    top_p: Annotated[float, typer.Option(min=0, max=1)] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    reward: Annotated[str, typer.Option(help="Verifier: math or exact_integer.")] = "math",
+    recipe: Annotated[str | None, typer.Option(help="Take the prompt (data section) and reward from this recipe.")] = None,
+    seed: Annotated[int, typer.Option()] = 0,
+    output: Annotated[str | None, typer.Option("-o", help="Save every sample to this Parquet file.")] = None,
+) -> None:
+    """Pass@1 of a model on a data set: mean accuracy over samples with a standard error over problems."""
+    from realrl.eval.command import EvalRequest, run_eval
+
+    _quiet_libraries()
+    request = EvalRequest(model, data, samples, problems, temperature, top_p, max_new_tokens, reward, recipe, seed, output)
+    print(run_eval(request))
+
+
+@app.command(name="show-config", context_settings=_WITH_OVERRIDES, epilog=_OVERRIDES_HELP)
+def show_config(
+    context: typer.Context, recipe: Annotated[str, typer.Argument(help="Path of a recipe (TOML).")]
+) -> None:
+    """Print the resolved recipe, defaults and overrides included."""
+    from realrl.config import dump_config, load_config
+
+    print(dump_config(load_config(recipe, parse_overrides(context.args))), end="")
+
+
+def parse_overrides(arguments: list[str]) -> dict[str, str]:
+    """`["--optim.lr", "1e-6", "--data.strict=true"]` as a mapping; anything else is a usage error."""
+    overrides: dict[str, str] = {}
+    rest = list(arguments)
+    while rest:
+        name = rest.pop(0)
+        if not name.startswith("--") or "." not in name:
+            raise typer.BadParameter(f"unexpected argument {name!r}; overrides are written --section.key value")
+        name, equals, value = name.removeprefix("--").partition("=")
+        if not equals:
+            if not rest:
+                raise typer.BadParameter(f"--{name} needs a value")
+            value = rest.pop(0)
+        overrides[name] = value
+    return overrides
+
+
+def _quiet_libraries() -> None:
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _print_summary(summary, recipe: str, examples: int) -> None:
+    from realrl.logging import printable
+
+    print()
+    if summary.steps < summary.total:
+        print(f"stopped after step {summary.steps} of {summary.total}; continue with: realrl train {recipe} --resume")
+    first: dict[tuple[str, str], tuple[int, object]] = {}
+    last: dict[tuple[str, str], tuple[int, object]] = {}
+    for step, name, mode, result in summary.evaluations:
+        first.setdefault((name, mode), (step, result))
+        last[name, mode] = (step, result)
+    for key, (step, before) in first.items():
+        after_step, after = last[key]
+        if after_step == step:
+            continue
+        gain = after.accuracy - before.accuracy
+        print(
+            f"held-out accuracy, {key[0]}, {key[1]}: {before.accuracy:.3f} ± {before.standard_error:.3f} (step {step}) → "
+            f"{after.accuracy:.3f} ± {after.standard_error:.3f} (step {after_step}), gain {gain:+.3f}; "
+            f"answers in a box: {before.boxed_share:.2f} → {after.boxed_share:.2f}"
+        )
+        if key[1] == "greedy" or not examples:
+            continue
+        for old, new in list(zip(before.samples, after.samples, strict=True))[:examples]:
+            print(f"  {printable(old['problem'])}  gold {printable(old['answer'])}")
+            print(f"    before: {printable(old['response'])!s:.100} [{old['status']}]")
+            print(f"    after:  {printable(new['response'])!s:.100} [{new['status']}]")
+    print(f"files in {summary.folder}: config.toml, metrics.jsonl, learning_curve.png, eval/, rollouts/, checkpoints/")
+    if summary.checkpoint:
+        print("next:")
+        print(f"  realrl eval {summary.checkpoint} --recipe {summary.folder}/config.toml --data NAME --samples 4")
+        print(f"  realrl train {recipe} --run.dir runs/other --objective.type grpo")

@@ -1,0 +1,244 @@
+"""The recipe: a TOML file becomes one frozen, typed `Config`; unknown keys are errors that name the nearest known key."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from realrl.errors import ConfigError
+from realrl.objectives import ObjectiveConfig, RealConfig, build_objective
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, and no unknown key passes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class RunSection(Section):
+    dir: str = "runs/run"
+    seed: int = 0
+    threads: int = Field(default=0, ge=0, description="CPU threads of torch; 0 keeps torch's own choice")
+
+
+class ModelSection(Section):
+    path: str
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    autocast: Literal["none", "bfloat16"] = "none"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    compile: bool = False
+    gradient_checkpointing: bool = False
+    trust_remote_code: bool = False
+
+
+class Example(Section):
+    """One worked example, shown to the model as a former turn of the chat."""
+
+    problem: str
+    response: str
+
+
+class DataSection(Section):
+    train: str
+    eval: tuple[str, ...] = ()
+    columns: dict[Literal["id", "problem", "answer"], str] = {}
+    task: dict[str, Any] = Field(default={}, description="options of a generated task, such as its level")
+    system_prompt: str = ""
+    prompt_prefix: str = ""
+    prompt_suffix: str = ""
+    examples: tuple[Example, ...] = ()
+    chat_template: Literal["auto", "plain"] = "auto"
+    max_prompt_tokens: PositiveInt = 1024
+    strict: bool = False
+
+
+class RewardSection(Section):
+    type: str = "math"
+    workers: PositiveInt = 2
+    timeout_s: float = Field(default=5.0, gt=0)
+
+
+class SamplingSection(Section):
+    engine: Literal["hf"] = "hf"
+    group_size: PositiveInt = 8
+    temperature: float = Field(default=1.0, gt=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0, description="0 keeps the whole vocabulary")
+    max_new_tokens: PositiveInt = 256
+    dtype: Literal["same", "bfloat16"] = "same"
+    batch_rows: PositiveInt = Field(default=256, description="rows sampled at once at most")
+
+
+class TrainSection(Section):
+    steps: PositiveInt = 100
+    prompts_per_step: PositiveInt = 16
+    mini_batch_prompts: PositiveInt = 16
+    micro_batch_tokens: PositiveInt = 32768
+    gradient_route: Literal["auto", "direct", "two_pass"] = "auto"
+    shuffle_rollouts: bool = False
+    max_nonfinite_steps: PositiveInt = 5
+
+
+class OptimSection(Section):
+    lr: float = Field(default=2e-6, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = Field(default=0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+
+    def factor(self, step: int, steps: int) -> float:
+        """What multiplies `lr` in sampling round `step` (from 0) of `steps`."""
+        if step < self.warmup_steps:
+            return (step + 1) / (self.warmup_steps + 1)
+        progress = (step - self.warmup_steps) / max(steps - self.warmup_steps, 1)
+        if self.schedule == "linear":
+            return 1 - progress
+        return 0.5 * (1 + math.cos(math.pi * progress)) if self.schedule == "cosine" else 1.0
+
+
+class EvalSection(Section):
+    every: int = Field(default=0, ge=0, description="0: before and after training only")
+    samples: PositiveInt = 1
+    problems: PositiveInt = Field(default=128, description="held-out problems of each set at most")
+    greedy: bool = True
+    at_start: bool = True
+
+
+class CheckpointSection(Section):
+    every: int = Field(default=50, ge=0, description="0: only the last step")
+    keep: PositiveInt = 3
+
+
+class LogSection(Section):
+    rich: bool = True
+    wandb: bool = False
+    trackio: bool = False
+    tensorboard: bool = False
+    rollouts: bool = True
+    figure: bool = True
+    examples: int = Field(default=3, ge=0, description="answers shown before and after training")
+
+
+class Config(Section):
+    """A whole recipe. Cross-section rules are checked here; what needs the model or the data is checked by preflight."""
+
+    run: RunSection = RunSection()
+    model: ModelSection
+    data: DataSection
+    reward: RewardSection = RewardSection()
+    sampling: SamplingSection = SamplingSection()
+    objective: ObjectiveConfig = RealConfig()
+    train: TrainSection = TrainSection()
+    optim: OptimSection = OptimSection()
+    eval: EvalSection = EvalSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    log: LogSection = LogSection()
+
+    @model_validator(mode="after")
+    def _batch_arithmetic(self) -> Config:
+        prompts, mini = self.train.prompts_per_step, self.train.mini_batch_prompts
+        if prompts % mini:
+            raise ValueError(
+                f"train.mini_batch_prompts = {mini} does not divide train.prompts_per_step = {prompts}; "
+                f"choose one of {[d for d in range(1, prompts + 1) if prompts % d == 0]}"
+            )
+        return self
+
+    @property
+    def updates_per_step(self) -> int:
+        """Optimizer steps per sampling round."""
+        return self.train.prompts_per_step // self.train.mini_batch_prompts
+
+
+def load_config(path: str | Path, overrides: dict[str, str] | None = None) -> Config:
+    """Read a recipe and apply dotted overrides (`{"optim.lr": "1e-6"}`; values are TOML, or else plain text).
+
+    Raises ConfigError for a missing file, broken TOML, an unknown key (naming the nearest), or a value out of range.
+    """
+    path = Path(path)
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.toml")], n=1)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise ConfigError(f"no recipe at {path}{hint}")
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    for key, text in (overrides or {}).items():
+        _set_dotted(document, key, text)
+    return parse_config(document, source=str(path))
+
+
+def parse_config(document: dict[str, Any], source: str = "config") -> Config:
+    """Validate a recipe given as nested dicts; raises ConfigError that lists every fault, one a line."""
+    try:
+        return Config.model_validate(document)
+    except ValidationError as error:
+        faults = "; ".join(_describe(fault, document) for fault in error.errors())
+        raise ConfigError(f"{source}: {faults}") from error
+
+
+def dump_config(config: Config) -> str:
+    """The resolved recipe as TOML; reading it back gives an equal Config."""
+    return tomli_w.dumps(config.model_dump(mode="json"))
+
+
+def _set_dotted(document: dict[str, Any], dotted: str, text: str) -> None:
+    *sections, key = dotted.split(".")
+    node = document
+    for name in sections:
+        node = node.setdefault(name, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"--{dotted}: {name} is a value, not a section")
+    try:
+        node[key] = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        node[key] = text
+
+
+def _describe(fault: Any, document: dict[str, Any]) -> str:
+    """One fault of pydantic's list as a sentence; an unknown key names the nearest known one."""
+    # pydantic puts the tag of a discriminated union into the location; users never wrote it.
+    location = [str(part) for part in fault["loc"]]
+    if location and location[0] == "objective" and len(location) > 1:
+        del location[1]
+    dotted = ".".join(location)
+    if fault["type"] == "extra_forbidden":
+        known = sorted(_known_keys(location[:-1], document))
+        near = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"did you mean {'.'.join([*location[:-1], near[0]])}?" if near else f"known: {', '.join(known)}"
+        return f"unknown key {dotted}; {hint}"
+    if fault["type"] == "missing":
+        return f"missing key {dotted}"
+    if fault["type"] == "union_tag_invalid":
+        expected = [name.strip(" '") for name in fault["ctx"]["expected_tags"].split(",")]
+        near = difflib.get_close_matches(str(fault["ctx"]["tag"]), expected, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(expected)}"
+        return f"unknown objective.type {fault['ctx']['tag']!r}; {hint}"
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{dotted} = {fault['input']!r}: {message}" if dotted else message
+
+
+def _known_keys(location: list[str], document: dict[str, Any]) -> list[str]:
+    """Field names of the section at `location`, through nested sections and the objective's variants."""
+    model: type[BaseModel] = Config
+    for depth, name in enumerate(location):
+        if depth == 0 and name == "objective":
+            model = type(build_objective({"type": document["objective"]["type"]}).config)
+            continue
+        annotation = model.model_fields[name].annotation if name in model.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)

@@ -1,0 +1,34 @@
+"""The order in which training prompts are seen: a function of seed and step alone, so that it can be resumed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+from realrl.seeding import derive_seed
+from realrl.types import Problem, Prompt
+
+
+class PromptStream:
+    """Prompts of each sampling round; a finite set is shuffled anew every epoch, an endless one is read in order."""
+
+    def __init__(self, problems: Sequence[Problem], render: Callable[[Problem], Prompt], *, endless: bool, seed: int) -> None:
+        self._problems = problems
+        self._render = render
+        self._endless = endless
+        self._seed = seed
+        self._order: tuple[int, list[int]] = (-1, [])
+
+    def step(self, step: int, count: int) -> list[Prompt]:
+        """The `count` prompts of round `step` (from 0)."""
+        return [self._render(self._problems[self._index(step * count + offset)]) for offset in range(count)]
+
+    def _index(self, position: int) -> int:
+        if self._endless:
+            return position
+        epoch, offset = divmod(position, len(self._problems))
+        if self._order[0] != epoch:
+            order = list(range(len(self._problems)))
+            random.Random(derive_seed(self._seed, "epoch", epoch)).shuffle(order)
+            self._order = (epoch, order)
+        return self._order[1][offset]

@@ -1,0 +1,17 @@
+"""The project's own exceptions: every one is a message for the user, shown without a traceback by the command line."""
+
+
+class RealrlError(Exception):
+    """Something the user can mend; the text says what was got, what is needed and what to do."""
+
+
+class ConfigError(RealrlError):
+    """A recipe or a command-line override that cannot be run as written."""
+
+
+class DataError(RealrlError):
+    """A data set that cannot be read or has no usable row."""
+
+
+class TrainingError(RealrlError):
+    """A run that must stop: too many non-finite steps, or a checkpoint that cannot be used."""

@@ -1,0 +1,192 @@
+"""What a run leaves behind and shows: metrics.jsonl, rollouts as Parquet, trackers, the live display and alarms."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from realrl.config import Config, LogSection
+from realrl.errors import ConfigError
+
+
+class Tracker(Protocol):
+    """A metrics backend beside metrics.jsonl."""
+
+    def log(self, metrics: dict[str, float], step: int) -> None: ...
+    def close(self) -> None: ...
+
+
+class _TensorBoard:
+    def __init__(self, run_dir: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(run_dir / "tensorboard"))
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _WandbLike:
+    """Weights & Biases, or trackio, which offers the same calls."""
+
+    def __init__(self, module: Any, run_dir: Path, config: dict[str, Any]) -> None:
+        self._module = module
+        module.init(project="realrl", name=run_dir.name, config=config)
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        self._module.log(metrics, step=step)
+
+    def close(self) -> None:
+        self._module.finish()
+
+
+def build_trackers(log: LogSection, run_dir: Path, config: Config) -> list[Tracker]:
+    """The backends that the recipe asks for; a missing package is a ConfigError that names the extra."""
+    trackers: list[Tracker] = []
+    try:
+        if log.tensorboard:
+            trackers.append(_TensorBoard(run_dir))
+        for name in ("wandb", "trackio"):
+            if getattr(log, name):
+                trackers.append(_WandbLike(__import__(name), run_dir, config.model_dump(mode="json")))
+    except ImportError as error:
+        raise ConfigError(
+            f"log.{error.name} needs a package that is not installed; pip install 'realrl[{error.name}]'"
+        ) from error
+    return trackers
+
+
+class MetricsFile:
+    """metrics.jsonl: one JSON object a line, written through at once; on resume the lines after the checkpoint go."""
+
+    def __init__(self, path: Path, resume_step: int = 0) -> None:
+        kept = []
+        if path.exists():
+            for line in path.read_text().splitlines():
+                try:
+                    record = json.loads(line)
+                except json.JSONDecodeError:
+                    break  # a line torn by a crash is the last one
+                if record["step"] <= resume_step:
+                    kept.append(line)
+        path.write_text("".join(line + "\n" for line in kept))
+        self._file = path.open("a")
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        self._file.write(json.dumps({"step": step, "time": time.time(), **metrics}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def write_rollouts(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Save rows as zstd Parquet, under a temporary name first."""
+    temporary = path.with_suffix(".tmp")
+    pq.write_table(pa.Table.from_pylist(list(rows)), temporary, compression="zstd")
+    temporary.rename(path)
+
+
+def printable(text: str) -> str:
+    """Model text without control characters, so that no escape sequence reaches the terminal."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+class Display:
+    """A progress bar with one line a step on a terminal, the same lines plainly elsewhere."""
+
+    def __init__(self, total: int, start: int, *, rich: bool) -> None:
+        self.console = Console(highlight=False, soft_wrap=True, markup=False)
+        self._bar: Progress | None = None
+        if rich and sys.stdout.isatty():
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("ETA"),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
+            self._task = self._bar.add_task("starting", total=total, completed=start)
+            self._bar.start()
+        self._total = total
+        self._first = start
+        self._began = time.monotonic()
+
+    def phase(self, name: str) -> None:
+        """Say what the current step is doing."""
+        if self._bar:
+            self._bar.update(self._task, description=name)
+
+    def step(self, step: int, m: dict[str, float]) -> None:
+        """One line for a finished step."""
+        per_step = (time.monotonic() - self._began) / max(step - self._first, 1)
+        self.line(
+            f"step {step:>4}/{self._total}  reward {m['reward/mean']:.3f}  solved all {m['groups/solved_all']:.2f} "
+            f"none {m['groups/solved_none']:.2f}  boxed {m['format/boxed_share']:.2f}  "
+            f"s+ {m['score/positive_mean']:+.4f} s- {m['score/negative_mean']:+.4f}  entropy {m['policy/entropy']:.3f}  "
+            f"len {m['response/length_mean']:.1f} cut {m['response/truncated_share']:.2f}  "
+            f"grad {m['grad/norm']:.2f}  {m['throughput/tokens_per_s']:.0f} tok/s  "
+            f"ETA {_duration(per_step * (self._total - step))}"
+        )
+        if self._bar:
+            self._bar.update(self._task, completed=step)
+
+    def line(self, text: str) -> None:
+        self.console.print(text)
+        sys.stdout.flush()
+
+    def close(self) -> None:
+        if self._bar:
+            self._bar.stop()
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class Alarms:
+    """Says when a run is inert; each alarm rings when its condition has held for `patience` steps in a row."""
+
+    def __init__(self, patience: int = 3) -> None:
+        self._patience = patience
+        self._held: dict[str, int] = {}
+
+    def check(self, m: dict[str, float]) -> list[str]:
+        """Messages for the metrics of one step."""
+        conditions = {
+            "every group is all right or all wrong, so no rollout teaches anything: change the task's difficulty, the "
+            "temperature or sampling.group_size": m["groups/mixed"] == 0,
+            "every response hits sampling.max_new_tokens: raise it or ask for shorter answers": m[
+                "response/truncated_share"
+            ]
+            == 1,
+            "no answer could be extracted from any response: check the prompt (data.system_prompt, data.prompt_suffix, "
+            "data.examples) and reward.type": m["format/no_answer_share"] == 1,
+            "the gradient is exactly 0": m["grad/norm"] == 0,
+            "the loss or the gradient is not finite; the update was skipped": m["train/nonfinite"] > 0,
+            "the grader failed on some responses": m["reward/grader_errors"] > 0,
+        }
+        messages = []
+        for text, holds in conditions.items():
+            self._held[text] = self._held.get(text, 0) + 1 if holds else 0
+            immediate = "finite" in text or "grader" in text
+            if holds and (self._held[text] == self._patience or (immediate and self._held[text] == 1)):
+                messages.append(f"ALARM: {text}")
+        return messages

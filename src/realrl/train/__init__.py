@@ -1,0 +1,100 @@
+"""Training: `train(config)` runs a recipe from its preflight to its last checkpoint."""
+
+from __future__ import annotations
+
+import shutil
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from realrl.config import Config, dump_config
+from realrl.errors import ConfigError, TrainingError
+from realrl.eval.runner import EvalResult
+from realrl.logging import Display, MetricsFile, build_trackers
+from realrl.train.checkpoint import list_checkpoints, load_optimizer, read_state
+from realrl.train.loop import train_loop
+from realrl.train.recorder import Recorder
+from realrl.train.setup import prepare
+
+__all__ = ["Summary", "train"]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """How a run ended: finished steps, the newest checkpoint and the evaluations (step, data set, mode, result)."""
+
+    folder: Path
+    steps: int
+    total: int
+    checkpoint: Path | None
+    evaluations: list[tuple[int, str, str, EvalResult]]
+
+
+def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> Summary:
+    """Run a recipe. An existing run folder is refused unless `resume` or `overwrite` is given.
+
+    Raises ConfigError or DataError for input that cannot be used, before anything is written, and TrainingError for a run
+    that must stop.
+    """
+    folder = Path(config.run.dir)
+    newest = _check_folder(folder, resume=resume, overwrite=overwrite)
+    start = int(read_state(newest)["step"]) if newest else 0
+    run = prepare(config, weights=str(newest) if newest else None)
+    if newest:
+        load_optimizer(newest, run.model, run.optimizer)
+    elif folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    changed = _changed_keys(folder, config) if newest else []
+    (folder / "config.toml").write_text(dump_config(config))
+    display = Display(config.train.steps, start, rich=config.log.rich)
+    recorder = Recorder(
+        folder,
+        display,
+        MetricsFile(folder / "metrics.jsonl", resume_step=start),
+        build_trackers(config.log, folder, config),
+        save_rollouts=config.log.rollouts,
+    )
+    recorder.last_checkpoint = newest
+    try:
+        for note in run.notes:
+            recorder.line(note)
+        if newest:
+            recorder.line(f"resuming {newest} at step {start}" + (f"; changed: {', '.join(changed)}" if changed else ""))
+        elif config.eval.at_start:
+            recorder.evaluate(run, 0)
+        steps = train_loop(run, recorder, start)
+    finally:
+        recorder.close()
+        run.grader.close()
+    return Summary(folder, steps, config.train.steps, recorder.last_checkpoint, recorder.evaluations)
+
+
+def _check_folder(folder: Path, *, resume: bool, overwrite: bool) -> Path | None:
+    """The checkpoint to resume from, or None for a fresh run."""
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite exclude each other")
+    if resume:
+        found = list_checkpoints(folder / "checkpoints")
+        if not found:
+            raise TrainingError(f"nothing to resume: no checkpoint in {folder / 'checkpoints'}; start without --resume")
+        return found[-1]
+    if folder.exists() and not overwrite:
+        raise ConfigError(
+            f"the run folder {folder} exists; --resume continues it, --overwrite replaces it, --run.dir names another"
+        )
+    # Only a folder that a run made is ever removed.
+    if folder.exists() and any(folder.iterdir()) and not (folder / "config.toml").is_file():
+        raise ConfigError(f"{folder} is not a run folder (no config.toml), so --overwrite leaves it alone; choose --run.dir")
+    return None
+
+
+def _changed_keys(folder: Path, config: Config) -> list[str]:
+    """Dotted keys whose value differs from the recipe that the run began with."""
+    before, now = (tomllib.loads(text) for text in ((folder / "config.toml").read_text(), dump_config(config)))
+    return [
+        f"{section}.{key}"
+        for section in now
+        for key in now[section]
+        if before.get(section, {}).get(key) != now[section][key]
+    ]

@@ -1,0 +1,173 @@
+"""Algorithm 1 of the paper: sample groups, verify, turn rewards into labels, update."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import torch
+
+from realrl.errors import TrainingError
+from realrl.logging import Alarms
+from realrl.seeding import derive_seed, generator
+from realrl.train.batching import make_batch, mini_batches, select_rows
+from realrl.train.recorder import Recorder
+from realrl.train.setup import Run, sampling_params
+from realrl.train.step import GradientStep, StepReport, StepSettings
+from realrl.types import Batch
+
+
+def train_loop(run: Run, recorder: Recorder, start: int = 0) -> int:
+    """Train from step `start` (counted from 0) to the recipe's last; returns the number of finished steps.
+
+    Ctrl-C ends it after the step in progress. Raises TrainingError after too many non-finite updates in a row.
+    """
+    config, seed = run.config, run.config.run.seed
+    params = sampling_params(config.sampling)
+    alarms, stop = Alarms(), StopRequest(recorder)
+    bad_in_a_row = 0
+    for step in range(start, config.train.steps):
+        torch.manual_seed(derive_seed(seed, "torch", step))
+        clock = Clock()
+        recorder.phase("sampling")
+        prompts = run.prompts.step(step, config.train.prompts_per_step)
+        rollouts = run.sampler.sample(
+            [prompt.token_ids for prompt in prompts],
+            group_size=config.sampling.group_size,
+            params=params,
+            generator=generator(seed, "sampling", step, device=run.device),
+        )
+        clock.lap("sample")
+        recorder.phase("grading")
+        answers = [prompts[rollout.prompt_index].problem.answer for rollout in rollouts]
+        verdicts = run.grader.score([rollout.text for rollout in rollouts], answers)
+        clock.lap("grade")
+        recorder.phase("updating")
+        batch = make_batch(prompts, rollouts, verdicts, run.device)
+        learning_rate = set_learning_rate(run, step)
+        updates, bad_in_a_row = update_policy(run, batch, step, bad_in_a_row)
+        clock.lap("update")
+        run.sampler.update_weights(run.model)
+        clock.lap("sync")
+        metrics = recorder.step(step + 1, batch, rollouts, verdicts, updates, learning_rate, clock.seconds)
+        for message in alarms.check(metrics):
+            recorder.alarm(step + 1, message)
+        if bad_in_a_row >= config.train.max_nonfinite_steps:
+            raise TrainingError(
+                f"{bad_in_a_row} updates in a row were not finite (step {step + 1}); the last good checkpoint is "
+                f"{recorder.last_checkpoint or 'none yet'}. Lower optim.lr or optim.max_grad_norm, then --resume"
+            )
+        last = step + 1 == config.train.steps or stop.requested
+        if last or (config.eval.every and (step + 1) % config.eval.every == 0):
+            if not stop.requested:
+                recorder.evaluate(run, step + 1)
+        if last or (config.checkpoint.every and (step + 1) % config.checkpoint.every == 0):
+            recorder.checkpoint(run, step + 1)
+        if last:
+            stop.restore()
+            return step + 1
+    return start
+
+
+class Update:
+    """One optimizer step: its rows of the batch, what the gradient pass reported, and the gradient norm."""
+
+    def __init__(self, rows: torch.Tensor, report: StepReport, grad_norm: float, finite: bool, work: tuple[int, int]) -> None:
+        self.rows = rows
+        self.report = report
+        self.grad_norm = grad_norm
+        self.finite = finite
+        self.forwards, self.backwards = work
+
+
+def update_policy(run: Run, batch: Batch, step: int, bad_in_a_row: int) -> tuple[list[Update], int]:
+    """The optimizer steps of one sampling round, over mini-batches of whole groups in random order.
+
+    Old log-probabilities are computed only for mini-batches after the first, and before the first update: until then the
+    policy is the one that sampled. Non-finite updates are skipped; returns how many came in a row, too.
+    """
+    config, seed = run.config, run.config.run.seed
+    settings = StepSettings(
+        temperature=config.sampling.temperature,
+        budget=config.train.micro_batch_tokens,
+        route=config.train.gradient_route,
+        autocast=torch.bfloat16 if config.model.autocast == "bfloat16" else None,
+        shuffle=generator(seed, "shuffle", step) if config.train.shuffle_rollouts else None,
+    )
+    gradient = GradientStep(run.model, run.objective, settings)
+    minis = mini_batches(batch, config.train.mini_batch_prompts, generator(seed, "mini_batches", step))
+    active = run.objective.carries_gradient(batch.rewards, batch.group_ids, batch.levels)
+    later = active.clone()
+    later[minis[0]] = False
+    old_NT = gradient.token_logprobs(batch, later)
+    ref_NT = None
+    if run.reference is not None:
+        ref_NT = GradientStep(run.reference, run.objective, settings).token_logprobs(batch, active)
+    updates: list[Update] = []
+    fresh = True
+    before = 0, 0
+    for rows in minis:
+        mini = select_rows(batch, rows)
+        width = mini.response_ids.shape[1]
+        run.optimizer.zero_grad(set_to_none=True)
+        report = gradient.backward(
+            mini, None if fresh else old_NT[rows, :width], None if ref_NT is None else ref_NT[rows, :width]
+        )
+        work = gradient.forwards - before[0], gradient.backwards - before[1]
+        before = gradient.forwards, gradient.backwards
+        grad_norm = 0.0
+        finite = True
+        if report.computed_N.any():
+            grad_norm = float(torch.nn.utils.clip_grad_norm_(run.model.parameters(), config.optim.max_grad_norm))
+            finite = torch.isfinite(torch.tensor([grad_norm, report.loss])).all().item()
+            if finite:
+                run.optimizer.step()
+                fresh = False
+            bad_in_a_row = 0 if finite else bad_in_a_row + 1
+        updates.append(Update(rows, report, grad_norm, bool(finite), work))
+    run.optimizer.zero_grad(set_to_none=True)
+    return updates, bad_in_a_row
+
+
+def set_learning_rate(run: Run, step: int) -> float:
+    """Warm-up, then constant, linear to 0 or cosine to 0, as a function of the sampling round."""
+    rate = run.config.optim.lr * run.config.optim.factor(step, run.config.train.steps)
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    return rate
+
+
+class Clock:
+    """Seconds of the named parts of a step."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = now - self._last
+        self._last = now
+
+
+class StopRequest:
+    """The first Ctrl-C asks to stop after the step in progress, the second stops at once."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.requested = False
+        self._recorder = recorder
+        try:
+            self._previous = signal.signal(signal.SIGINT, self._handle)
+        except ValueError:  # not the main thread: its owner handles signals
+            self._previous = None
+
+    def _handle(self, signum: int, frame: object) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        self._recorder.line("Ctrl-C: finishing this step, then saving a checkpoint; press again to stop at once")
+
+    def restore(self) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+

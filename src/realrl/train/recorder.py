@@ -1,0 +1,228 @@
+"""Turns what a step did into metrics, saved rollouts, checkpoints and held-out evaluations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from realrl.eval.runner import EvalResult, evaluate
+from realrl.logging import Display, MetricsFile, Tracker, printable, write_rollouts
+from realrl.rewards import last_boxed
+from realrl.seeding import generator
+from realrl.train.checkpoint import save_checkpoint
+from realrl.train.setup import Run, sampling_params
+from realrl.types import Batch, Rollout, Verdict
+
+if TYPE_CHECKING:
+    from realrl.train.loop import Update
+
+
+class Recorder:
+    """Owns the run folder: everything that a run writes or prints passes here."""
+
+    def __init__(
+        self, folder: Path, display: Display, metrics: MetricsFile, trackers: Sequence[Tracker], *, save_rollouts: bool
+    ) -> None:
+        self.folder = folder
+        self.last_checkpoint: Path | None = None
+        self.evaluations: list[tuple[int, str, str, EvalResult]] = []
+        self.skipped_updates = 0
+        self._display = display
+        self._metrics = metrics
+        self._trackers = trackers
+        self._save_rollouts = save_rollouts
+
+    def phase(self, name: str) -> None:
+        self._display.phase(name)
+
+    def line(self, text: str) -> None:
+        self._display.line(printable(text))
+
+    def alarm(self, step: int, message: str) -> None:
+        self.line(f"step {step}: {message}")
+        with (self.folder / "alarms.txt").open("a") as file:
+            file.write(f"step {step}: {message}\n")
+
+    def step(
+        self,
+        step: int,
+        batch: Batch,
+        rollouts: Sequence[Rollout],
+        verdicts: Sequence[Verdict],
+        updates: Sequence[Update],
+        learning_rate: float,
+        seconds: dict[str, float],
+    ) -> dict[str, float]:
+        """Metrics of a finished step (names and units: docs/metrics.md), written, sent to the trackers and shown."""
+        metrics = {
+            **_reward_metrics(batch, rollouts, verdicts),
+            **_update_metrics(batch, updates),
+            "optim/lr": learning_rate,
+            **{f"time/{name}_s": value for name, value in seconds.items()},
+        }
+        elapsed = sum(seconds.values())
+        metrics["time/step_s"] = elapsed
+        metrics["throughput/tokens_per_s"] = float(batch.loss_mask.sum()) / elapsed
+        self.skipped_updates += int(metrics["train/nonfinite"])
+        self._write(step, metrics)
+        self._display.step(step, metrics)
+        if self._save_rollouts:
+            (self.folder / "rollouts").mkdir(exist_ok=True)
+            write_rollouts(
+                self.folder / "rollouts" / f"step_{step:06}.parquet",
+                _rollout_rows(step, batch, rollouts, verdicts, updates),
+            )
+        return metrics
+
+    def evaluate(self, run: Run, step: int) -> None:
+        """Pass@1 on each held-out set, sampled and greedy; the same draws at every call."""
+        config = run.config
+        (self.folder / "eval").mkdir(exist_ok=True)
+        for name, prompts in run.held_out.items():
+            self.phase(f"evaluating {name}")
+            for mode in ("sampled", "greedy") if config.eval.greedy else ("sampled",):
+                result = evaluate(
+                    run.sampler,
+                    prompts,
+                    run.grader,
+                    samples=1 if mode == "greedy" else config.eval.samples,
+                    params=sampling_params(config.sampling, greedy=mode == "greedy"),
+                    generator=generator(config.run.seed, "eval", name, device=run.device),
+                )
+                self.evaluations.append((step, name, mode, result))
+                prefix = f"eval/{name}/{mode}"
+                self._write(
+                    step,
+                    {
+                        f"{prefix}/accuracy": result.accuracy,
+                        f"{prefix}/standard_error": result.standard_error,
+                        f"{prefix}/boxed_share": result.boxed_share,
+                        f"{prefix}/truncated_share": result.truncated_share,
+                    },
+                )
+                safe = "".join(char if char.isalnum() or char in "-_." else "_" for char in name)
+                write_rollouts(self.folder / "eval" / f"{safe}_{mode}_step_{step:06}.parquet", result.samples)
+                self.line(
+                    f"eval step {step}: {name} {mode} accuracy {result.accuracy:.3f} ± {result.standard_error:.3f} "
+                    f"(boxed {result.boxed_share:.2f}, {len(result.samples)} samples of {len(prompts)} problems)"
+                )
+
+    def checkpoint(self, run: Run, step: int) -> None:
+        """Save model and trainer state; the newest `checkpoint.keep` stay."""
+        self.phase("saving")
+        self.last_checkpoint = save_checkpoint(
+            self.folder / "checkpoints",
+            step,
+            run.model,
+            run.tokenizer,
+            run.optimizer,
+            {"seed": run.config.run.seed, "skipped_updates": self.skipped_updates},
+            run.config.checkpoint.keep,
+        )
+
+    def close(self) -> None:
+        self._display.close()
+        self._metrics.close()
+        for tracker in self._trackers:
+            tracker.close()
+
+    def _write(self, step: int, metrics: dict[str, float]) -> None:
+        self._metrics.write(step, {name: value for name, value in metrics.items() if math.isfinite(value)})
+        for tracker in self._trackers:
+            tracker.log(metrics, step)
+
+
+def _reward_metrics(batch: Batch, rollouts: Sequence[Rollout], verdicts: Sequence[Verdict]) -> dict[str, float]:
+    groups = [batch.rewards[batch.group_ids == group] for group in range(len(batch.prompts))]
+    solved_all = sum(bool((rewards == 1).all()) for rewards in groups) / len(groups)
+    solved_none = sum(bool((rewards == 0).all()) for rewards in groups) / len(groups)
+    lengths = batch.loss_mask.sum(dim=1).float()
+    count = len(rollouts)
+    return {
+        "reward/mean": float(batch.rewards.mean()),
+        "reward/grader_errors": float(sum(verdict.status == "grader_error" for verdict in verdicts)),
+        "groups/solved_all": solved_all,
+        "groups/solved_none": solved_none,
+        "groups/mixed": 1 - solved_all - solved_none,
+        "format/boxed_share": sum(last_boxed(rollout.text) is not None for rollout in rollouts) / count,
+        "format/no_answer_share": sum(verdict.status == "no_answer" for verdict in verdicts) / count,
+        "response/length_mean": float(lengths.mean()),
+        "response/length_max": float(lengths.max()),
+        "response/truncated_share": sum(rollout.truncated for rollout in rollouts) / count,
+    }
+
+
+def _update_metrics(batch: Batch, updates: Sequence[Update]) -> dict[str, float]:
+    """Means over the rollouts whose gradient was computed, at the moment of their own update."""
+    computed = torch.cat([update.rows[update.report.computed_N.cpu()] for update in updates])
+    right = batch.rewards[computed] > 0
+
+    def gather(name: str) -> torch.Tensor:
+        return torch.cat([getattr(update.report, name)[update.report.computed_N] for update in updates])
+
+    scores, weights = gather("scores_N"), gather("weights_N")
+    gaps = [_sampler_gap(batch, update) for update in updates]
+    metrics = {
+        "loss": sum(update.report.loss for update in updates) / len(updates),
+        "grad/norm": max(update.grad_norm for update in updates),
+        "policy/entropy": _mean(gather("entropy_N")),
+        "score/positive_mean": _mean(scores[right]),
+        "score/negative_mean": _mean(scores[~right]),
+        "weight/abs_max": float(weights.abs().max()) if len(weights) else 0.0,
+        "sampler/logprob_gap": _mean(torch.cat(gaps)),
+        "compute/forwards": float(sum(update.forwards for update in updates)),
+        "compute/backwards": float(sum(update.backwards for update in updates)),
+        "compute/rollouts_share": len(computed) / len(batch),
+        "train/nonfinite": float(sum(not update.finite for update in updates)),
+        "train/inert_updates": float(sum(not update.report.computed_N.any() for update in updates)),
+    }
+    last = updates[-1].report.metrics
+    return metrics | {name: last[name] for name in last if name == "kl" or name.startswith("ratio/")}
+
+
+def _sampler_gap(batch: Batch, update: Update) -> torch.Tensor:
+    """|log π_policy − log π_sampler| of the tokens of an update that was made with the weights that sampled."""
+    report = update.report
+    if bool((report.scores_N != 0).any()):
+        return torch.zeros(0)
+    rows = update.rows[report.computed_N.cpu()]
+    width = report.logprobs_NT.shape[1]
+    gap = (report.logprobs_NT[report.computed_N] - batch.logprobs_sampler[rows, :width]).abs()
+    return gap[batch.loss_mask[rows, :width]].cpu()
+
+
+def _mean(values: torch.Tensor) -> float:
+    return float(values.mean()) if len(values) else 0.0
+
+
+def _rollout_rows(step, batch: Batch, rollouts, verdicts, updates) -> list[dict[str, Any]]:
+    score, weight = torch.zeros(len(batch)), torch.zeros(len(batch))
+    for update in updates:
+        score[update.rows] = update.report.scores_N.cpu()
+        weight[update.rows] = update.report.weights_N.float().cpu()
+    rows = []
+    for index, (rollout, verdict) in enumerate(zip(rollouts, verdicts, strict=True)):
+        prompt = batch.prompts[rollout.prompt_index]
+        rows.append(
+            {
+                "step": step,
+                "group": rollout.prompt_index,
+                "problem_id": prompt.problem.id,
+                "prompt": prompt.text,
+                "response": rollout.text,
+                "extracted": verdict.extracted,
+                "answer": prompt.problem.answer,
+                "verdict": verdict.status,
+                "reason": verdict.reason,
+                "reward": verdict.reward,
+                "score": float(score[index]),
+                "weight": float(weight[index]),
+                "tokens": len(rollout.token_ids),
+                "truncated": rollout.truncated,
+            }
+        )
+    return rows

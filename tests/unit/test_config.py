@@ -1,0 +1,84 @@
+import pytest
+
+from realrl.config import dump_config, load_config, parse_config
+from realrl.errors import ConfigError
+
+RECIPE = """
+[model]
+path = "smollm2-135m"
+[data]
+train = "largest_of_three"
+[objective]
+type = "real"
+tau = 0.25
+[train]
+prompts_per_step = 8
+mini_batch_prompts = 4
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+def test_reads_values_and_defaults(recipe):
+    config = load_config(recipe)
+    assert config.objective.tau == 0.25
+    assert config.updates_per_step == 2
+    assert config.optim.weight_decay == 0.01
+
+
+def test_overrides_are_toml_values_or_text(recipe):
+    config = load_config(recipe, {"optim.lr": "1e-3", "run.dir": "runs/x", "objective.anchor": "false"})
+    assert (config.optim.lr, config.run.dir, config.objective.anchor) == (1e-3, "runs/x", False)
+
+
+def test_dump_round_trips(recipe, tmp_path):
+    config = load_config(recipe)
+    copy = tmp_path / "copy.toml"
+    copy.write_text(dump_config(config))
+    assert load_config(copy) == config
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("optim.learning_rate", "1", "unknown key optim.learning_rate"),
+        ("optim.lrr", "1", "did you mean optim.lr"),
+        ("objective.taw", "1", "did you mean objective.tau"),
+        ("objective.type", "reall", "did you mean real"),
+        ("trian.steps", "1", "did you mean train"),
+        ("optim.lr", "-1", "optim.lr = -1"),
+        ("train.mini_batch_prompts", "3", "does not divide train.prompts_per_step = 8"),
+        ("model.path.x", "1", "model.path.x"),
+    ],
+)
+def test_errors_name_the_key_and_the_remedy(recipe, key, value, message):
+    with pytest.raises(ConfigError) as error:
+        load_config(recipe, {key: value})
+    assert message.split(".x")[0] in str(error.value)
+
+
+def test_missing_recipe_and_broken_toml(tmp_path, recipe):
+    with pytest.raises(ConfigError, match=r"did you mean .*recipe\.toml"):
+        load_config(tmp_path / "recipes.toml")
+    recipe.write_text("[model\npath=1")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load_config(recipe)
+
+
+def test_missing_section_is_named():
+    with pytest.raises(ConfigError, match="missing key model"):
+        parse_config({"data": {"train": "x"}})
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [("constant", [1 / 3, 2 / 3, 1, 1]), ("linear", [1 / 3, 2 / 3, 1, 0.5]), ("cosine", [1 / 3, 2 / 3, 1, 0.5])],
+)
+def test_learning_rate_schedule(recipe, schedule, expected):
+    optim = load_config(recipe, {"optim.schedule": schedule, "optim.warmup_steps": "2"}).optim
+    assert [optim.factor(step, 4) for step in range(4)] == pytest.approx(expected)
