@@ -1,0 +1,1 @@
+"""Pictures of a run; a leaf that only the command line imports."""

@@ -1,0 +1,102 @@
+"""Segment reductions over ragged groups in any order, and the score s̄ of a rollout."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from realrl.types import LossInputs, LossTotals
+
+
+def group_index(group_ids_N: Int[Tensor, " N"]) -> tuple[Int[Tensor, " N"], int]:
+    """Ids of any value as 0..P−1, and P."""
+    unique, index_N = torch.unique(group_ids_N, return_inverse=True)
+    return index_N, len(unique)
+
+
+def segment_sum(values_N: Float[Tensor, " N"], index_N: Int[Tensor, " N"], count: int) -> Float[Tensor, " P"]:
+    """Sum of the values of each segment; 0 for an empty one."""
+    return values_N.new_zeros(count).index_add(0, index_N, values_N)
+
+
+def segment_logsumexp(
+    values_N: Float[Tensor, " N"], index_N: Int[Tensor, " N"], count: int, *, anchor: bool
+) -> Float[Tensor, " P"]:
+    """log Σ e^v of each segment, with one more term e^0 where `anchor`; without it an empty segment gives −inf.
+
+    Stable for any finite values: the largest term is taken out first.
+    """
+    start = 0.0 if anchor else -torch.inf
+    largest = torch.full((count,), start, dtype=values_N.dtype, device=values_N.device)
+    largest = largest.scatter_reduce(0, index_N, values_N.detach(), "amax")
+    finite = torch.where(largest.isinf(), 0, largest)
+    total = segment_sum((values_N - finite[index_N]).exp(), index_N, count)
+    if anchor:
+        total = total + (-finite).exp()
+    return total.log() + finite
+
+
+def masked_token_mean(values_NT: Float[Tensor, "N T"], loss_mask: Bool[Tensor, "N T"]) -> Float[Tensor, " N"]:
+    """Mean over the response tokens of each rollout; padding may hold anything."""
+    return torch.where(loss_mask, values_NT, 0).sum(dim=1) / loss_mask.sum(dim=1)
+
+
+def log_ratio(inputs: LossInputs) -> Float[Tensor, "N T"]:
+    """s_t = log π_θ − log π_old (Eq. 4), 0 on padding."""
+    return torch.where(inputs.loss_mask, inputs.logprobs_policy - inputs.logprobs_old, 0)
+
+
+def mean_log_ratio(inputs: LossInputs) -> Float[Tensor, " N"]:
+    """s̄ = mean_t s_t (Eq. 5)."""
+    return masked_token_mean(inputs.logprobs_policy - inputs.logprobs_old, inputs.loss_mask)
+
+
+def labels(rewards_N: Float[Tensor, " N"]) -> Bool[Tensor, " N"]:
+    """True where the reward is 1. Raises ValueError for any reward but 0 and 1.
+
+    Differs from the released code, which compares with == 1 and == 0: a grader of ±1 gives it loss 0 without a word.
+    """
+    right_N = rewards_N == 1
+    other = rewards_N[~right_N & (rewards_N != 0)]
+    if len(other):
+        found = sorted(set(other.tolist()))[:5]
+        raise ValueError(
+            f"rewards hold {found}; this objective reads rewards as class labels and needs 0 or 1: "
+            "map the grader's output, e.g. (rewards > 0.5).float()"
+        )
+    return right_N
+
+
+def mixed_groups(positive_N: Bool[Tensor, " N"], index_N: Int[Tensor, " N"], count: int) -> Bool[Tensor, " P"]:
+    """Groups that hold both a positive and a negative rollout."""
+    right = segment_sum(positive_N.float(), index_N, count)
+    wrong = segment_sum((~positive_N).float(), index_N, count)
+    return (right > 0) & (wrong > 0)
+
+
+def preference_pairs(
+    levels_N: Int[Tensor, " N"], group_ids_N: Int[Tensor, " N"]
+) -> tuple[Int[Tensor, " M"], Int[Tensor, " M"]]:
+    """Indices (w, l) of every pair of one group in which level(w) is above level(l)."""
+    same = group_ids_N[:, None] == group_ids_N[None, :]
+    better, worse = (same & (levels_N[:, None] > levels_N[None, :])).nonzero(as_tuple=True)
+    return better, worse
+
+
+def default_levels(inputs: LossInputs) -> Int[Tensor, " N"]:
+    """TRPA's levels of the inputs, or 2 where the reward is 1 and 1 elsewhere."""
+    return inputs.levels if inputs.levels is not None else 1 + (inputs.rewards == 1).long()
+
+
+def totals_of(inputs: LossInputs) -> LossTotals:
+    """Denominators of inputs that are a whole mini-batch."""
+    index_N, count = group_index(inputs.group_ids)
+    mixed = mixed_groups(inputs.rewards == 1, index_N, count)
+    return LossTotals(
+        num_groups=count,
+        num_rollouts=inputs.rewards.shape[0],
+        num_tokens=int(inputs.loss_mask.sum()),
+        num_mixed_rollouts=int(mixed[index_N].sum()),
+        num_pairs=len(preference_pairs(default_levels(inputs), inputs.group_ids)[0]),
+    )

@@ -1,0 +1,33 @@
+"""Verifiers: (response, gold answer) → `Verdict`, by name; rewards are 0 or 1.
+
+Names are loaded on first use: the grading workers import this package too and must stay free of torch.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from realrl.rewards.extract import extract_answer, last_boxed
+    from realrl.rewards.grader import Grader, build_verifier, grade, list_verifiers, register_verifier, verify
+
+__all__ = [
+    "Grader",
+    "build_verifier",
+    "extract_answer",
+    "grade",
+    "last_boxed",
+    "list_verifiers",
+    "register_verifier",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in ("extract_answer", "last_boxed"):
+        from realrl.rewards import extract
+
+        return getattr(extract, name)
+    from realrl.rewards import grader
+
+    return getattr(grader, name)
