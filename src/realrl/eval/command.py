@@ -47,7 +47,8 @@ def run_eval(request: EvalRequest) -> str:
         request.data,
         columns=config.data.columns,
         seed=request.seed,
-        task_options={**config.data.task, "count": request.problems} if config.data.task else {},
+        task_options=config.data.task,
+        count=request.problems,
         split="eval",
     )
     chosen = [loaded.problems[i] for i in range(min(request.problems, len(loaded.problems)))]

@@ -145,7 +145,7 @@ def _held_out(config: Config, name: str, tokenizer, notes: list[str]) -> list[Pr
     data = config.data
     loaded = load_problems(
         name, columns=data.columns, strict=data.strict, seed=config.run.seed,
-        task_options={**data.task, "count": config.eval.problems} if name == data.train else data.task, split="eval",
+        task_options=data.task, count=config.eval.problems, split="eval",
     )
     _note_bad_rows(loaded, notes)
     problems = [loaded.problems[i] for i in range(min(config.eval.problems, len(loaded.problems)))]

@@ -1,0 +1,223 @@
+"""Problems by name: a generated task, a local file or folder, a named set, or a data set of the hub."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from realrl.data.tasks import TASKS, TaskProblems
+from realrl.errors import DataError
+from realrl.types import Problem
+
+# name → (file below a data folder, hub name, hub configuration, hub split)
+NAMED: dict[str, tuple[str, str, str | None, str]] = {
+    "aime24": ("eval/aime24.parquet", "HuggingFaceH4/aime_2024", None, "train"),
+    "aime25": ("eval/aime25.parquet", "yentinglin/aime_2025", None, "train"),
+    "amc23": ("eval/amc23.parquet", "math-ai/amc23", None, "test"),
+    "amc22_23": ("eval/amc22_23.parquet", "AI-MO/aimo-validation-amc", None, "train"),
+    "math500": ("eval/math500.parquet", "HuggingFaceH4/MATH-500", None, "test"),
+    "minerva": ("eval/minerva.parquet", "math-ai/minervamath", None, "test"),
+    "olympiadbench": ("eval/olympiadbench.parquet", "math-ai/olympiadbench", None, "test"),
+    "gsm8k": ("eval/gsm8k_test.parquet", "openai/gsm8k", "main", "test"),
+    "gsm8k_train": ("train/gsm8k_train.parquet", "openai/gsm8k", "main", "train"),
+    "deepscaler": ("train/deepscaler_preview.parquet", "agentica-org/DeepScaleR-Preview-Dataset", None, "train"),
+    "dapo_math_17k": ("train/dapo_math_17k.parquet", "BytedTsinghua-SIA/DAPO-Math-17k", None, "train"),
+    "math": ("train/math_train.parquet", "EleutherAI/hendrycks_math", None, "train"),
+}
+# Columns tried where the recipe maps none.
+_ALIASES = {
+    "problem": ("problem", "question", "prompt"),
+    "answer": ("answer", "final_answer", "gold"),
+    "id": ("id", "problem_id", "unique_id"),
+}
+_SHOWN_BAD_ROWS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedProblems:
+    """Usable problems, and how many rows were not, the first few described."""
+
+    name: str
+    problems: Sequence[Problem]
+    bad_rows: int = 0
+    bad_examples: list[str] = field(default_factory=list)
+
+
+def load_problems(
+    name: str,
+    *,
+    columns: Mapping[str, str] | None = None,
+    strict: bool = False,
+    seed: int = 0,
+    task_options: Mapping[str, Any] | None = None,
+    count: int = 128,
+    split: str = "train",
+) -> LoadedProblems:
+    """The problems that `name` means. `count` bounds a generated evaluation set; `strict` refuses any bad row.
+
+    Raises DataError for a set that cannot be found or read, a missing column, or no usable row.
+    """
+    if name in TASKS:
+        return LoadedProblems(name, TaskProblems(name, split, seed, task_options or {}, count))
+    rows, source = _open(name)
+    return _collect(name, source, rows, columns or {}, strict)
+
+
+def _open(name: str) -> tuple[Iterable[tuple[str, Any]], str]:
+    """Rows as (place, record) pairs, from the first source that has the name."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return _read_file(path), str(path)
+    if path.is_dir():
+        return _read_hub(str(path), None, "train"), str(path)
+    if path.suffix in _READERS or name.startswith((".", "/", "~")):
+        raise DataError(f"no file at {name}; data.train and data.eval take a path, a named set or a generated task")
+    if name in NAMED:
+        file, hub, configuration, hub_split = NAMED[name]
+        for folder in _data_folders():
+            if (folder / file).is_file():
+                return _read_file(folder / file), str(folder / file)
+        return _read_hub(hub, configuration, hub_split, name), hub
+    if "/" in name:
+        return _read_hub(name, None, "train"), name
+    known = [*TASKS, *NAMED]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise DataError(f"unknown data set {name!r}; {hint}known: {', '.join(known)}; or give a path or a hub name (owner/name)")
+
+
+def _data_folders() -> list[Path]:
+    """Where named sets are looked for: REALRL_DATA, else shared/data beside a folder above the current one."""
+    if os.environ.get("REALRL_DATA"):
+        return [Path(os.environ["REALRL_DATA"])]
+    here = Path.cwd()
+    return [folder / "shared" / "data" for folder in (here, *here.parents)]
+
+
+def _read_file(path: Path) -> Iterable[tuple[str, Any]]:
+    reader = _READERS.get(path.suffix)
+    if reader is None:
+        raise DataError(f"{path}: unknown file type {path.suffix!r}; known: {', '.join(_READERS)}")
+    return reader(path)
+
+
+def _read_jsonl(path: Path) -> Iterable[tuple[str, Any]]:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield f"line {number}", json.loads(line)
+            except (json.JSONDecodeError, RecursionError) as error:
+                yield f"line {number}", f"not valid JSON ({error})"
+
+
+def _read_csv(path: Path) -> Iterable[tuple[str, Any]]:
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        reader = csv.DictReader(file)
+        for record in reader:
+            yield f"line {reader.line_num}", record
+
+
+def _read_parquet(path: Path) -> Iterable[tuple[str, Any]]:
+    try:
+        table = pq.ParquetFile(path)
+        number = 0
+        for batch in table.iter_batches(batch_size=1024):
+            for record in batch.to_pylist():
+                number += 1
+                yield f"row {number}", record
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} cannot be read as Parquet: {error}") from error
+
+
+_READERS = {".jsonl": _read_jsonl, ".json": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
+
+
+def _read_hub(
+    hub: str, configuration: str | None, split: str, name: str | None = None
+) -> Iterable[tuple[str, Any]]:
+    """A hub name or a local folder through the `datasets` library; the same code path for both."""
+    from datasets import load_dataset
+
+    try:
+        loaded = load_dataset(hub, configuration, split=split)
+    except Exception as error:  # noqa: BLE001  the library raises many kinds for an unreachable or unreadable set
+        wanted = f"{name} ({hub})" if name else hub
+        raise DataError(
+            f"the data set {wanted} was found in no local folder and could not be loaded by `datasets`: "
+            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}. Set REALRL_DATA to a folder with "
+            f"{NAMED[name][0] if name else 'the file'}, or give the path of a JSONL, Parquet or CSV file"
+        ) from error
+    return ((f"row {number}", record) for number, record in enumerate(loaded, start=1))
+
+
+def _collect(
+    name: str, source: str, rows: Iterable[tuple[str, Any]], columns: Mapping[str, str], strict: bool
+) -> LoadedProblems:
+    problems: list[Problem] = []
+    bad: list[str] = []
+    mapping: dict[str, str] | None = None
+    for number, (place, record) in enumerate(rows):
+        if not isinstance(record, dict):
+            bad.append(f"{place}: {record if isinstance(record, str) else 'not an object with columns'}")
+            continue
+        if mapping is None:
+            mapping = _map_columns(source, list(record), columns)
+        try:
+            problems.append(_problem(record, mapping, f"{name}-{number}"))
+        except ValueError as error:
+            bad.append(f"{place}: {error}")
+    if bad and strict:
+        raise DataError(f"{source}: {len(bad)} bad rows and data.strict is on; first: {'; '.join(bad[:_SHOWN_BAD_ROWS])}")
+    if not problems:
+        detail = f"; {len(bad)} bad rows, first: {'; '.join(bad[:_SHOWN_BAD_ROWS])}" if bad else ""
+        raise DataError(f"{source} holds no usable problem{detail}")
+    return LoadedProblems(name, problems, len(bad), bad[:_SHOWN_BAD_ROWS])
+
+
+def _map_columns(source: str, found: list[str], columns: Mapping[str, str]) -> dict[str, str]:
+    """Our name → the file's column, from the recipe's mapping or the usual names."""
+    mapping = {}
+    for ours in ("problem", "answer", "id"):
+        wanted = columns.get(ours)
+        if wanted is not None and wanted not in found:
+            near = difflib.get_close_matches(wanted, found, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise DataError(f"{source} has no column {wanted!r}{hint}, which data.columns.{ours} names; it has {found}")
+        chosen = wanted or next((alias for alias in _ALIASES[ours] if alias in found), None)
+        if chosen is None and ours != "id":
+            raise DataError(
+                f"{source} has no {ours} column (looked for {', '.join(_ALIASES[ours])}); it has {found}; "
+                f"name the right one with data.columns.{ours}"
+            )
+        if chosen is not None:
+            mapping[ours] = chosen
+    return mapping
+
+
+def _problem(record: Mapping[str, Any], mapping: Mapping[str, str], default_id: str) -> Problem:
+    """One row; raises ValueError that says what is wrong with it."""
+    text, answer = record.get(mapping["problem"]), record.get(mapping["answer"])
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"the problem is {'empty' if not text else 'a ' + type(text).__name__}, not text")
+    if isinstance(answer, float) and math.isfinite(answer) and answer.is_integer():
+        answer = int(answer)
+    if isinstance(answer, bool) or not isinstance(answer, (str, int, float)):
+        raise ValueError("the answer is missing" if answer is None else f"the answer is a {type(answer).__name__}")
+    # GSM8K as released ends its worked solution with "#### answer".
+    answer = str(answer).rpartition("####")[2].strip()
+    if not answer:
+        raise ValueError("the answer is empty")
+    identity = record.get(mapping.get("id", ""), None)
+    return Problem(default_id if identity is None else str(identity), text, answer)

@@ -1,0 +1,99 @@
+r"""A character-level Llama of 0.66 M parameters that adds two numbers in writing, taught from mostly wrong solutions.
+
+It writes `6+0=6;9+2+0=11;\boxed{116}` for `96+20=`. Three solutions in five of its supervised data hold a slip, so it is
+right about two times in five: what reinforcement learning then lifts. Made on the spot; needs no download.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from realrl.data.tasks import TaskProblems
+from realrl.seeding import derive_seed
+
+CACHE_NAME = "tiny-adder-v1"
+_CHARACTERS = sorted(set("0123456789+-*=,;: \\boxed{}\n"))
+_SLIPS = 0.6
+_STEPS = 350
+_BATCH = 128
+_PEAK_LR = 2e-3
+
+
+def character_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a character; <pad> 0, <bos> 1, <eos> 2."""
+    vocabulary = {token: index for index, token in enumerate(["<pad>", "<bos>", "<eos>", *_CHARACTERS])}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex("(?s)."), "isolated")  # pyright: ignore[reportAttributeAccessIssue]
+    core.decoder = decoders.Fuse()  # pyright: ignore[reportAttributeAccessIssue]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", clean_up_tokenization_spaces=False
+    )
+
+
+def written_solution(problem: str, rng: random.Random, slips: float = _SLIPS) -> str:
+    """Column addition of "12+34="; with probability `slips` one digit or carry in it is wrong, and so is the answer."""
+    a, b = (int(part) for part in problem.rstrip("=").split("+"))
+    slip = rng.randrange(3) if rng.random() < slips else None
+    units = max(a % 10 + b % 10 + (rng.choice([-1, 1]) if slip == 0 else 0), 0)
+    carry = 1 - units // 10 if slip == 1 else units // 10
+    tens = a // 10 + b // 10 + carry + (rng.choice([-1, 1]) if slip == 2 else 0)
+    return f"{a % 10}+{b % 10}={units};{a // 10}+{b // 10}+{carry}={tens};\\boxed{{{tens}{units % 10}}}"
+
+
+def build(target: Path, seed: int = 0, steps: int = _STEPS) -> None:
+    """Train the model on the task's training part and write it into the folder `target` (about 80 s on one thread)."""
+    print(f"teaching the tiny adder, once ({steps} supervised steps, about 80 s)", flush=True)
+    tokenizer = character_tokenizer()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "adder"))
+        model = LlamaForCausalLM(_config(len(tokenizer)))
+    problems = TaskProblems("column_addition", "train", seed, {})
+    rng = random.Random(derive_seed(seed, "adder", "slips"))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=_PEAK_LR, betas=(0.9, 0.95), weight_decay=0.01)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = _PEAK_LR * min(1, (step + 1) / 30) * (1 - 0.9 * step / steps)
+        texts = [problems[step * _BATCH + row].problem for row in range(_BATCH)]
+        loss = _loss(model, tokenizer, [(text, written_solution(text, rng)) for text in texts])
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if (step + 1) % 50 == 0:
+            print(f"  step {step + 1}/{steps}, loss {loss.item():.3f}", flush=True)
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def _config(vocabulary: int) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=128,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+
+
+def _loss(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, pairs: list[tuple[str, str]]) -> torch.Tensor:
+    """Cross-entropy of the solutions given their problems."""
+    prompts = [[1, *tokenizer(question)["input_ids"]] for question, _ in pairs]
+    rows = [
+        [*prompt, *tokenizer(solution)["input_ids"], 2] for prompt, (_, solution) in zip(prompts, pairs, strict=True)
+    ]
+    longest = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+    places = torch.arange(longest)[None]
+    real = places < torch.tensor([len(row) for row in rows])[:, None]
+    taught = real & (places >= torch.tensor([len(prompt) for prompt in prompts])[:, None])
+    return model(input_ids=ids, attention_mask=real.long(), labels=ids.masked_fill(~taught, -100)).loss

