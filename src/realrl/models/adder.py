@@ -28,7 +28,7 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
     """One token a character; <pad> 0, <bos> 1, <eos> 2."""
     vocabulary = {token: index for index, token in enumerate(["<pad>", "<bos>", "<eos>", *_CHARACTERS])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
-    core.pre_tokenizer = pre_tokenizers.Split(Regex("(?s)."), "isolated")  # pyright: ignore[reportAttributeAccessIssue]
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")  # pyright: ignore[reportAttributeAccessIssue]
     core.decoder = decoders.Fuse()  # pyright: ignore[reportAttributeAccessIssue]
     return PreTrainedTokenizerFast(
         tokenizer_object=core, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", clean_up_tokenization_spaces=False

@@ -1,0 +1,34 @@
+"""Tiny real models, made on the spot."""
+
+import pytest
+import torch
+from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+
+from realrl.models.adder import character_tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """A saved random Qwen2 (32 wide, 2 layers) over the character tokenizer, with two end tokens."""
+    tokenizer = character_tokenizer()
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=128,
+        eos_token_id=2,
+    )
+    model = Qwen2ForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2)
+    newline = tokenizer.convert_tokens_to_ids("\n")
+    model.generation_config = GenerationConfig(eos_token_id=[2, newline], pad_token_id=0)
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -1,0 +1,138 @@
+"""The gradient, and the weights after three optimizer steps, are the same for every micro-batch layout and route."""
+
+import pytest
+import torch
+
+from realrl.config import parse_config
+from realrl.models import load_model
+from realrl.objectives import build_objective
+from realrl.train.loop import update_policy
+from realrl.train.setup import Run
+from realrl.types import Batch, Problem, Prompt
+
+GROUPS = [0] * 5 + [1] * 3 + [2] * 4 + [3] * 1 + [4] * 6 + [5] * 2
+REWARDS = [1, 0, 0, 1, 0] + [1, 1, 0] + [0, 0, 0, 0] + [1] + [0, 1, 1, 0, 1, 0] + [1, 0]
+
+
+def ragged_batch(vocabulary: int) -> Batch:
+    rng = torch.Generator().manual_seed(3)
+    order = torch.randperm(len(GROUPS), generator=rng)
+    lengths = torch.randint(1, 15, (len(GROUPS),), generator=rng)
+    loss_mask = torch.arange(int(lengths.max()))[None] < lengths[:, None]
+
+    def tokens(count):
+        return tuple(torch.randint(3, vocabulary, (count,), generator=rng).tolist())
+
+    rewards = torch.tensor(REWARDS, dtype=torch.float32)
+    return Batch(
+        prompts=[Prompt(Problem(str(g), "", ""), "", tokens(3 + 2 * g)) for g in range(6)],
+        response_ids=torch.randint(3, vocabulary, loss_mask.shape, generator=rng),
+        loss_mask=loss_mask,
+        group_ids=torch.tensor(GROUPS)[order],
+        rewards=rewards[order],
+        levels=(1 + rewards.long())[order],
+        logprobs_sampler=torch.zeros(loss_mask.shape),
+    )
+
+
+def three_steps(folder, objective, **train):
+    """Three optimizer steps of one sampling round; returns the flat weights."""
+    config = parse_config(
+        {
+            "model": {"path": str(folder)},
+            "data": {"train": "addition"},
+            "objective": objective,
+            "sampling": {"temperature": 0.7},
+            "train": {"prompts_per_step": 6, "mini_batch_prompts": 2, **train},
+        }
+    )
+    model = load_model(str(folder), dtype=torch.float32)
+    built = build_objective(config.objective)
+    reference = None
+    if built.needs_ref:
+        reference = load_model(str(folder), dtype=torch.float32).requires_grad_(False).eval()
+        with torch.no_grad():
+            reference.lm_head.weight.mul_(1.1)
+    run = Run(
+        config=config,
+        model=model,
+        reference=reference,
+        objective=built,
+        # Plain gradient descent: Adam would blow tiny rounding differences of near-zero gradients up to full steps.
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.5),
+        device=torch.device("cpu"),
+        **dict.fromkeys(("tokenizer", "sampler", "grader", "prompts", "held_out", "notes")),
+    )
+    updates, _ = update_policy(run, ragged_batch(model.config.vocab_size), step=0, bad_in_a_row=0)
+    assert len(updates) == 3 and all(update.finite for update in updates)
+    return torch.cat([p.detach().flatten() for p in model.parameters()]), updates
+
+
+OBJECTIVES = [
+    {"type": "real"},
+    {"type": "real", "degenerate_groups": "use"},
+    {"type": "real", "anchor": False},
+    {"type": "real", "kl": {"target": "ref", "coef": 0.1}},
+    {"type": "real", "kl": {"target": "old", "coef": 0.1}},
+    {"type": "bce"},
+    {"type": "grpo", "kl": {"target": "ref", "coef": 0.1}},
+    {"type": "dapo"},
+    {"type": "gspo"},
+    {"type": "trpa"},
+]
+LAYOUTS = [
+    {"gradient_route": "two_pass"},
+    {"gradient_route": "two_pass", "micro_batch_tokens": 25},
+    {"gradient_route": "direct", "micro_batch_tokens": 60},
+    {"micro_batch_tokens": 40, "shuffle_rollouts": True},
+    {"gradient_route": "auto", "micro_batch_tokens": 1},
+]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+def test_weights_after_three_steps_do_not_depend_on_the_layout(tiny_folder, objective):
+    start = torch.cat([p.detach().flatten() for p in load_model(str(tiny_folder), dtype=torch.float32).parameters()])
+    whole, updates = three_steps(tiny_folder, objective, gradient_route="direct")
+    assert (whole - start).norm() > 1e-2
+    # The later mini-batches really are off the sampling policy.
+    assert updates[2].report.scores_N.abs().max() > 1e-3
+    for layout in LAYOUTS:
+        weights, _ = three_steps(tiny_folder, objective, **layout)
+        assert (weights - whole).norm() / (whole - start).norm() < 1e-5, layout
+
+
+def test_cutting_groups_without_the_weights_would_be_another_gradient(tiny_folder):
+    """The control: the loss averaged over torn groups is far off, so the test above can fail."""
+    from realrl.logprobs import response_logprobs
+    from realrl.objectives import totals_of
+    from realrl.train.batching import select_rows
+    from realrl.types import LossInputs
+
+    model = load_model(str(tiny_folder), dtype=torch.float32)
+    batch = ragged_batch(model.config.vocab_size)
+    objective = build_objective({"type": "real"})
+
+    def gradient(parts):
+        model.zero_grad()
+        whole = None
+        for rows in parts:
+            part = select_rows(batch, rows)
+            policy = response_logprobs(model, part, temperature=1.0).logprobs
+            inputs = LossInputs(policy, policy.detach(), part.loss_mask, part.rewards, part.group_ids)
+            whole = whole or totals_of(inputs)
+            objective(inputs, whole).loss.backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    rows = torch.arange(len(batch))
+    exact, torn = gradient([rows]), gradient(rows.split(4))
+    assert (exact - torn).norm() / exact.norm() > 0.1
+
+
+def test_work_is_not_done_twice(tiny_folder):
+    """One mini-batch after sampling: a forward and a backward for each micro-batch, none for old log-probabilities."""
+    _, updates = three_steps(tiny_folder, {"type": "real"}, gradient_route="two_pass")
+    first = updates[0]
+    assert (first.forwards - 1, first.backwards) == (1, 1)  # the pass over the later mini-batches counts to the first
+    assert (updates[1].forwards, updates[1].backwards) == (2, 1)  # scores without gradient, then the gradient
+    _, direct = three_steps(tiny_folder, {"type": "real"}, gradient_route="direct")
+    assert (direct[1].forwards, direct[1].backwards) == (1, 1)
