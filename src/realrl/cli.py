@@ -64,7 +64,9 @@ def evaluate(
     top_p: Annotated[float, typer.Option(min=0, max=1)] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
     reward: Annotated[str, typer.Option(help="Verifier: math or exact_integer.")] = "math",
-    recipe: Annotated[str | None, typer.Option(help="Take the prompt (data section) and reward from this recipe.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Take the prompt (data section) and reward from this recipe.")
+    ] = None,
     seed: Annotated[int, typer.Option()] = 0,
     output: Annotated[str | None, typer.Option("-o", help="Save every sample to this Parquet file.")] = None,
 ) -> None:
@@ -72,7 +74,9 @@ def evaluate(
     from realrl.eval.command import EvalRequest, run_eval
 
     _quiet_libraries()
-    request = EvalRequest(model, data, samples, problems, temperature, top_p, max_new_tokens, reward, recipe, seed, output)
+    request = EvalRequest(
+        model, data, samples, problems, temperature, top_p, max_new_tokens, reward, recipe, seed, output
+    )
     print(run_eval(request))
 
 

@@ -19,7 +19,8 @@ LENGTHS = [3, 1, 4, 2, 5, 2, 1, 3, 2]
 def tables(seed=0, scale=0.6):
     rng = torch.Generator().manual_seed(seed)
     return [
-        (-torch.rand(len(REWARDS), max(LENGTHS), generator=rng, dtype=torch.float64) * 2 * scale).tolist() for _ in range(3)
+        (-torch.rand(len(REWARDS), max(LENGTHS), generator=rng, dtype=torch.float64) * 2 * scale).tolist()
+        for _ in range(3)
     ]
 
 
@@ -42,9 +43,7 @@ def make_inputs(policy, old, ref) -> LossInputs:
 
 
 def mean_ratio(policy, other):
-    return [
-        sum(policy[n][t] - other[n][t] for t in range(length)) / length for n, length in enumerate(LENGTHS)
-    ]
+    return [sum(policy[n][t] - other[n][t] for t in range(length)) / length for n, length in enumerate(LENGTHS)]
 
 
 def members(group):
@@ -158,8 +157,9 @@ CASES = [
     *[
         (
             {"type": "real", "kl": {"target": target, "coef": 0.3, "estimator": estimator}},
-            lambda p, o, r, target=target, estimator=estimator: real(p, o)
-            + 0.3 * kl(p, r if target == "ref" else o, estimator),
+            lambda p, o, r, target=target, estimator=estimator: (
+                real(p, o) + 0.3 * kl(p, r if target == "ref" else o, estimator)
+            ),
         )
         for target in ("ref", "old")
         for estimator in ("k1", "k2", "k3")

@@ -57,7 +57,15 @@ def rows_of(inputs: LossInputs, rows) -> LossInputs:
     return LossInputs(
         **{
             name: getattr(inputs, name)[rows]
-            for name in ("logprobs_policy", "logprobs_old", "logprobs_ref", "loss_mask", "rewards", "group_ids", "levels")
+            for name in (
+                "logprobs_policy",
+                "logprobs_old",
+                "logprobs_ref",
+                "loss_mask",
+                "rewards",
+                "group_ids",
+                "levels",
+            )
         }
     )
 
@@ -73,7 +81,9 @@ def test_order_of_rows_does_not_matter(config, layout, data):
     inputs = make(layout)
     order = data.draw(st.permutations(range(len(layout[0]))))
     objective = build_objective(config)
-    assert objective(rows_of(inputs, list(order))).loss.item() == pytest.approx(objective(inputs).loss.item(), abs=1e-12)
+    assert objective(rows_of(inputs, list(order))).loss.item() == pytest.approx(
+        objective(inputs).loss.item(), abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("config", OBJECTIVES, ids=str)
@@ -205,13 +215,17 @@ def test_the_anchored_loss_sees_a_common_shift():
 def test_finite_at_extreme_scores(config, dtype):
     objective = build_objective(config)
     scores = torch.tensor([5e3, -5e3, 5e3, -5e3], dtype=dtype, requires_grad=True)
-    loss = objective.loss_from_scores(scores, torch.tensor([1.0, 1, 0, 0], dtype=dtype), torch.zeros(4, dtype=torch.long))
+    loss = objective.loss_from_scores(
+        scores, torch.tensor([1.0, 1, 0, 0], dtype=dtype), torch.zeros(4, dtype=torch.long)
+    )
     loss.backward()
     assert torch.isfinite(loss) and torch.isfinite(scores.grad).all()
 
 
 @pytest.mark.parametrize("config", OBJECTIVES, ids=str)
-@pytest.mark.parametrize("layout", [([3], [1.0], 0), ([3], [0.0], 0), ([1, 2, 2], [1.0, 0.0, 1.0], 1), ([0] * 5, [1.0] * 5, 2)])
+@pytest.mark.parametrize(
+    "layout", [([3], [1.0], 0), ([3], [0.0], 0), ([1, 2, 2], [1.0, 0.0, 1.0], 1), ([0] * 5, [1.0] * 5, 2)]
+)
 def test_smallest_layouts_are_finite_and_differentiable(config, layout):
     inputs = make(layout)
     loss = build_objective(config)(inputs).loss
@@ -224,6 +238,8 @@ def test_gradcheck(config):
     objective = build_objective(config)
 
     def loss(policy):
-        return objective(LossInputs(**{**{f: getattr(inputs, f) for f in inputs.__slots__}, "logprobs_policy": policy})).loss
+        return objective(
+            LossInputs(**{**{f: getattr(inputs, f) for f in inputs.__slots__}, "logprobs_policy": policy})
+        ).loss
 
     assert torch.autograd.gradcheck(loss, inputs.logprobs_policy)

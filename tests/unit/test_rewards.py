@@ -74,7 +74,13 @@ def test_math_equivalence(answer, gold, equal):
 
 @pytest.mark.parametrize(
     "response",
-    ["\x00", "\ud800 \\boxed{\ud800}", "\\boxed{" + "{" * 10_000 + "}" * 10_001, "\\boxed{" + "a" * 1_000_000 + "}", ""],
+    [
+        "\x00",
+        "\ud800 \\boxed{\ud800}",
+        "\\boxed{" + "{" * 10_000 + "}" * 10_001,
+        "\\boxed{" + "a" * 1_000_000 + "}",
+        "",
+    ],
 )
 def test_hostile_text_gets_a_verdict(response):
     assert verify(response, "12") is False

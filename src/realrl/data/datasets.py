@@ -93,7 +93,9 @@ def _open(name: str) -> tuple[Iterable[tuple[str, Any]], str]:
     known = [*TASKS, *NAMED]
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
-    raise DataError(f"unknown data set {name!r}; {hint}known: {', '.join(known)}; or give a path or a hub name (owner/name)")
+    raise DataError(
+        f"unknown data set {name!r}; {hint}known: {', '.join(known)}; or give a path or a hub name (owner/name)"
+    )
 
 
 def _data_folders() -> list[Path]:
@@ -144,9 +146,7 @@ def _read_parquet(path: Path) -> Iterable[tuple[str, Any]]:
 _READERS = {".jsonl": _read_jsonl, ".json": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
 
 
-def _read_hub(
-    hub: str, configuration: str | None, split: str, name: str | None = None
-) -> Iterable[tuple[str, Any]]:
+def _read_hub(hub: str, configuration: str | None, split: str, name: str | None = None) -> Iterable[tuple[str, Any]]:
     """A hub name or a local folder through the `datasets` library; the same code path for both."""
     from datasets import load_dataset
 
@@ -179,7 +179,9 @@ def _collect(
         except ValueError as error:
             bad.append(f"{place}: {error}")
     if bad and strict:
-        raise DataError(f"{source}: {len(bad)} bad rows and data.strict is on; first: {'; '.join(bad[:_SHOWN_BAD_ROWS])}")
+        raise DataError(
+            f"{source}: {len(bad)} bad rows and data.strict is on; first: {'; '.join(bad[:_SHOWN_BAD_ROWS])}"
+        )
     if not problems:
         detail = f"; {len(bad)} bad rows, first: {'; '.join(bad[:_SHOWN_BAD_ROWS])}" if bad else ""
         raise DataError(f"{source} holds no usable problem{detail}")

@@ -55,7 +55,9 @@ def run_eval(request: EvalRequest) -> str:
     rendered = render_prompts(chosen, tokenizer, config.data)
     if not rendered.prompts:
         raise DataError(f"{request.data}: no problem fits data.max_prompt_tokens = {config.data.max_prompt_tokens}")
-    model = load_model(request.model, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32).to(device).eval()
+    model = (
+        load_model(request.model, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32).to(device).eval()
+    )
     params = SamplingParams(
         temperature=request.temperature,
         top_p=request.top_p,

@@ -45,12 +45,16 @@ def resolve_model(path: str) -> str:
         _build_once(folder, build)
         return str(folder)
     if local.is_dir():
-        raise ConfigError(f"{path} is a folder without config.json, so no model; give a folder that save_pretrained wrote")
+        raise ConfigError(
+            f"{path} is a folder without config.json, so no model; give a folder that save_pretrained wrote"
+        )
     if path.count("/") == 1 and not path.startswith((".", "/", "~")):
         return path
     near = difflib.get_close_matches(path, BUILT_IN, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
-    raise ConfigError(f"no model at {path!r}; {hint}give a folder, a hub name (owner/name) or one of {', '.join(BUILT_IN)}")
+    raise ConfigError(
+        f"no model at {path!r}; {hint}give a folder, a hub name (owner/name) or one of {', '.join(BUILT_IN)}"
+    )
 
 
 def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

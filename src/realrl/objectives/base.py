@@ -186,9 +186,7 @@ class LabelObjective(ScoreObjective):
         return self.counted(rewards_N, group_ids_N)[1]
 
 
-def finish(
-    inputs: LossInputs, loss: Tensor, penalty: Tensor, kl: KLConfig, metrics: dict[str, float]
-) -> LossOutput:
+def finish(inputs: LossInputs, loss: Tensor, penalty: Tensor, kl: KLConfig, metrics: dict[str, float]) -> LossOutput:
     """Add the KL piece and the metrics that every objective reports."""
     index_N, count = group_index(inputs.group_ids)
     right = segment_sum((inputs.rewards == 1).float(), index_N, count)
@@ -244,10 +242,11 @@ def build_objective(config: Mapping[str, Any] | BaseModel) -> Objective:
     if unknown:
         near = difflib.get_close_matches(unknown[0], list(config_class.model_fields), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"objective {name!r} has no key {unknown[0]!r}{hint} Known: {', '.join(config_class.model_fields)}")
+        raise ValueError(
+            f"objective {name!r} has no key {unknown[0]!r}{hint} Known: {', '.join(config_class.model_fields)}"
+        )
     try:
         return objective_class(config_class(**fields))
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in error.errors())
         raise ValueError(f"objective {name!r}: {faults}") from error
-

@@ -134,7 +134,9 @@ def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
         if value is not None:
             found.update(value if isinstance(value, (list, tuple)) else [value])
     if not found:
-        raise ConfigError("neither the model nor its tokenizer names an end token; set eos_token_id in generation_config.json")
+        raise ConfigError(
+            "neither the model nor its tokenizer names an end token; set eos_token_id in generation_config.json"
+        )
     return found
 
 

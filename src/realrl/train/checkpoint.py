@@ -64,7 +64,9 @@ def read_state(checkpoint: Path) -> dict[str, int | float | str]:
     try:
         state = json.loads((checkpoint / "trainer.json").read_text())
     except (OSError, json.JSONDecodeError) as error:
-        raise TrainingError(f"{checkpoint}/trainer.json cannot be read: {error}; remove the folder to resume earlier") from error
+        raise TrainingError(
+            f"{checkpoint}/trainer.json cannot be read: {error}; remove the folder to resume earlier"
+        ) from error
     if state.get("format") != FORMAT:
         raise TrainingError(f"{checkpoint} has format {state.get('format')}, this version reads {FORMAT}")
     return state

@@ -72,7 +72,9 @@ def train_loop(run: Run, recorder: Recorder, start: int = 0) -> int:
 class Update:
     """One optimizer step: its rows of the batch, what the gradient pass reported, and the gradient norm."""
 
-    def __init__(self, rows: torch.Tensor, report: StepReport, grad_norm: float, finite: bool, work: tuple[int, int]) -> None:
+    def __init__(
+        self, rows: torch.Tensor, report: StepReport, grad_norm: float, finite: bool, work: tuple[int, int]
+    ) -> None:
         self.rows = rows
         self.report = report
         self.grad_norm = grad_norm
@@ -170,4 +172,3 @@ class StopRequest:
     def restore(self) -> None:
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)
-

@@ -59,7 +59,9 @@ def prepare(config: Config, weights: str | None = None) -> Run:
     model = load_model(weights or config.model.path, dtype=dtype, trust_remote_code=trust).to(device)
     reference = None
     if objective.needs_ref:
-        reference = load_model(config.model.path, dtype=dtype, trust_remote_code=trust) if weights else copy.deepcopy(model)
+        reference = (
+            load_model(config.model.path, dtype=dtype, trust_remote_code=trust) if weights else copy.deepcopy(model)
+        )
         reference = reference.to(device).requires_grad_(False).eval()
     model.train()
     if config.model.gradient_checkpointing:
@@ -90,7 +92,9 @@ def prepare(config: Config, weights: str | None = None) -> Run:
 def choose_device(name: str) -> torch.device:
     """`auto` takes CUDA where there is one; asking for CUDA without one is a ConfigError."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("model.device = 'cuda', but torch sees no CUDA device; use 'auto' or install a CUDA build of torch")
+        raise ConfigError(
+            "model.device = 'cuda', but torch sees no CUDA device; use 'auto' or install a CUDA build of torch"
+        )
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
@@ -108,7 +112,12 @@ def sampling_params(sampling: SamplingSection, *, greedy: bool = False) -> Sampl
 def _training_prompts(config: Config, tokenizer, notes: list[str]) -> tuple[PromptStream, Prompt]:
     data = config.data
     loaded = load_problems(
-        data.train, columns=data.columns, strict=data.strict, seed=config.run.seed, task_options=data.task, split="train"
+        data.train,
+        columns=data.columns,
+        strict=data.strict,
+        seed=config.run.seed,
+        task_options=data.task,
+        split="train",
     )
     _note_bad_rows(loaded, notes)
     endless = bool(getattr(loaded.problems, "endless", False))
@@ -126,12 +135,16 @@ def _training_prompts(config: Config, tokenizer, notes: list[str]) -> tuple[Prom
             f"{data.max_prompt_tokens} and are dropped"
         )
         if endless:
-            raise DataError(f"data.train = {data.train!r}: raise data.max_prompt_tokens, a generated task is not filtered")
+            raise DataError(
+                f"data.train = {data.train!r}: raise data.max_prompt_tokens, a generated task is not filtered"
+            )
     else:
         notes.append(f"prompts over {data.max_prompt_tokens} tokens: none of {len(shown)} looked at")
     if endless:
         return PromptStream(
-            loaded.problems, lambda problem: render_prompts([problem], tokenizer, data).prompts[0], endless=True,
+            loaded.problems,
+            lambda problem: render_prompts([problem], tokenizer, data).prompts[0],
+            endless=True,
             seed=config.run.seed,
         ), rendered.prompts[0]
     by_problem = {id(prompt.problem): prompt for prompt in rendered.prompts}
@@ -144,8 +157,13 @@ def _training_prompts(config: Config, tokenizer, notes: list[str]) -> tuple[Prom
 def _held_out(config: Config, name: str, tokenizer, notes: list[str]) -> list[Prompt]:
     data = config.data
     loaded = load_problems(
-        name, columns=data.columns, strict=data.strict, seed=config.run.seed,
-        task_options=data.task, count=config.eval.problems, split="eval",
+        name,
+        columns=data.columns,
+        strict=data.strict,
+        seed=config.run.seed,
+        task_options=data.task,
+        count=config.eval.problems,
+        split="eval",
     )
     _note_bad_rows(loaded, notes)
     problems = [loaded.problems[i] for i in range(min(config.eval.problems, len(loaded.problems)))]
@@ -153,7 +171,9 @@ def _held_out(config: Config, name: str, tokenizer, notes: list[str]) -> list[Pr
     if not rendered.prompts:
         raise DataError(f"data.eval {name!r}: no prompt fits data.max_prompt_tokens = {data.max_prompt_tokens}")
     if rendered.too_long:
-        notes.append(f"WARNING: {rendered.too_long} of {len(problems)} held-out prompts of {name} are too long and dropped")
+        notes.append(
+            f"WARNING: {rendered.too_long} of {len(problems)} held-out prompts of {name} are too long and dropped"
+        )
     return rendered.prompts
 
 

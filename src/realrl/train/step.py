@@ -95,7 +95,9 @@ class GradientStep:
         out = torch.zeros_like(batch.logprobs_sampler)
         if not bool(rows_N.any()):
             return out
-        for rows in plan_micro_batches(batch, rows_N.nonzero().flatten().cpu(), self.settings.budget, whole_groups=False):
+        for rows in plan_micro_batches(
+            batch, rows_N.nonzero().flatten().cpu(), self.settings.budget, whole_groups=False
+        ):
             part = select_rows(batch, rows)
             with torch.no_grad(), self._autocast():
                 stats = response_logprobs(self.model, part, temperature=self.settings.temperature)
@@ -116,7 +118,9 @@ class GradientStep:
         shuffle = self.settings.shuffle
         if shuffle is not None:
             rows = rows[torch.randperm(len(rows), generator=shuffle)]
-        return plan_micro_batches(batch, rows, self.settings.budget, whole_groups=route == "direct", sort=shuffle is None)
+        return plan_micro_batches(
+            batch, rows, self.settings.budget, whole_groups=route == "direct", sort=shuffle is None
+        )
 
     def _score_weights(self, objective, batch, old_NT, ref_NT, totals, report) -> Float[Tensor, " N"]:
         """dL/ds of every rollout; on the direct route backward needs none, and they are filled in afterwards."""

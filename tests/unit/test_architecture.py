@@ -1,0 +1,68 @@
+"""Imports point one way (../shared/design.md): a room imports only the rooms named beside it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[2] / "src" / "realrl"
+BASE = {"types", "errors", "seeding"}
+CONFIG = BASE | {"config", "objectives"}
+ALLOWED = {
+    "types": set(),
+    "errors": set(),
+    "seeding": set(),
+    "objectives": {"types"},
+    "config": BASE | {"objectives"},
+    "logprobs": BASE,
+    "logging": CONFIG,
+    "rewards": CONFIG,
+    "data": CONFIG,
+    "models": CONFIG | {"data"},
+    "sampling": CONFIG | {"logprobs"},
+    "eval": CONFIG | {"logprobs", "rewards", "data", "models", "sampling", "logging"},
+    "train": CONFIG | {"logprobs", "rewards", "data", "models", "sampling", "logging", "eval"},
+    "analysis": CONFIG,
+    "cli": CONFIG | {"logging", "train", "eval", "analysis"},
+    "__main__": {"cli"},
+}
+FILES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_point_one_way(path):
+    room = room_of(path)
+    for name in imports(path):
+        if name.startswith("realrl."):
+            assert name.split(".")[1] in ALLOWED[room] | {room}, f"{room} must not import {name}"
+        elif room == "objectives":
+            assert name.split(".")[0] in {
+                "torch",
+                "pydantic",
+                "jaxtyping",
+                "typing",
+                "collections",
+                "abc",
+                "difflib",
+                "__future__",
+            }
+
+
+def test_the_grading_workers_stay_free_of_torch():
+    for name in ("extract", "judges", "pool"):
+        assert not {module.split(".")[0] for module in imports(SOURCE / "rewards" / f"{name}.py")} & {
+            "torch",
+            "transformers",
+        }
