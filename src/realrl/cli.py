@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -64,9 +64,7 @@ def evaluate(
     top_p: Annotated[float, typer.Option(min=0, max=1)] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
     reward: Annotated[str, typer.Option(help="Verifier: math or exact_integer.")] = "math",
-    recipe: Annotated[
-        str | None, typer.Option(help="Take the prompt (data section) and reward from this recipe.")
-    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="Take the prompt (data section) and reward from this recipe.")] = None,
     seed: Annotated[int, typer.Option()] = 0,
     output: Annotated[str | None, typer.Option("-o", help="Save every sample to this Parquet file.")] = None,
 ) -> None:
@@ -74,16 +72,12 @@ def evaluate(
     from realrl.eval.command import EvalRequest, run_eval
 
     _quiet_libraries()
-    request = EvalRequest(
-        model, data, samples, problems, temperature, top_p, max_new_tokens, reward, recipe, seed, output
-    )
+    request = EvalRequest(model, data, samples, problems, temperature, top_p, max_new_tokens, reward, recipe, seed, output)
     print(run_eval(request))
 
 
 @app.command(name="show-config", context_settings=_WITH_OVERRIDES, epilog=_OVERRIDES_HELP)
-def show_config(
-    context: typer.Context, recipe: Annotated[str, typer.Argument(help="Path of a recipe (TOML).")]
-) -> None:
+def show_config(context: typer.Context, recipe: Annotated[str, typer.Argument(help="Path of a recipe (TOML).")]) -> None:
     """Print the resolved recipe, defaults and overrides included."""
     from realrl.config import dump_config, load_config
 
@@ -120,8 +114,8 @@ def _print_summary(summary, recipe: str, examples: int) -> None:
     print()
     if summary.steps < summary.total:
         print(f"stopped after step {summary.steps} of {summary.total}; continue with: realrl train {recipe} --resume")
-    first: dict[tuple[str, str], tuple[int, object]] = {}
-    last: dict[tuple[str, str], tuple[int, object]] = {}
+    first: dict[tuple[str, str], tuple[int, Any]] = {}
+    last: dict[tuple[str, str], tuple[int, Any]] = {}
     for step, name, mode, result in summary.evaluations:
         first.setdefault((name, mode), (step, result))
         last[name, mode] = (step, result)

@@ -50,7 +50,7 @@ class Example(Section):
 class DataSection(Section):
     train: str
     eval: tuple[str, ...] = ()
-    columns: dict[Literal["id", "problem", "answer"], str] = {}
+    columns: dict[str, str] = {}
     task: dict[str, Any] = Field(default={}, description="options of a generated task, such as its level")
     system_prompt: str = ""
     prompt_prefix: str = ""

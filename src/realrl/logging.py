@@ -173,9 +173,7 @@ class Alarms:
         conditions = {
             "every group is all right or all wrong, so no rollout teaches anything: change the task's difficulty, the "
             "temperature or sampling.group_size": m["groups/mixed"] == 0,
-            "every response hits sampling.max_new_tokens: raise it or ask for shorter answers": m[
-                "response/truncated_share"
-            ]
+            "every response hits sampling.max_new_tokens: raise it or ask for shorter answers": m["response/truncated_share"]
             == 1,
             "no answer could be extracted from any response: check the prompt (data.system_prompt, data.prompt_suffix, "
             "data.examples) and reward.type": m["format/no_answer_share"] == 1,

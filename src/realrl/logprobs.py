@@ -46,9 +46,7 @@ def left_pad(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[
 def shares_prompts(model: PreTrainedModel) -> bool:
     """Whether a prompt's keys and values can be computed once and used by all of its responses, gradient included."""
     # Gradient checkpointing drops the cache, and layers with a window or a state do not keep the whole prompt.
-    checkpointing = model.training and any(
-        getattr(module, "gradient_checkpointing", False) for module in model.modules()
-    )
+    checkpointing = model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
     return not checkpointing and all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
 
 

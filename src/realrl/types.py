@@ -127,9 +127,7 @@ class LossInputs:
         for name in ("rewards", "group_ids", "levels"):
             tensor = getattr(self, name)
             if tensor is not None and tuple(tensor.shape) != shape[:1]:
-                raise ValueError(
-                    f"{name} has shape {tuple(tensor.shape)}; it must hold one value a rollout, {shape[:1]}"
-                )
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must hold one value a rollout, {shape[:1]}")
         if self.loss_mask.dtype != torch.bool:
             raise ValueError(f"loss_mask has dtype {self.loss_mask.dtype}; it must be bool, True on response tokens")
         if self.group_ids.is_floating_point():

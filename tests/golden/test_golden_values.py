@@ -19,8 +19,7 @@ LENGTHS = [3, 1, 4, 2, 5, 2, 1, 3, 2]
 def tables(seed=0, scale=0.6):
     rng = torch.Generator().manual_seed(seed)
     return [
-        (-torch.rand(len(REWARDS), max(LENGTHS), generator=rng, dtype=torch.float64) * 2 * scale).tolist()
-        for _ in range(3)
+        (-torch.rand(len(REWARDS), max(LENGTHS), generator=rng, dtype=torch.float64) * 2 * scale).tolist() for _ in range(3)
     ]
 
 
@@ -103,9 +102,9 @@ def grpo(policy, old, bidirectional=False):
 
 
 def dapo(policy, old):
-    return -sum(
-        token_gain(policy, old, n, t, 0.2, 0.28) for n, length in enumerate(LENGTHS) for t in range(length)
-    ) / sum(LENGTHS)
+    return -sum(token_gain(policy, old, n, t, 0.2, 0.28) for n, length in enumerate(LENGTHS) for t in range(length)) / sum(
+        LENGTHS
+    )
 
 
 def gspo(policy, old):

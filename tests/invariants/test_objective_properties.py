@@ -81,9 +81,7 @@ def test_order_of_rows_does_not_matter(config, layout, data):
     inputs = make(layout)
     order = data.draw(st.permutations(range(len(layout[0]))))
     objective = build_objective(config)
-    assert objective(rows_of(inputs, list(order))).loss.item() == pytest.approx(
-        objective(inputs).loss.item(), abs=1e-12
-    )
+    assert objective(rows_of(inputs, list(order))).loss.item() == pytest.approx(objective(inputs).loss.item(), abs=1e-12)
 
 
 @pytest.mark.parametrize("config", OBJECTIVES, ids=str)
@@ -105,12 +103,9 @@ def test_parts_of_whole_groups_add_up(config, layout):
     inputs = make(layout)
     objective, totals = build_objective(config), totals_of(inputs)
     parts = [
-        objective(rows_of(inputs, (inputs.group_ids == group).nonzero().flatten()), totals).loss
-        for group in set(layout[0])
+        objective(rows_of(inputs, (inputs.group_ids == group).nonzero().flatten()), totals).loss for group in set(layout[0])
     ]
-    torch.testing.assert_close(
-        gradient(sum(parts), inputs), gradient(objective(inputs).loss, inputs), atol=1e-12, rtol=1e-9
-    )
+    torch.testing.assert_close(gradient(sum(parts), inputs), gradient(objective(inputs).loss, inputs), atol=1e-12, rtol=1e-9)
 
 
 @pytest.mark.parametrize("config", OBJECTIVES, ids=str)
@@ -133,9 +128,7 @@ def test_rows_alone_have_the_gradient_of_the_whole(config, layout):
             losses.append((weights[[row]] * objective.scores(one)).sum() + objective.penalty(one, totals))
         else:
             losses.append(objective.additive_loss(one, totals, weights[[row]]))
-    torch.testing.assert_close(
-        gradient(sum(losses), inputs), gradient(objective(inputs).loss, inputs), atol=1e-12, rtol=1e-9
-    )
+    torch.testing.assert_close(gradient(sum(losses), inputs), gradient(objective(inputs).loss, inputs), atol=1e-12, rtol=1e-9)
 
 
 @pytest.mark.parametrize("config", OBJECTIVES, ids=str)
@@ -215,17 +208,13 @@ def test_the_anchored_loss_sees_a_common_shift():
 def test_finite_at_extreme_scores(config, dtype):
     objective = build_objective(config)
     scores = torch.tensor([5e3, -5e3, 5e3, -5e3], dtype=dtype, requires_grad=True)
-    loss = objective.loss_from_scores(
-        scores, torch.tensor([1.0, 1, 0, 0], dtype=dtype), torch.zeros(4, dtype=torch.long)
-    )
+    loss = objective.loss_from_scores(scores, torch.tensor([1.0, 1, 0, 0], dtype=dtype), torch.zeros(4, dtype=torch.long))
     loss.backward()
     assert torch.isfinite(loss) and torch.isfinite(scores.grad).all()
 
 
 @pytest.mark.parametrize("config", OBJECTIVES, ids=str)
-@pytest.mark.parametrize(
-    "layout", [([3], [1.0], 0), ([3], [0.0], 0), ([1, 2, 2], [1.0, 0.0, 1.0], 1), ([0] * 5, [1.0] * 5, 2)]
-)
+@pytest.mark.parametrize("layout", [([3], [1.0], 0), ([3], [0.0], 0), ([1, 2, 2], [1.0, 0.0, 1.0], 1), ([0] * 5, [1.0] * 5, 2)])
 def test_smallest_layouts_are_finite_and_differentiable(config, layout):
     inputs = make(layout)
     loss = build_objective(config)(inputs).loss
@@ -238,8 +227,6 @@ def test_gradcheck(config):
     objective = build_objective(config)
 
     def loss(policy):
-        return objective(
-            LossInputs(**{**{f: getattr(inputs, f) for f in inputs.__slots__}, "logprobs_policy": policy})
-        ).loss
+        return objective(LossInputs(**{**{f: getattr(inputs, f) for f in inputs.__slots__}, "logprobs_policy": policy})).loss
 
     assert torch.autograd.gradcheck(loss, inputs.logprobs_policy)

@@ -21,9 +21,7 @@ def tokenizer(tiny_folder):
 def run(model, tokenizer, seed=0, group_size=4, prompts=PROMPTS, dtype=None, **params):
     sampler = HFSampler(model, tokenizer, dtype=dtype)
     settings = SamplingParams(**{"temperature": 0.8, "max_new_tokens": 12, **params})
-    return sampler.sample(
-        prompts, group_size=group_size, params=settings, generator=torch.Generator().manual_seed(seed)
-    )
+    return sampler.sample(prompts, group_size=group_size, params=settings, generator=torch.Generator().manual_seed(seed))
 
 
 def test_logprobs_are_those_of_a_full_forward_of_the_row_alone(model, tokenizer):

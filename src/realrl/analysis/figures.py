@@ -9,6 +9,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 
 def learning_curve(run_dir: Path, output: Path) -> None:
@@ -33,10 +34,9 @@ def learning_curve(run_dir: Path, output: Path) -> None:
                 series.setdefault(name, []).append((record["step"], value, error))
     for (name, points), colour in zip(sorted(series.items()), ["tab:green", "tab:orange", "tab:red"] * 9, strict=False):
         x, accuracy, error = zip(*points, strict=True)
-        axis.errorbar(
-            x, accuracy, yerr=error, fmt="o-", capsize=3, color=colour, label=f"held-out accuracy, {name} ± SE"
-        )
+        axis.errorbar(x, accuracy, yerr=error, fmt="o-", capsize=3, color=colour, label=f"held-out accuracy, {name} ± SE")
     axis.set(xlabel="step (sampling round)", ylim=(-0.02, 1.02), title=Path(run_dir).name)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(alpha=0.3)
     if steps or series:
         axis.legend(loc="lower right", fontsize=8)

@@ -93,9 +93,7 @@ def _open(name: str) -> tuple[Iterable[tuple[str, Any]], str]:
     known = [*TASKS, *NAMED]
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
-    raise DataError(
-        f"unknown data set {name!r}; {hint}known: {', '.join(known)}; or give a path or a hub name (owner/name)"
-    )
+    raise DataError(f"unknown data set {name!r}; {hint}known: {', '.join(known)}; or give a path or a hub name (owner/name)")
 
 
 def _data_folders() -> list[Path]:
@@ -179,9 +177,7 @@ def _collect(
         except ValueError as error:
             bad.append(f"{place}: {error}")
     if bad and strict:
-        raise DataError(
-            f"{source}: {len(bad)} bad rows and data.strict is on; first: {'; '.join(bad[:_SHOWN_BAD_ROWS])}"
-        )
+        raise DataError(f"{source}: {len(bad)} bad rows and data.strict is on; first: {'; '.join(bad[:_SHOWN_BAD_ROWS])}")
     if not problems:
         detail = f"; {len(bad)} bad rows, first: {'; '.join(bad[:_SHOWN_BAD_ROWS])}" if bad else ""
         raise DataError(f"{source} holds no usable problem{detail}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -36,13 +37,12 @@ def render_prompt(problem: Problem, tokenizer: PreTrainedTokenizerBase, data: Da
 
     if tokenizer.chat_template and data.chat_template == "auto":
         text = _chat(tokenizer, data.system_prompt, [(ask(q), a) for q, a in turns], ask(problem.problem))
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return Prompt(problem, text, tuple(ids))
+        return Prompt(problem, text, tuple(tokenizer.encode(text, add_special_tokens=False)))
     parts = [data.system_prompt] if data.system_prompt else []
     parts += [part for question, answer in turns for part in (ask(question), answer)]
     text = "\n\n".join([*parts, ask(problem.problem)])
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    start = [] if tokenizer.bos_token_id is None else [cast(int, tokenizer.bos_token_id)]
     return Prompt(problem, text, (*start, *ids))
 
 

@@ -12,9 +12,7 @@ from realrl.types import Problem, Prompt
 class PromptStream:
     """Prompts of each sampling round; a finite set is shuffled anew every epoch, an endless one is read in order."""
 
-    def __init__(
-        self, problems: Sequence[Problem], render: Callable[[Problem], Prompt], *, endless: bool, seed: int
-    ) -> None:
+    def __init__(self, problems: Sequence[Problem], render: Callable[[Problem], Prompt], *, endless: bool, seed: int) -> None:
         self._problems = problems
         self._render = render
         self._endless = endless

@@ -55,9 +55,8 @@ def run_eval(request: EvalRequest) -> str:
     rendered = render_prompts(chosen, tokenizer, config.data)
     if not rendered.prompts:
         raise DataError(f"{request.data}: no problem fits data.max_prompt_tokens = {config.data.max_prompt_tokens}")
-    model = (
-        load_model(request.model, dtype=torch.bfloat16 if device.type == "cuda" else torch.float32).to(device).eval()
-    )
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    model = load_model(request.model, dtype=dtype, device=device).eval()
     params = SamplingParams(
         temperature=request.temperature,
         top_p=request.top_p,
@@ -89,6 +88,4 @@ def run_eval(request: EvalRequest) -> str:
 def _recipe(request: EvalRequest) -> Config:
     if request.recipe:
         return load_config(request.recipe)
-    return parse_config(
-        {"model": {"path": request.model}, "data": {"train": request.data}, "reward": {"type": request.reward}}
-    )
+    return parse_config({"model": {"path": request.model}, "data": {"train": request.data}, "reward": {"type": request.reward}})

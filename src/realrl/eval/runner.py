@@ -37,9 +37,7 @@ def evaluate(
     generator: torch.Generator,
 ) -> EvalResult:
     """`samples` responses to each prompt, graded. Rows come in the order of the prompts."""
-    rollouts = sampler.sample(
-        [prompt.token_ids for prompt in prompts], group_size=samples, params=params, generator=generator
-    )
+    rollouts = sampler.sample([prompt.token_ids for prompt in prompts], group_size=samples, params=params, generator=generator)
     if len(rollouts) != samples * len(prompts):
         raise AssertionError(f"the sampler returned {len(rollouts)} rollouts for {len(prompts)} × {samples}")
     problems = [prompts[rollout.prompt_index].problem for rollout in rollouts]

@@ -92,9 +92,7 @@ def _config(vocabulary: int) -> LlamaConfig:
 def _loss(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, pairs: list[tuple[str, str]]) -> torch.Tensor:
     """Cross-entropy of the solutions given their problems."""
     prompts = [[1, *tokenizer(question)["input_ids"]] for question, _ in pairs]
-    rows = [
-        [*prompt, *tokenizer(solution)["input_ids"], 2] for prompt, (_, solution) in zip(prompts, pairs, strict=True)
-    ]
+    rows = [[*prompt, *tokenizer(solution)["input_ids"], 2] for prompt, (_, solution) in zip(prompts, pairs, strict=True)]
     longest = max(map(len, rows))
     ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
     places = torch.arange(longest)[None]

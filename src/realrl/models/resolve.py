@@ -45,16 +45,12 @@ def resolve_model(path: str) -> str:
         _build_once(folder, build)
         return str(folder)
     if local.is_dir():
-        raise ConfigError(
-            f"{path} is a folder without config.json, so no model; give a folder that save_pretrained wrote"
-        )
+        raise ConfigError(f"{path} is a folder without config.json, so no model; give a folder that save_pretrained wrote")
     if path.count("/") == 1 and not path.startswith((".", "/", "~")):
         return path
     near = difflib.get_close_matches(path, BUILT_IN, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
-    raise ConfigError(
-        f"no model at {path!r}; {hint}give a folder, a hub name (owner/name) or one of {', '.join(BUILT_IN)}"
-    )
+    raise ConfigError(f"no model at {path!r}; {hint}give a folder, a hub name (owner/name) or one of {', '.join(BUILT_IN)}")
 
 
 def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -66,13 +62,17 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedT
         raise _unloadable("tokenizer", path, name, error) from error
 
 
-def load_model(path: str, *, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The causal LM in `dtype`; ConfigError where it cannot be had."""
+def load_model(
+    path: str, *, dtype: torch.dtype, device: torch.device | str = "cpu", trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """The causal LM in `dtype` on `device`; ConfigError where it cannot be had."""
     name = resolve_model(path)
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model = AutoModelForCausalLM.from_pretrained(
             name, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True
         )
+        torch.nn.Module.to(model, device)
+        return model
     except (OSError, ValueError) as error:
         raise _unloadable("model", path, name, error) from error
 

@@ -35,9 +35,7 @@ def available() -> bool:
 def convert(target: Path) -> None:
     """Write the model into the folder `target` (about 20 s, 540 MB); ConfigError where `gguf` is missing."""
     if importlib.util.find_spec("gguf") is None or importlib.util.find_spec("accelerate") is None:
-        raise ConfigError(
-            "smollm2-135m is read with the packages gguf and accelerate: pip install 'realrl[quickstart]'"
-        )
+        raise ConfigError("smollm2-135m is read with the packages gguf and accelerate: pip install 'realrl[quickstart]'")
     print("converting SmolLM2-135M-Instruct to safetensors, once (about 20 s)", flush=True)
     transformers_logging.set_verbosity_error()
     source = str(_package_folder())

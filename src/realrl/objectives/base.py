@@ -87,9 +87,7 @@ class AdditiveObjective(Objective):
     ) -> tuple[Float[Tensor, ""], dict[str, float]]:
         """The loss without the KL piece, and metrics."""
 
-    def additive_loss(
-        self, inputs: LossInputs, totals: LossTotals, advantages_N: Float[Tensor, " N"]
-    ) -> Float[Tensor, ""]:
+    def additive_loss(self, inputs: LossInputs, totals: LossTotals, advantages_N: Float[Tensor, " N"]) -> Float[Tensor, ""]:
         """The loss of some rows whose advantages were computed over their whole groups."""
         return self.surrogate(inputs, totals, advantages_N)[0] + self.penalty(inputs, totals)
 
@@ -141,9 +139,7 @@ class ScoreObjective(Objective):
         """W = d loss_from_scores / d scores (Eq. 9, 10), by autograd in float64, in the scores' dtype, detached."""
         with torch.enable_grad():
             leaf_N = scores_N.detach().double().requires_grad_(True)
-            loss = self.loss_from_scores(
-                leaf_N, rewards_N.double(), group_ids_N, num_groups, levels_N=levels_N, totals=totals
-            )
+            loss = self.loss_from_scores(leaf_N, rewards_N.double(), group_ids_N, num_groups, levels_N=levels_N, totals=totals)
             if not loss.requires_grad:
                 return torch.zeros_like(scores_N).detach()
             return torch.autograd.grad(loss, leaf_N)[0].to(scores_N.dtype)
@@ -151,9 +147,7 @@ class ScoreObjective(Objective):
     def __call__(self, inputs: LossInputs, totals: LossTotals | None = None) -> LossOutput:
         totals = totals or totals_of(inputs)
         scores_N = self.scores(inputs)
-        loss = self.loss_from_scores(
-            scores_N, inputs.rewards, inputs.group_ids, levels_N=default_levels(inputs), totals=totals
-        )
+        loss = self.loss_from_scores(scores_N, inputs.rewards, inputs.group_ids, levels_N=default_levels(inputs), totals=totals)
         right_N = inputs.rewards == 1
         detached_N = scores_N.detach()
         metrics = {
@@ -242,9 +236,7 @@ def build_objective(config: Mapping[str, Any] | BaseModel) -> Objective:
     if unknown:
         near = difflib.get_close_matches(unknown[0], list(config_class.model_fields), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(
-            f"objective {name!r} has no key {unknown[0]!r}{hint} Known: {', '.join(config_class.model_fields)}"
-        )
+        raise ValueError(f"objective {name!r} has no key {unknown[0]!r}{hint} Known: {', '.join(config_class.model_fields)}")
     try:
         return objective_class(config_class(**fields))
     except ValidationError as error:

@@ -31,9 +31,7 @@ class GRPO(AdditiveObjective):
     stay. Defaults: ε = 0.2, β = 0.001, k3. A group of one has advantage 0.
     """
 
-    def surrogate(
-        self, inputs: LossInputs, totals: LossTotals, advantages_N: Tensor
-    ) -> tuple[Tensor, dict[str, float]]:
+    def surrogate(self, inputs: LossInputs, totals: LossTotals, advantages_N: Tensor) -> tuple[Tensor, dict[str, float]]:
         epsilon = self.config.epsilon
         bidirectional = self.config.clip == "bidirectional"
         gain_NT, clipped = clipped_gain(inputs, advantages_N, epsilon, epsilon, bidirectional=bidirectional)
@@ -57,9 +55,7 @@ class DAPO(AdditiveObjective):
     (and of the paper's baseline).
     """
 
-    def surrogate(
-        self, inputs: LossInputs, totals: LossTotals, advantages_N: Tensor
-    ) -> tuple[Tensor, dict[str, float]]:
+    def surrogate(self, inputs: LossInputs, totals: LossTotals, advantages_N: Tensor) -> tuple[Tensor, dict[str, float]]:
         gain_NT, clipped = clipped_gain(inputs, advantages_N, self.config.epsilon_low, self.config.epsilon_high)
         loss = -torch.where(inputs.loss_mask, gain_NT, 0).sum() / totals.num_tokens
         return loss, {"ratio/clipped_fraction": clipped}

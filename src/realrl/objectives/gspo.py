@@ -28,9 +28,7 @@ class GSPO(AdditiveObjective):
     Defaults: ε_low = 3e-4, ε_high = 4e-4, no KL.
     """
 
-    def surrogate(
-        self, inputs: LossInputs, totals: LossTotals, advantages_N: Tensor
-    ) -> tuple[Tensor, dict[str, float]]:
+    def surrogate(self, inputs: LossInputs, totals: LossTotals, advantages_N: Tensor) -> tuple[Tensor, dict[str, float]]:
         ratio_N = mean_log_ratio(inputs).exp()
         clipped_N = ratio_N.clamp(1 - self.config.epsilon_low, 1 + self.config.epsilon_high)
         gain_N = torch.minimum(ratio_N * advantages_N, clipped_N * advantages_N)

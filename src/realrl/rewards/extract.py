@@ -34,10 +34,9 @@ def extract_answer(text: str) -> str | None:
     boxed = last_boxed(visible)
     if boxed is not None:
         return boxed.strip() or None
-    marker = None
-    for marker in _MARKERS.finditer(visible):
-        pass
-    if marker is None:
+    markers = list(_MARKERS.finditer(visible))
+    if not markers:
         return None
+    marker = markers[-1]
     line = visible[marker.end() : marker.end() + _MAX_LINE].partition("\n")[0]
     return line.strip(" \t\r*:.") or None

@@ -63,8 +63,8 @@ def judge_math(response: str, gold: str) -> tuple[str, str | None, str]:
     from math_verify import parse, verify
 
     answer = extract_answer(response) or ""
-    want = parse(f"\\boxed{{{gold}}}", parsing_timeout=None)
-    got = parse(f"\\boxed{{{answer}}}", parsing_timeout=None)
+    want = parse(f"\\boxed{{{gold}}}", parsing_timeout=None)  # pyright: ignore[reportArgumentType]
+    got = parse(f"\\boxed{{{answer}}}", parsing_timeout=None)  # pyright: ignore[reportArgumentType]
     if not want:
         return "grader_error", answer, f"the gold answer {gold[:50]!r} cannot be parsed"
     if not got:

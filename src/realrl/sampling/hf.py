@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -23,9 +24,7 @@ class HFSampler:
     Raises ConfigError for a model whose cache cannot be repeated and shortened row by row (sliding windows, states).
     """
 
-    def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, dtype: torch.dtype | None = None
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, dtype: torch.dtype | None = None) -> None:
         layers = DynamicCache(config=model.config).layers
         if not all(type(layer) is DynamicLayer for layer in layers):
             raise ConfigError(
@@ -33,7 +32,10 @@ class HFSampler:
                 f"({', '.join(sorted({type(layer).__name__ for layer in layers}))}); use a model with full attention"
             )
         self._copied = dtype is not None and dtype != model.dtype
-        self._model = copy.deepcopy(model).to(dtype).requires_grad_(False).eval() if self._copied else model
+        self._model = model
+        if self._copied:
+            self._model = copy.deepcopy(model)
+            torch.nn.Module.to(self._model, dtype).requires_grad_(False).eval()
         self._tokenizer = tokenizer
         self._end_ids = end_token_ids(model, tokenizer)
 
@@ -118,7 +120,7 @@ class HFSampler:
             prompt_index=prompt_index,
             token_ids=tuple(ids),
             logprobs_sampler=tuple(logprobs.tolist()),
-            text=self._tokenizer.decode(ids, skip_special_tokens=True),
+            text=str(self._tokenizer.decode(ids, skip_special_tokens=True)),
             truncated=truncated,
         )
 
@@ -126,17 +128,16 @@ class HFSampler:
 def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Every end token that the model's generation config, its config or the tokenizer names; ConfigError for none."""
     found: set[int] = set()
-    for value in (
+    named: tuple[Any, ...] = (
         getattr(model.generation_config, "eos_token_id", None),
         getattr(model.config, "eos_token_id", None),
         tokenizer.eos_token_id,
-    ):
+    )
+    for value in named:
         if value is not None:
             found.update(value if isinstance(value, (list, tuple)) else [value])
     if not found:
-        raise ConfigError(
-            "neither the model nor its tokenizer names an end token; set eos_token_id in generation_config.json"
-        )
+        raise ConfigError("neither the model nor its tokenizer names an end token; set eos_token_id in generation_config.json")
     return found
 
 

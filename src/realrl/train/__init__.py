@@ -60,9 +60,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> S
         for note in run.notes:
             recorder.line(note)
         if newest:
-            recorder.line(
-                f"resuming {newest} at step {start}" + (f"; changed: {', '.join(changed)}" if changed else "")
-            )
+            recorder.line(f"resuming {newest} at step {start}" + (f"; changed: {', '.join(changed)}" if changed else ""))
         elif config.eval.at_start:
             recorder.evaluate(run, 0)
         steps = train_loop(run, recorder, start)
@@ -87,9 +85,7 @@ def _check_folder(folder: Path, *, resume: bool, overwrite: bool) -> Path | None
         )
     # Only a folder that a run made is ever removed.
     if folder.exists() and any(folder.iterdir()) and not (folder / "config.toml").is_file():
-        raise ConfigError(
-            f"{folder} is not a run folder (no config.toml), so --overwrite leaves it alone; choose --run.dir"
-        )
+        raise ConfigError(f"{folder} is not a run folder (no config.toml), so --overwrite leaves it alone; choose --run.dir")
     return None
 
 
@@ -97,8 +93,5 @@ def _changed_keys(folder: Path, config: Config) -> list[str]:
     """Dotted keys whose value differs from the recipe that the run began with."""
     before, now = (tomllib.loads(text) for text in ((folder / "config.toml").read_text(), dump_config(config)))
     return [
-        f"{section}.{key}"
-        for section in now
-        for key in now[section]
-        if before.get(section, {}).get(key) != now[section][key]
+        f"{section}.{key}" for section in now for key in now[section] if before.get(section, {}).get(key) != now[section][key]
     ]

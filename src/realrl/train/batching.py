@@ -56,9 +56,7 @@ def mini_batches(batch: Batch, groups_each: int, generator: torch.Generator) -> 
     return [torch.isin(group_ids, part).nonzero().flatten() for part in order.split(groups_each)]
 
 
-def plan_micro_batches(
-    batch: Batch, rows: Tensor, budget: int, *, whole_groups: bool, sort: bool = True
-) -> list[Tensor]:
+def plan_micro_batches(batch: Batch, rows: Tensor, budget: int, *, whole_groups: bool, sort: bool = True) -> list[Tensor]:
     """Split `rows` so that each part costs at most `budget` tokens, padding counted and each group's prompt once.
 
     A unit is a group (`whole_groups`) or a row; a unit above the budget stands alone. `sort` puts units of like

@@ -58,9 +58,8 @@ def train_loop(run: Run, recorder: Recorder, start: int = 0) -> int:
                 f"{recorder.last_checkpoint or 'none yet'}. Lower optim.lr or optim.max_grad_norm, then --resume"
             )
         last = step + 1 == config.train.steps or stop.requested
-        if last or (config.eval.every and (step + 1) % config.eval.every == 0):
-            if not stop.requested:
-                recorder.evaluate(run, step + 1)
+        if (last or (config.eval.every and (step + 1) % config.eval.every == 0)) and not stop.requested:
+            recorder.evaluate(run, step + 1)
         if last or (config.checkpoint.every and (step + 1) % config.checkpoint.every == 0):
             recorder.checkpoint(run, step + 1)
         if last:
@@ -72,9 +71,7 @@ def train_loop(run: Run, recorder: Recorder, start: int = 0) -> int:
 class Update:
     """One optimizer step: its rows of the batch, what the gradient pass reported, and the gradient norm."""
 
-    def __init__(
-        self, rows: torch.Tensor, report: StepReport, grad_norm: float, finite: bool, work: tuple[int, int]
-    ) -> None:
+    def __init__(self, rows: torch.Tensor, report: StepReport, grad_norm: float, finite: bool, work: tuple[int, int]) -> None:
         self.rows = rows
         self.report = report
         self.grad_norm = grad_norm

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -56,13 +56,9 @@ def prepare(config: Config, weights: str | None = None) -> Run:
     grader = build_verifier(config.reward)
     objective = build_objective(config.objective)
     dtype = _DTYPES[config.model.dtype]
-    model = load_model(weights or config.model.path, dtype=dtype, trust_remote_code=trust).to(device)
-    reference = None
-    if objective.needs_ref:
-        reference = (
-            load_model(config.model.path, dtype=dtype, trust_remote_code=trust) if weights else copy.deepcopy(model)
-        )
-        reference = reference.to(device).requires_grad_(False).eval()
+    load = functools.partial(load_model, dtype=dtype, device=device, trust_remote_code=trust)
+    model = load(weights or config.model.path)
+    reference = load(config.model.path).requires_grad_(False).eval() if objective.needs_ref else None
     model.train()
     if config.model.gradient_checkpointing:
         model.gradient_checkpointing_enable()
@@ -92,9 +88,7 @@ def prepare(config: Config, weights: str | None = None) -> Run:
 def choose_device(name: str) -> torch.device:
     """`auto` takes CUDA where there is one; asking for CUDA without one is a ConfigError."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "model.device = 'cuda', but torch sees no CUDA device; use 'auto' or install a CUDA build of torch"
-        )
+        raise ConfigError("model.device = 'cuda', but torch sees no CUDA device; use 'auto' or install a CUDA build of torch")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
@@ -135,9 +129,7 @@ def _training_prompts(config: Config, tokenizer, notes: list[str]) -> tuple[Prom
             f"{data.max_prompt_tokens} and are dropped"
         )
         if endless:
-            raise DataError(
-                f"data.train = {data.train!r}: raise data.max_prompt_tokens, a generated task is not filtered"
-            )
+            raise DataError(f"data.train = {data.train!r}: raise data.max_prompt_tokens, a generated task is not filtered")
     else:
         notes.append(f"prompts over {data.max_prompt_tokens} tokens: none of {len(shown)} looked at")
     if endless:
@@ -149,9 +141,7 @@ def _training_prompts(config: Config, tokenizer, notes: list[str]) -> tuple[Prom
         ), rendered.prompts[0]
     by_problem = {id(prompt.problem): prompt for prompt in rendered.prompts}
     kept = [prompt.problem for prompt in rendered.prompts]
-    return PromptStream(
-        kept, lambda problem: by_problem[id(problem)], endless=False, seed=config.run.seed
-    ), rendered.prompts[0]
+    return PromptStream(kept, lambda problem: by_problem[id(problem)], endless=False, seed=config.run.seed), rendered.prompts[0]
 
 
 def _held_out(config: Config, name: str, tokenizer, notes: list[str]) -> list[Prompt]:
@@ -171,9 +161,7 @@ def _held_out(config: Config, name: str, tokenizer, notes: list[str]) -> list[Pr
     if not rendered.prompts:
         raise DataError(f"data.eval {name!r}: no prompt fits data.max_prompt_tokens = {data.max_prompt_tokens}")
     if rendered.too_long:
-        notes.append(
-            f"WARNING: {rendered.too_long} of {len(problems)} held-out prompts of {name} are too long and dropped"
-        )
+        notes.append(f"WARNING: {rendered.too_long} of {len(problems)} held-out prompts of {name} are too long and dropped")
     return rendered.prompts
 
 

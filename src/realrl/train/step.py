@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from realrl.logprobs import masked_mean, response_logprobs
-from realrl.objectives import Objective, ScoreObjective, totals_of
+from realrl.objectives import AdditiveObjective, Objective, ScoreObjective, totals_of
 from realrl.train.batching import largest_group_tokens, plan_micro_batches, select_rows
 from realrl.types import Batch, LossInputs, LossTotals
 
@@ -59,9 +59,7 @@ class GradientStep:
         self.forwards = 0
         self.backwards = 0
 
-    def backward(
-        self, batch: Batch, old_NT: Float[Tensor, "N T"] | None, ref_NT: Float[Tensor, "N T"] | None
-    ) -> StepReport:
+    def backward(self, batch: Batch, old_NT: Float[Tensor, "N T"] | None, ref_NT: Float[Tensor, "N T"] | None) -> StepReport:
         """Add dL/dtheta of the whole mini-batch to the gradients.
 
         `old_NT` None means that the policy still is the one that sampled, so s = 0 for every token.
@@ -81,7 +79,7 @@ class GradientStep:
             return report
         if isinstance(self.objective, ScoreObjective):
             report.weights_N = self._score_weights(self.objective, batch, old_NT, ref_NT, totals, report)
-        else:
+        elif isinstance(self.objective, AdditiveObjective):
             report.weights_N = self.objective.advantages(batch.rewards, batch.group_ids)
         for rows in self._parts(batch, active, report.route):
             inputs = self._forward(batch, rows, old_NT, ref_NT, report)
@@ -95,9 +93,7 @@ class GradientStep:
         out = torch.zeros_like(batch.logprobs_sampler)
         if not bool(rows_N.any()):
             return out
-        for rows in plan_micro_batches(
-            batch, rows_N.nonzero().flatten().cpu(), self.settings.budget, whole_groups=False
-        ):
+        for rows in plan_micro_batches(batch, rows_N.nonzero().flatten().cpu(), self.settings.budget, whole_groups=False):
             part = select_rows(batch, rows)
             with torch.no_grad(), self._autocast():
                 stats = response_logprobs(self.model, part, temperature=self.settings.temperature)
@@ -118,9 +114,7 @@ class GradientStep:
         shuffle = self.settings.shuffle
         if shuffle is not None:
             rows = rows[torch.randperm(len(rows), generator=shuffle)]
-        return plan_micro_batches(
-            batch, rows, self.settings.budget, whole_groups=route == "direct", sort=shuffle is None
-        )
+        return plan_micro_batches(batch, rows, self.settings.budget, whole_groups=route == "direct", sort=shuffle is None)
 
     def _score_weights(self, objective, batch, old_NT, ref_NT, totals, report) -> Float[Tensor, " N"]:
         """dL/ds of every rollout; on the direct route backward needs none, and they are filled in afterwards."""
@@ -145,9 +139,9 @@ class GradientStep:
 
     def _part_loss(self, inputs: LossInputs, rows: Tensor, report: StepReport, totals: LossTotals) -> Tensor:
         objective = self.objective
-        if not isinstance(objective, ScoreObjective):
+        if isinstance(objective, AdditiveObjective):
             return objective.additive_loss(inputs, totals, report.weights_N[rows])
-        if report.route == "direct":
+        if report.route == "direct" or not isinstance(objective, ScoreObjective):
             return objective(inputs, totals).loss
         return (report.weights_N[rows] * objective.scores(inputs)).sum() + objective.penalty(inputs, totals)
 

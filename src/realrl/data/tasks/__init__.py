@@ -66,9 +66,7 @@ class TaskProblems(Sequence[Problem]):
     def __init__(self, name: str, split: str, seed: int, options: Mapping[str, Any], count: int = 0) -> None:
         known = {"digits"}
         if unknown := set(options) - known:
-            raise ConfigError(
-                f"data.task of {name} has no key {sorted(unknown)[0]!r}; known: {', '.join(sorted(known))}"
-            )
+            raise ConfigError(f"data.task of {name} has no key {sorted(unknown)[0]!r}; known: {', '.join(sorted(known))}")
         self._generate, default_digits = TASKS[name]
         self._digits = options.get("digits", default_digits)
         if not isinstance(self._digits, int) or not 1 <= self._digits <= 9:
@@ -83,9 +81,7 @@ class TaskProblems(Sequence[Problem]):
             text, answer = self._generate(rng, self._digits)
             if is_held_out(text) == (self._split == "eval"):
                 return Problem(f"{self._name}-{self._split}-{index}", text, str(answer))
-        raise ConfigError(
-            f"the task {self._name} with digits = {self._digits} has no problem for {self._split}; raise digits"
-        )
+        raise ConfigError(f"the task {self._name} with digits = {self._digits} has no problem for {self._split}; raise digits")
 
     def _distinct(self, count: int) -> list[Problem]:
         found: dict[str, Problem] = {}

