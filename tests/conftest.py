@@ -1,10 +1,13 @@
-"""Tiny real models, made on the spot."""
+"""Tiny real models, made on the spot; shapes of the numerical rooms are checked at run time in every test."""
 
 import pytest
 import torch
+from jaxtyping import install_import_hook
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
-from realrl.models.adder import character_tokenizer
+install_import_hook(["realrl.objectives", "realrl.logprobs", "realrl.sampling"], "beartype.beartype")
+
+from realrl.models.adder import character_tokenizer  # noqa: E402  the hook must come first
 
 
 @pytest.fixture(scope="session")

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from realrl.errors import RealrlError
+
+if TYPE_CHECKING:
+    from realrl.config import Config
+    from realrl.train import Summary
 
 app = typer.Typer(
     add_completion=False,
@@ -39,19 +43,21 @@ def train(
     recipe: Annotated[str, typer.Argument(help="Path of a recipe (TOML).")],
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the run folder's newest checkpoint.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run folder.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse data with any bad row (data.strict).")] = False,
 ) -> None:
     """Train a model as the recipe says."""
     from realrl.config import load_config
     from realrl.train import train as run_training
 
-    config = load_config(recipe, parse_overrides(context.args))
+    overrides = parse_overrides(context.args) | ({"data.strict": "true"} if strict else {})
+    config = load_config(recipe, overrides)
     _quiet_libraries()
     summary = run_training(config, resume=resume, overwrite=overwrite)
     if config.log.figure:
         from realrl.analysis.figures import learning_curve
 
         learning_curve(summary.folder, summary.folder / "learning_curve.png")
-    _print_summary(summary, recipe, config.log.examples)
+    _print_summary(summary, recipe, config)
 
 
 @app.command(name="eval", context_settings=_WITH_OVERRIDES)
@@ -60,9 +66,9 @@ def evaluate(
     data: Annotated[str, typer.Option(help="Data set: a name, a generated task, or a file.")],
     samples: Annotated[int, typer.Option(min=1, help="Samples of each problem.")] = 1,
     problems: Annotated[int, typer.Option(min=1, help="Problems at most.")] = 128,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.6,
+    temperature: Annotated[float | None, typer.Option(min=0, help="0 is greedy; else the recipe's, or 0.6.")] = None,
     top_p: Annotated[float, typer.Option(min=0, max=1)] = 1.0,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: the recipe's, or 256.")] = None,
     reward: Annotated[str, typer.Option(help="Verifier: math or exact_integer.")] = "math",
     recipe: Annotated[str | None, typer.Option(help="Take the prompt (data section) and reward from this recipe.")] = None,
     seed: Annotated[int, typer.Option()] = 0,
@@ -108,7 +114,7 @@ def _quiet_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def _print_summary(summary, recipe: str, examples: int) -> None:
+def _print_summary(summary: Summary, recipe: str, config: Config) -> None:
     from realrl.logging import printable
 
     print()
@@ -129,14 +135,15 @@ def _print_summary(summary, recipe: str, examples: int) -> None:
             f"{after.accuracy:.3f} ± {after.standard_error:.3f} (step {after_step}), gain {gain:+.3f}; "
             f"answers in a box: {before.boxed_share:.2f} → {after.boxed_share:.2f}"
         )
-        if key[1] == "greedy" or not examples:
+        if key[1] == "greedy":
             continue
-        for old, new in list(zip(before.samples, after.samples, strict=True))[:examples]:
+        for old, new in list(zip(before.samples, after.samples, strict=True))[: config.log.examples]:
             print(f"  {printable(old['problem'])}  gold {printable(old['answer'])}")
             print(f"    before: {printable(old['response'])!s:.100} [{old['status']}]")
             print(f"    after:  {printable(new['response'])!s:.100} [{new['status']}]")
     print(f"files in {summary.folder}: config.toml, metrics.jsonl, learning_curve.png, eval/, rollouts/, checkpoints/")
     if summary.checkpoint:
         print("next:")
-        print(f"  realrl eval {summary.checkpoint} --recipe {summary.folder}/config.toml --data NAME --samples 4")
-        print(f"  realrl train {recipe} --run.dir runs/other --objective.type grpo")
+        held_out = config.data.eval[0] if config.data.eval else config.data.train
+        print(f"  realrl eval {summary.checkpoint} --recipe {summary.folder}/config.toml --data {held_out} --samples 4")
+        print(f"  realrl train {recipe} --run.dir runs/other --run.seed 1 --objective.tau 0.25")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 import sys
 import time
@@ -53,19 +55,19 @@ class _WandbLike:
         self._module.finish()
 
 
+def check_trackers(log: LogSection) -> None:
+    """A ConfigError that names the extra, for a backend that the recipe asks for and that is not installed."""
+    for name in ("tensorboard", "wandb", "trackio"):
+        if getattr(log, name) and importlib.util.find_spec(name) is None:
+            raise ConfigError(f"log.{name} = true needs a package that is not installed: pip install 'realrl[{name}]'")
+
+
 def build_trackers(log: LogSection, run_dir: Path, config: Config) -> list[Tracker]:
-    """The backends that the recipe asks for; a missing package is a ConfigError that names the extra."""
-    trackers: list[Tracker] = []
-    try:
-        if log.tensorboard:
-            trackers.append(_TensorBoard(run_dir))
-        for name in ("wandb", "trackio"):
-            if getattr(log, name):
-                trackers.append(_WandbLike(__import__(name), run_dir, config.model_dump(mode="json")))
-    except ImportError as error:
-        raise ConfigError(
-            f"log.{error.name} needs a package that is not installed; pip install 'realrl[{error.name}]'"
-        ) from error
+    """The backends that the recipe asks for."""
+    trackers: list[Tracker] = [_TensorBoard(run_dir)] if log.tensorboard else []
+    for name in ("wandb", "trackio"):
+        if getattr(log, name):
+            trackers.append(_WandbLike(importlib.import_module(name), run_dir, config.model_dump(mode="json")))
     return trackers
 
 

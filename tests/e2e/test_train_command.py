@@ -157,6 +157,7 @@ def test_bad_input_is_one_line_and_touches_nothing(tmp_path):
         ("--train.mini_batch_prompts 3", "does not divide"),
         ("--reward.type maths", "did you mean math"),
         ("--data.max_prompt_tokens 2", "longer than data.max_prompt_tokens"),
+        ("--log.wandb true", "pip install 'realrl[wandb]'"),
         ("--resume", "nothing to resume"),
     ]
     for arguments, message in cases:
@@ -175,6 +176,16 @@ def test_an_existing_folder_is_left_alone(tmp_path):
         result = train(run, *arguments, check=False)
         assert result.returncode == 1 and message in result.stderr
         assert (run / "precious.txt").read_text() == "mine"
+
+
+def test_trackers_and_strict_data(tmp_path):
+    run = tmp_path / "run"
+    train(run, "--train.steps 1 --log.tensorboard true")
+    assert list((run / "tensorboard").iterdir())
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"problem": "1+1=", "answer": "2"}\n{"problem": "", "answer": "3"}\n')
+    result = train(tmp_path / "other", "--strict --data.train", data, check=False)
+    assert result.returncode == 1 and "1 bad rows and data.strict is on; first: line 2" in result.stderr
 
 
 def test_a_group_of_one_is_warned_about_and_its_inertness_rings(tmp_path):

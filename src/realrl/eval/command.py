@@ -26,9 +26,9 @@ class EvalRequest:
     data: str
     samples: int
     problems: int
-    temperature: float
+    temperature: float | None
     top_p: float
-    max_new_tokens: int
+    max_new_tokens: int | None
     reward: str
     recipe: str | None
     seed: int
@@ -58,10 +58,10 @@ def run_eval(request: EvalRequest) -> str:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     model = load_model(request.model, dtype=dtype, device=device).eval()
     params = SamplingParams(
-        temperature=request.temperature,
+        temperature=config.sampling.temperature if request.temperature is None else request.temperature,
         top_p=request.top_p,
         top_k=0,
-        max_new_tokens=request.max_new_tokens,
+        max_new_tokens=request.max_new_tokens or config.sampling.max_new_tokens,
         batch_rows=config.sampling.batch_rows,
     )
     with build_verifier(config.reward) as grader:
@@ -77,7 +77,7 @@ def run_eval(request: EvalRequest) -> str:
         write_rollouts(Path(request.output), result.samples)
     return (
         f"{request.data}: accuracy {result.accuracy:.4f} ± {result.standard_error:.4f} (standard error over "
-        f"{len(rendered.prompts)} problems, {request.samples} samples each, temperature {request.temperature}); "
+        f"{len(rendered.prompts)} problems, {request.samples} samples each, temperature {params.temperature}); "
         f"no answer {result.no_answer_share:.3f}, truncated {result.truncated_share:.3f}, "
         f"mean length {result.mean_length:.1f} tokens"
         + (f"; {rendered.too_long} problems were too long and left out" if rendered.too_long else "")
@@ -88,4 +88,11 @@ def run_eval(request: EvalRequest) -> str:
 def _recipe(request: EvalRequest) -> Config:
     if request.recipe:
         return load_config(request.recipe)
-    return parse_config({"model": {"path": request.model}, "data": {"train": request.data}, "reward": {"type": request.reward}})
+    return parse_config(
+        {
+            "model": {"path": request.model},
+            "data": {"train": request.data},
+            "reward": {"type": request.reward},
+            "sampling": {"temperature": 0.6},
+        }
+    )

@@ -10,7 +10,7 @@ from pathlib import Path
 from realrl.config import Config, dump_config
 from realrl.errors import ConfigError, TrainingError
 from realrl.eval.runner import EvalResult
-from realrl.logging import Display, MetricsFile, build_trackers
+from realrl.logging import Display, MetricsFile, build_trackers, check_trackers
 from realrl.train.checkpoint import list_checkpoints, load_optimizer, read_state
 from realrl.train.loop import train_loop
 from realrl.train.recorder import Recorder
@@ -38,6 +38,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> S
     """
     folder = Path(config.run.dir)
     newest = _check_folder(folder, resume=resume, overwrite=overwrite)
+    check_trackers(config.log)
     start = int(read_state(newest)["step"]) if newest else 0
     run = prepare(config, weights=str(newest) if newest else None)
     if newest:
