@@ -49,7 +49,7 @@ def test_stops_at_every_end_token_and_says_when_cut(model, tokenizer):
 
 
 def test_greedy_is_the_greedy_of_transformers(model, tokenizer):
-    for rollout in run(model, tokenizer, group_size=1, temperature=0):
+    for rollout in run(model, tokenizer, group_size=1, temperature=0.0):
         prompt = torch.tensor([PROMPTS[rollout.prompt_index]])
         with torch.no_grad():
             expected = model.generate(prompt, do_sample=False, max_new_tokens=12)[0, prompt.shape[1] :]
@@ -65,7 +65,7 @@ def test_draws_depend_on_the_seed_alone(model, tokenizer):
 
 
 def test_top_k_one_is_greedy_and_top_p_keeps_the_nucleus(model, tokenizer):
-    greedy = run(model, tokenizer, group_size=1, temperature=0)
+    greedy = run(model, tokenizer, group_size=1, temperature=0.0)
     assert [r.token_ids for r in run(model, tokenizer, group_size=1, top_k=1)] == [r.token_ids for r in greedy]
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()[None].repeat(4000, 1)
     uniforms = torch.rand(4000, generator=torch.Generator().manual_seed(0))
@@ -85,7 +85,7 @@ def test_draws_follow_the_tempered_distribution():
 
 def test_the_bfloat16_copy_follows_the_trained_weights(model, tokenizer):
     sampler = HFSampler(model, tokenizer, dtype=torch.bfloat16)
-    settings = SamplingParams(temperature=0, max_new_tokens=12)
+    settings = SamplingParams(temperature=0.0, max_new_tokens=12)
 
     def greedy():
         return sampler.sample(PROMPTS, group_size=1, params=settings, generator=torch.Generator())
