@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from realrl.logprobs import response_logprobs, shares_prompts
 from realrl.types import Batch, Problem, Prompt
@@ -18,11 +18,20 @@ SIZES = {
 }
 
 
-@pytest.fixture(params=[(Qwen2Config, Qwen2ForCausalLM), (LlamaConfig, LlamaForCausalLM)], ids=["qwen2", "llama"])
+# GPT-2 embeds absolute positions, so that it sees a shift that rotary models do not.
+GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 50, "n_positions": 64, "bos_token_id": 1, "eos_token_id": 2}
+
+
+@pytest.fixture(params=["qwen2", "llama", "gpt2"])
 def model(request):
-    config_class, model_class = request.param
     torch.manual_seed(0)
-    model = model_class(config_class(**SIZES)).eval()
+    if request.param == "qwen2":
+        model = Qwen2ForCausalLM(Qwen2Config(**SIZES))
+    elif request.param == "llama":
+        model = LlamaForCausalLM(LlamaConfig(**SIZES))
+    else:
+        model = GPT2LMHeadModel(GPT2Config(**GPT2))
+    model.eval()
     # Random initial logits are nearly flat; sharper ones make a wrong position visible.
     with torch.no_grad():
         for parameter in model.parameters():

@@ -47,8 +47,7 @@ def kl_penalty(inputs: LossInputs, config: KLConfig, totals: LossTotals) -> Floa
     target = inputs.logprobs_ref if config.target == "ref" else inputs.logprobs_old
     if target is None:
         raise ValueError("kl.target is 'ref' but logprobs_ref is None; pass the reference model's log-probabilities")
-    # Padding may hold anything, and an exp of it could overflow: it is set aside before, not after.
+    # On padding an exp could overflow: the gradient must not pass through it.
     policy = torch.where(inputs.loss_mask, inputs.logprobs_policy, 0)
-    target = torch.where(inputs.loss_mask, target, 0)
     mean_N = masked_token_mean(kl_estimate(policy, target, config.estimator), inputs.loss_mask)
     return config.coef * mean_N.sum() / totals.num_rollouts
