@@ -196,9 +196,12 @@ def test_a_group_of_one_is_warned_about_and_its_inertness_rings(tmp_path):
 
 def test_an_exploding_run_stops_with_its_last_good_checkpoint(tmp_path):
     run = tmp_path / "run"
-    options = "--train.steps 30 --checkpoint.every 1 --train.max_nonfinite_steps 2 --optim.lr 1e30"
+    options = "--train.steps 30 --checkpoint.every 1 --train.max_nonfinite_steps 2 --optim.lr 3e37"
+    options += " --objective.degenerate_groups use"
     result = train(run, options, check=False)
     assert result.returncode == 1 and "not finite" in result.stderr and "last good checkpoint is" in result.stderr
+    saved = weights(run, 1)
+    assert all(torch.isfinite(tensor).all() for tensor in saved.values())
 
 
 def test_show_config_prints_the_resolved_recipe(tmp_path):

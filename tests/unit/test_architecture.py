@@ -37,8 +37,13 @@ def imports(path: Path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            if node.level:
+                package = ("realrl", *path.relative_to(SOURCE).parts)[: -node.level]
+                module = ".".join([*package, module] if module else package)
+            # `from realrl import analysis` names its room in the alias.
+            yield from [f"realrl.{alias.name}" for alias in node.names] if module == "realrl" else [module]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))

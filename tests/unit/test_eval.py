@@ -1,12 +1,16 @@
 import itertools
-import json
 import statistics
 
 import pytest
+import torch
 
-from realrl.analysis.figures import learning_curve
+from realrl.config import RewardSection
 from realrl.eval import pass_at_k
 from realrl.eval.passk import mean_and_standard_error
+from realrl.eval.runner import evaluate
+from realrl.rewards import build_verifier
+from realrl.sampling import SamplingParams
+from realrl.types import Problem, Prompt, Rollout
 
 
 @pytest.mark.parametrize(("n", "c"), [(5, 0), (5, 1), (5, 3), (5, 5), (1, 1)])
@@ -29,13 +33,59 @@ def test_standard_error_is_that_of_the_problem_means():
     assert mean_and_standard_error([[1, 0]]) == (0.5, 0.0)
 
 
-def test_learning_curve_is_drawn(tmp_path):
-    records = [
-        {"step": 0, "eval/addition/sampled/accuracy": 0.2, "eval/addition/sampled/standard_error": 0.05},
-        *[{"step": s, "reward/mean": s / 10, "format/boxed_share": 1.0} for s in range(1, 9)],
-        {"step": 8, "eval/addition/sampled/accuracy": 0.8, "eval/addition/sampled/standard_error": 0.05},
-    ]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    learning_curve(tmp_path, tmp_path / "curve.png")
-    data = (tmp_path / "curve.png").read_bytes()
-    assert data[:4] == b"\x89PNG" and len(data) > 10_000
+class ScriptedSampler:
+    """A sampler whose responses are known: `texts[prompt][sample]`; one token a character."""
+
+    def __init__(self, texts, truncated=()):
+        self.texts = texts
+        self.truncated = truncated
+
+    def sample(self, prompts, *, group_size, params, generator):
+        return [
+            Rollout(index, tuple(range(len(text))), (0.0,) * len(text), text, truncated=text in self.truncated)
+            for index, _ in enumerate(prompts)
+            for text in self.texts[index][:group_size]
+        ]
+
+    def update_weights(self, model):
+        raise NotImplementedError
+
+
+PROMPTS = [Prompt(Problem(f"p{i}", f"question {i}", answer), f"question {i}", (i + 1,)) for i, answer in enumerate(["7", "8"])]
+
+
+def run_evaluate(sampler, samples):
+    with build_verifier(RewardSection(type="exact_integer")) as grader:
+        params = SamplingParams(temperature=1.0)
+        return evaluate(sampler, PROMPTS, grader, samples=samples, params=params, generator=torch.Generator())
+
+
+def test_evaluate_counts_what_was_sampled():
+    texts = [[r"\boxed{7}", r"\boxed{9}", "hm", r"so \boxed{7}"], [r"\boxed{7}", "no idea", r"\boxed{8", "none"]]
+    result = run_evaluate(ScriptedSampler(texts, truncated={r"\boxed{8", "hm", "none"}), samples=4)
+    # Right: two of four for the first problem, none for the second.
+    assert result.accuracy == pytest.approx((2 / 4 + 0 / 4) / 2)
+    assert result.standard_error == pytest.approx(statistics.stdev([0.5, 0.0]) / 2**0.5)
+    assert result.boxed_share == 4 / 8  # an unclosed box is none
+    assert result.no_answer_share == 4 / 8
+    assert result.truncated_share == 3 / 8
+    assert result.mean_length == statistics.mean(len(text) for row in texts for text in row)
+    assert [row["response"] for row in result.samples] == [*texts[0], *texts[1]]
+    assert [row["id"] for row in result.samples] == ["p0"] * 4 + ["p1"] * 4
+    row = result.samples[1]
+    row.pop("reason")
+    assert row == {
+        "id": "p0",
+        "problem": "question 0",
+        "answer": "7",
+        "response": r"\boxed{9}",
+        "extracted": "9",
+        "status": "wrong",
+        "truncated": False,
+        "tokens": 9,
+    }
+
+
+def test_evaluate_refuses_a_sampler_that_loses_rollouts():
+    with pytest.raises(AssertionError, match="2 rollouts for 2 × 4"):
+        run_evaluate(ScriptedSampler([["a"], ["b"]]), samples=4)

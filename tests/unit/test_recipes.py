@@ -12,6 +12,8 @@ PAPER_MODELS = {
     "1.5b": ("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", 2e-6, 1400),
     "7b": ("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", 1e-6, 1000),
 }
+PAPER_EVAL = ("aime24", "aime25", "math500", "amc22_23", "minerva", "olympiadbench")
+PAPER_SUFFIX = "\nLet's think step by step and output the final answer within \\boxed{}."
 PAPER_DATA = {"deepscaler": "deepscaler", "dapo17k": "dapo_math_17k"}
 PAPER_OBJECTIVES = {
     "real": {"tau": 0.5, "anchor": True, "degenerate_groups": "skip", "kl": ("none", 0.0)},
@@ -38,7 +40,8 @@ def test_the_paper_s_hyper_parameters(size, data, objective):
     config = load_config(RECIPES / "paper" / f"{objective}_{size}_{data}.toml")
     model, rate, steps = PAPER_MODELS[size]
     assert (config.model.path, config.optim.lr, config.train.steps) == (model, rate, steps)
-    assert config.data.train == PAPER_DATA[data] and len(config.data.eval) == 6
+    assert (config.data.train, config.data.eval, config.data.prompt_suffix) == (PAPER_DATA[data], PAPER_EVAL, PAPER_SUFFIX)
+    assert config.reward.type == "math"
     assert config.optim.weight_decay == 0.01
     assert (config.train.prompts_per_step, config.train.mini_batch_prompts, config.updates_per_step) == (128, 32, 4)
     sampling = config.sampling

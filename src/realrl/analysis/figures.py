@@ -13,7 +13,10 @@ from matplotlib.ticker import MaxNLocator
 
 
 def learning_curve(run_dir: Path, output: Path) -> None:
-    """Reward and boxed share of each step's rollouts, and held-out accuracy with standard errors, from metrics.jsonl."""
+    """Reward and boxed share of each step's rollouts, and held-out accuracy with standard errors, from metrics.jsonl.
+
+    What a run did not record is left out.
+    """
     records = [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
     steps = [(record["step"], record) for record in records if "reward/mean" in record]
     figure, axis = plt.subplots(figsize=(8, 4.5))
@@ -23,8 +26,9 @@ def learning_curve(run_dir: Path, output: Path) -> None:
         axis.plot(x, reward, color="tab:blue", alpha=0.35, linewidth=1)
         smooth = [sum(reward[max(0, i - 4) : i + 1]) / (i + 1 - max(0, i - 4)) for i in range(len(reward))]
         axis.plot(x, smooth, color="tab:blue", label="training reward, mean of 5 steps")
-        boxed = [record["format/boxed_share"] for _, record in steps]
-        axis.plot(x, boxed, color="tab:gray", linestyle=":", label="answers in a box (format)")
+    boxed = [(record["step"], record["format/boxed_share"]) for record in records if "format/boxed_share" in record]
+    if boxed:
+        axis.plot(*zip(*boxed, strict=True), color="tab:gray", linestyle="--", label="answers in a box (format)")
     series: dict[str, list[tuple[int, float, float]]] = {}
     for record in records:
         for key, value in record.items():
@@ -38,7 +42,7 @@ def learning_curve(run_dir: Path, output: Path) -> None:
     axis.set(xlabel="step (sampling round)", ylim=(-0.02, 1.02), title=Path(run_dir).name)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(alpha=0.3)
-    if steps or series:
+    if steps or boxed or series:
         axis.legend(loc="lower right", fontsize=8)
     figure.tight_layout()
     figure.savefig(output, dpi=150)

@@ -12,7 +12,7 @@ from realrl.errors import ConfigError, TrainingError
 from realrl.eval.runner import EvalResult
 from realrl.logging import Display, MetricsFile, build_trackers, check_trackers
 from realrl.train.checkpoint import list_checkpoints, load_optimizer, read_state
-from realrl.train.loop import train_loop
+from realrl.train.loop import StopRequest, train_loop
 from realrl.train.recorder import Recorder
 from realrl.train.setup import prepare
 
@@ -64,7 +64,8 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> S
             recorder.line(f"resuming {newest} at step {start}" + (f"; changed: {', '.join(changed)}" if changed else ""))
         elif config.eval.at_start:
             recorder.evaluate(run, 0)
-        steps = train_loop(run, recorder, start)
+        with StopRequest(recorder) as stop:
+            steps = train_loop(run, recorder, stop, start)
     finally:
         recorder.close()
         run.grader.close()

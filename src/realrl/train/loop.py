@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 
 import torch
@@ -17,14 +18,14 @@ from realrl.train.step import GradientStep, StepReport, StepSettings
 from realrl.types import Batch
 
 
-def train_loop(run: Run, recorder: Recorder, start: int = 0) -> int:
+def train_loop(run: Run, recorder: Recorder, stop: StopRequest, start: int = 0) -> int:
     """Train from step `start` (counted from 0) to the recipe's last; returns the number of finished steps.
 
-    Ctrl-C ends it after the step in progress. Raises TrainingError after too many non-finite updates in a row.
+    A `stop` request ends it after the step in progress. Raises TrainingError after too many non-finite updates in a row.
     """
     config, seed = run.config, run.config.run.seed
     params = sampling_params(config.sampling)
-    alarms, stop = Alarms(), StopRequest(recorder)
+    alarms = Alarms()
     bad_in_a_row = 0
     for step in range(start, config.train.steps):
         torch.manual_seed(derive_seed(seed, "torch", step))
@@ -63,7 +64,6 @@ def train_loop(run: Run, recorder: Recorder, start: int = 0) -> int:
         if last or (config.checkpoint.every and (step + 1) % config.checkpoint.every == 0):
             recorder.checkpoint(run, step + 1)
         if last:
-            stop.restore()
             return step + 1
     return start
 
@@ -155,10 +155,13 @@ class StopRequest:
     def __init__(self, recorder: Recorder) -> None:
         self.requested = False
         self._recorder = recorder
-        try:
+
+    def __enter__(self) -> StopRequest:
+        # Only the main thread may handle signals; elsewhere they are its owner's business.
+        self._handles = threading.current_thread() is threading.main_thread()
+        if self._handles:
             self._previous = signal.signal(signal.SIGINT, self._handle)
-        except ValueError:  # not the main thread: its owner handles signals
-            self._previous = None
+        return self
 
     def _handle(self, signum: int, frame: object) -> None:
         if self.requested:
@@ -166,6 +169,6 @@ class StopRequest:
         self.requested = True
         self._recorder.line("Ctrl-C: finishing this step, then saving a checkpoint; press again to stop at once")
 
-    def restore(self) -> None:
-        if self._previous is not None:
+    def __exit__(self, *error: object) -> None:
+        if self._handles:
             signal.signal(signal.SIGINT, self._previous)
