@@ -14,10 +14,10 @@ help:
 	@echo "make clean        remove the environment"
 
 quickstart: $(INSTALLED)
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/realrl train recipes/quickstart.toml --overwrite
+	$(BIN)/realrl train recipes/quickstart.toml --overwrite
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

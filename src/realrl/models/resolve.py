@@ -94,6 +94,7 @@ def _build_once(folder: Path, build: Callable[[Path], None]) -> None:
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         build(temporary)
+        temporary.chmod(0o755)
         if not folder.exists():
             temporary.rename(folder)
     finally:
