@@ -1,6 +1,7 @@
 # Two commands: `make quickstart` and `make test`. Both make .venv where it is missing.
 PYTHON ?= python3
-# Set TORCH_INDEX to a wheel index of pytorch.org (cpu, cu128, ...) to choose torch's build; empty: the default index's.
+# Set TORCH_INDEX to a wheel index of pytorch.org (cpu, cu128, ...) to choose torch's build (by pip);
+# empty: uv's choice for this machine where uv is present, else the default index's.
 TORCH_INDEX ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -30,7 +31,7 @@ clean:
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "realrl needs Python 3.11 or newer, %s is %d.%d; set PYTHON=" % (sys.executable, v.major, v.minor))'
 	@echo "making .venv and installing the pinned packages (one to three minutes)"
-	@if command -v uv >/dev/null 2>&1 && $(MAKE) --no-print-directory env-uv; then :; else $(MAKE) --no-print-directory env-pip; fi
+	@if [ -z "$(TORCH_INDEX)" ] && command -v uv >/dev/null 2>&1 && $(MAKE) --no-print-directory env-uv; then :; else $(MAKE) --no-print-directory env-pip; fi
 	@touch $@
 
 # uv picks torch's build for this machine by itself; where it cannot reach what it wants, pip takes over.
