@@ -14,11 +14,20 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One row of a data set: a problem text and its gold answer."""
+    """One row of a data set: a problem text, its gold answer, and further answers that are accepted as well.
+
+    An answer that is a bare comma-separated list needs all its items, in any order.
+    """
 
     id: str
     problem: str
     answer: str
+    also_accept: tuple[str, ...] = ()
+
+    @property
+    def golds(self) -> tuple[str, ...]:
+        """Every accepted answer; a verifier asks for any one of them."""
+        return (self.answer, *self.also_accept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +56,17 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a verifier says of one response: `status` is correct, wrong, no_answer or grader_error."""
+    """What a verifier says of one response: `status` is correct, wrong, no_answer or grader_error.
+
+    `stage` names what decided; `seconds` is how long that took; `score` is a graded reward in [0, 1] of verifiers that give one.
+    """
 
     status: str
     extracted: str | None = None
     reason: str = ""
+    stage: str = ""
+    seconds: float = 0.0
+    score: float | None = None
 
     @property
     def reward(self) -> float:

@@ -41,7 +41,7 @@ def evaluate(
     if len(rollouts) != samples * len(prompts):
         raise AssertionError(f"the sampler returned {len(rollouts)} rollouts for {len(prompts)} × {samples}")
     problems = [prompts[rollout.prompt_index].problem for rollout in rollouts]
-    verdicts = grader.score([rollout.text for rollout in rollouts], [problem.answer for problem in problems])
+    verdicts = grader.score([rollout.text for rollout in rollouts], [problem.golds for problem in problems])
     per_problem: list[list[float]] = [[] for _ in prompts]
     rows = []
     for rollout, problem, verdict in zip(rollouts, problems, verdicts, strict=True):

@@ -22,8 +22,12 @@ class Grader:
         self._quick = quick
         self._pool = pool
 
-    def score(self, responses: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
-        """One verdict for each response, in order; never raises on a response, never hangs past the deadline."""
+    def score(self, responses: Sequence[str], answers: Sequence[str | Sequence[str]]) -> list[Verdict]:
+        """One verdict for each response, in order; never raises on a response, never hangs past the deadline.
+
+        An answer may be several accepted ones.
+        """
+        answers = [answer if isinstance(answer, str) else answer[0] for answer in answers]
         judgements = [self._quick(response, answer) for response, answer in zip(responses, answers, strict=True)]
         open_items = [index for index, judgement in enumerate(judgements) if judgement is None]
         if open_items and self._pool is not None:

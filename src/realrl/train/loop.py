@@ -40,7 +40,7 @@ def train_loop(run: Run, recorder: Recorder, stop: StopRequest, start: int = 0) 
         )
         clock.lap("sample")
         recorder.phase("grading")
-        answers = [prompts[rollout.prompt_index].problem.answer for rollout in rollouts]
+        answers = [prompts[rollout.prompt_index].problem.golds for rollout in rollouts]
         verdicts = run.grader.score([rollout.text for rollout in rollouts], answers)
         clock.lap("grade")
         recorder.phase("updating")
