@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from realrl.errors import ConfigError
 from realrl.objectives import ObjectiveConfig, RealConfig, build_objective
+from realrl.objectives.base import LabelObjective
 
 
 class Section(BaseModel):
@@ -64,7 +65,13 @@ class DataSection(Section):
 class RewardSection(Section):
     type: str = "math"
     workers: PositiveInt = 2
-    timeout_s: float = Field(default=5.0, gt=0)
+    timeout_s: float = Field(default=5.0, gt=0, description="seconds for one answer")
+    memory_mib: PositiveInt = Field(default=1024, description="address space of one grading worker")
+    require_boxed: bool = False
+    require_think_close: bool = False
+    bare_answers: bool = Field(default=True, description="a formula that ends the last line counts as the answer")
+    format_weight: float = Field(default=0.0, ge=0, lt=1, description="share of the reward that a boxed answer earns")
+    threshold: float | None = Field(default=None, gt=0, le=1, description="scores from here on are reward 1, others 0")
 
 
 class SamplingSection(Section):
@@ -155,6 +162,17 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _labels(self) -> Config:
+        label = isinstance(build_objective(self.objective), LabelObjective)
+        if label and self.reward.format_weight and self.reward.threshold is None:
+            raise ValueError(
+                f"reward.format_weight = {self.reward.format_weight} makes rewards between 0 and 1, and objective.type = "
+                f"{self.objective.type!r} needs labels 0 or 1; set reward.threshold, or choose an advantage-based objective "
+                "(grpo, dapo)"
+            )
+        return self
+
     @property
     def updates_per_step(self) -> int:
         """Optimizer steps per sampling round."""
@@ -191,7 +209,7 @@ def parse_config(document: dict[str, Any], source: str = "config") -> Config:
 
 def dump_config(config: Config) -> str:
     """The resolved recipe as TOML; reading it back gives an equal Config."""
-    return tomli_w.dumps(config.model_dump(mode="json"))
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
 
 
 def _set_dotted(document: dict[str, Any], dotted: str, text: str) -> None:

@@ -58,7 +58,8 @@ class Rollout:
 class Verdict:
     """What a verifier says of one response: `status` is correct, wrong, no_answer or grader_error.
 
-    `stage` names what decided; `seconds` is how long that took; `score` is a graded reward in [0, 1] of verifiers that give one.
+    `stage` names what decided; `seconds` is how long that took; `score` is a graded reward in [0, 1] where
+    the verifier gives one.
     """
 
     status: str
@@ -70,7 +71,9 @@ class Verdict:
 
     @property
     def reward(self) -> float:
-        """1.0 for a correct answer, else 0.0."""
+        """The score where the verifier gives one; else 1.0 for a correct answer, 0.0 for any other."""
+        if self.score is not None:
+            return self.score
         return 1.0 if self.status == "correct" else 0.0
 
     @property

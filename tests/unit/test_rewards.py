@@ -1,14 +1,19 @@
+import asyncio
 import multiprocessing
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from realrl.config import RewardSection
+from realrl.config import RewardSection, parse_config
 from realrl.errors import ConfigError
 from realrl.rewards import build_verifier, extract_answer, grade, last_boxed, verify
-from realrl.rewards.pool import JudgePool
+from realrl.rewards.extract import ExtractionPolicy
+from realrl.rewards.pool import Judgement, JudgePool
 
 
 @pytest.mark.parametrize(
@@ -21,6 +26,14 @@ from realrl.rewards.pool import JudgePool
         ("work\n#### 72", "72"),
         ("The final answer is: **12**", "12"),
         ("nothing here", None),
+        (r"\boxed{1} and \boxed{2}", "1, 2"),
+        (r"The solutions are $\boxed{x=1}$, $\boxed{x=2}$.", "x=1, x=2"),
+        ("The answer is 5. I hope it is correct", "5"),
+        ("Final Answer: The largest $n$ is 34.", "34"),
+        ("The answer is\n\\[\n9\n\\]", "9"),
+        ("Adding, 3 + 4 = 7.", "7"),
+        (r"Therefore $x = 3$.", "x = 3"),
+        ("I tried 3 and gave up", None),
         (r"\boxed{}", None),
         ("", None),
     ],
@@ -46,7 +59,8 @@ def test_extraction_is_linear_on_a_megabyte_of_unclosed_boxes():
         (r"\boxed{1,2}", "12", "wrong"),
         (r"\boxed{12.5}", "12", "wrong"),
         (r"\boxed{x}", "12", "wrong"),
-        ("12", "12", "no_answer"),
+        ("12", "12", "correct"),
+        ("no idea", "12", "no_answer"),
         (r"\boxed{" + "9" * 100_000 + "}", "12", "wrong"),
         (r"\boxed{1}", "x", "grader_error"),
     ],
@@ -80,6 +94,18 @@ def test_math_equivalence(answer, gold, equal):
         "\\boxed{" + "{" * 10_000 + "}" * 10_001,
         "\\boxed{" + "a" * 1_000_000 + "}",
         "",
+        r"\boxed{10^{10^{10}}}",
+        r"\boxed{9^{9^{9^9}}}",
+        r"\boxed{(10^9)!}",
+        r"\boxed{\sum_{k=1}^{10^{9}} k!}",
+        r"\boxed{\int_0^1 x^{x^{x^{x}}} dx}",
+        r"\boxed{__import__('os').system('touch /tmp/realrl_was_here')}",
+        r"\boxed{" + "1+" * 900 + "1}",
+        r"\boxed{" + "-" * 1900 + "1}",
+        r"\boxed{" + r"\frac" * 380 + "}",
+        r"\boxed{" + "!" * 1900 + "}",
+        r"\boxed{3" + "!" * 8 + "}",
+        r"\boxed{" + "2^" * 900 + "2}",
     ],
 )
 def test_hostile_text_gets_a_verdict(response):
@@ -99,17 +125,21 @@ def hang_or_die(response: str, gold: str):
         os._exit(1)
     if response == "raise":
         raise ValueError("no")
-    return ("correct" if response == gold else "wrong"), response, "test"
+    if response == "hoard":
+        return Judgement("correct", str(len(bytearray(2**31))))
+    return Judgement("correct" if response == gold else "wrong", response, str(os.getpid()))
 
 
 def test_a_hanging_or_dying_worker_costs_its_own_item_only():
     pool = JudgePool(f"{__name__}:hang_or_die", workers=2, timeout_s=0.5)
     try:
-        responses = ["a", "hang", "b", "die", "raise", "c", "hang", "d"]
-        results = pool.judge([(text, text) for text in responses])
+        responses = ["a", "hang", "b", "die", "raise", "c", "hoard", "d"]
+        done = []
+        results = pool.judge([(text, text) for text in responses], done.append)
     finally:
         pool.close()
-    assert [status for status, _, _ in results] == [
+    assert done == sorted(done) and done[-1] == len(responses)
+    assert [result.status for result in results] == [
         "correct",
         "grader_error",
         "correct",
@@ -119,8 +149,133 @@ def test_a_hanging_or_dying_worker_costs_its_own_item_only():
         "grader_error",
         "correct",
     ]
-    assert [extracted for _, extracted, _ in results] == ["a", None, "b", None, None, "c", None, "d"]
-    assert "within 0.5 s" in results[1][2] and "died" in results[3][2] and "ValueError" in results[4][2]
+    assert [result.extracted for result in results] == ["a", None, "b", None, None, "c", None, "d"]
+    reasons = [result.reason for result in results]
+    assert "within 0.5 s" in reasons[1] and "died" in reasons[3] and "ValueError" in reasons[4] and "MemoryError" in reasons[6]
+    assert results[1].seconds >= 0.5
+
+
+def test_workers_are_recycled():
+    pool = JudgePool(f"{__name__}:hang_or_die", workers=1, recycle=3)
+    try:
+        results = pool.judge([("a", "a")] * 7)
+    finally:
+        pool.close()
+    workers = [result.reason for result in results]
+    assert len(set(workers)) == 3 and workers[0] == workers[2] != workers[3] == workers[5] != workers[6]
+
+
+def test_workers_end_with_their_parent():
+    """The parent is killed while its worker hangs; the worker is gone soon after."""
+    code = (
+        "import os, threading\n"
+        "from realrl.rewards.pool import JudgePool\n"
+        f"pool = JudgePool({__name__!r} + ':hang_or_die', workers=1, timeout_s=600)\n"
+        "threading.Thread(target=pool.judge, args=([('a', 'a'), ('hang', '')], lambda n: n and print(\n"
+        "    pool._workers[0].process.pid, flush=True)), daemon=True).start()\n"
+        "threading.Event().wait()\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.path.dirname(__file__)}
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
+    worker = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    for _ in range(200):
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            return
+        # A worker that init has yet to reap is gone too.
+        if Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+            return
+        threading.Event().wait(0.1)
+    raise AssertionError(f"worker {worker} outlived its parent")
+
+
+def test_the_verdict_is_the_same_in_threads_processes_and_asyncio():
+    """In each, one answer that is decided at once and one that needs a worker."""
+    pairs = [(r"\boxed{\frac{2}{4}}", "0.5"), (r"\boxed{\sum_{k=1}^{3} k}", "6"), (r"\boxed{\sum_{k=1}^{3} k}", "7")]
+    expected = [True, True, False]
+    assert [verify(*pair) for pair in pairs] == expected
+    with ThreadPoolExecutor(3) as threads:
+        assert list(threads.map(verify, *zip(*pairs, strict=True))) == expected
+
+    async def together():
+        return await asyncio.gather(*(asyncio.to_thread(verify, *pair) for pair in pairs))
+
+    assert asyncio.run(together()) == expected
+    # Pool's processes are daemonic, which may have no children of multiprocessing's own.
+    for method in ("fork", "spawn"):
+        with multiprocessing.get_context(method).Pool(1) as processes:
+            assert processes.starmap(verify, pairs) == expected
+
+
+def double(response: str, answer: str) -> bool:
+    return response == 2 * answer
+
+
+async def share(response: str, answer: str) -> float:
+    await asyncio.sleep(0)
+    return response.count(answer) / len(response)
+
+
+def test_a_users_function_by_import_path():
+    with build_verifier(RewardSection(type=f"{__name__}:double")) as grader:
+        assert [verdict.reward for verdict in grader.score(["aa", "a"], ["a", "a"])] == [1.0, 0.0]
+    with build_verifier(RewardSection(type=f"{__name__}:share")) as grader:
+        assert [verdict.reward for verdict in grader.score(["ab", "aa", "bb"], ["a"] * 3)] == [0.5, 1.0, 0.0]
+    with build_verifier(RewardSection(type=f"{__name__}:share", threshold=0.5)) as grader:
+        assert [verdict.reward for verdict in grader.score(["ab", "aa", "bb"], ["a"] * 3)] == [1.0, 1.0, 0.0]
+    with build_verifier(RewardSection(type=f"{__name__}:missing", timeout_s=1)) as grader:
+        assert grader.score(["a"], ["a"])[0].status == "grader_error"
+
+
+def test_format_rewards_and_labels():
+    with build_verifier(RewardSection(type="exact_integer", format_weight=0.2)) as grader:
+        rewards = [verdict.reward for verdict in grader.score([r"\boxed{7}", "The answer is 7", r"\boxed{8}", "hm"], ["7"] * 4)]
+    assert rewards == pytest.approx([1.0, 0.8, 0.2, 0.0])
+    document = {"model": {"path": "m"}, "data": {"train": "d"}, "reward": {"format_weight": 0.2}}
+    with pytest.raises(ConfigError, match="set reward.threshold, or choose an advantage-based objective"):
+        parse_config(document)
+    assert parse_config(document | {"objective": {"type": "grpo"}}).reward.format_weight == 0.2
+    assert parse_config(document | {"reward": {"format_weight": 0.2, "threshold": 0.9}}).reward.threshold == 0.9
+
+
+@pytest.mark.parametrize(
+    ("type", "response", "gold", "status"),
+    [
+        ("exact_match", r"\boxed{\text{ New  York}}", "new york", "correct"),
+        ("exact_match", r"\boxed{York}", "New York", "wrong"),
+        ("multiple_choice", "The answer is (C).", "C", "correct"),
+        ("multiple_choice", r"\boxed{C. 12}", "C", "correct"),
+        ("multiple_choice", r"\boxed{D}", "C", "wrong"),
+        ("multiple_choice", r"\boxed{Cats}", "C", "wrong"),
+        ("regex", r"\boxed{ab12}", r"[a-z]+\d+", "correct"),
+        ("regex", r"\boxed{ab12!}", r"[a-z]+\d+", "wrong"),
+        ("regex", r"\boxed{x}", "(", "grader_error"),
+    ],
+)
+def test_other_verifiers(type, response, gold, status):
+    assert grade(response, gold, type=type).status == status
+
+
+def test_any_of_several_golds():
+    assert verify(r"\boxed{\frac{1}{3}}", ["0.25", "1/3"])
+    assert not verify(r"\boxed{\frac{1}{3}}", ["0.25", "2/3"])
+    # A list needs all its items, in any order.
+    assert verify(r"\boxed{84, 69}", "$69$,$84$")
+    assert not verify(r"\boxed{84}", "$69$,$84$")
+
+
+def test_policy():
+    text = "thinking <think> 5 </think> The answer is 5."
+    assert extract_answer(text) == "5"
+    assert extract_answer(text, ExtractionPolicy(require_boxed=True)) is None
+    closed = ExtractionPolicy(require_think_close=True)
+    assert extract_answer(r"\boxed{5}", closed) is None
+    assert extract_answer(r"</think>\boxed{5}", closed) == "5"
+    assert extract_answer("so x = 5.") == "5"
+    assert extract_answer("so x = 5.", ExtractionPolicy(bare_answers=False)) is None
 
 
 def test_unknown_verifier_names_the_nearest():

@@ -3,40 +3,122 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
-_BOX = re.compile(r"\\(?:boxed|fbox)\{")
-_MARKERS = re.compile(r"####|\b(?:final answer|answer)\b\s*(?:is|:)", re.IGNORECASE)
-# Longest text that a marker's line may contribute; an answer is short.
+from realrl.rewards.equivalence import readable
+from realrl.rewards.latex import closing_brace
+
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_JOINT = re.compile(r"(?:[\s$,;&]|\\[()\[\]]|\\q?quad|\\text\s*\{\s*(?:and|or)\s*\}|and\b|or\b|\b[a-zA-Z]\w?\s*=){1,20}")
+_MARKERS = re.compile(r"####|\b(?:final answer|answer)\b\**\s*(?:is|:)", re.IGNORECASE)
+_MATH = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$([^$]+)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_RESULT = re.compile(r"(?:=|\bis|\bare)\s*([^=\s][^=]{0,80}?)\.?$")
+# Longest line that is read for an answer; an answer is short.
 _MAX_LINE = 1000
 
 
+@dataclass(frozen=True, slots=True)
+class ExtractionPolicy:
+    r"""What counts as a final answer.
+
+    `require_boxed`: only `\boxed{…}`. `require_think_close`: only what follows `</think>`; a response without it has none.
+    `bare_answers`: where nothing marks an answer, a formula that ends the last line is one.
+    """
+
+    require_boxed: bool = False
+    require_think_close: bool = False
+    bare_answers: bool = True
+
+
 def last_boxed(text: str) -> str | None:
-    r"""Content of the last complete `\boxed{…}` (or `\fbox{…}`), nested braces kept; None where there is none."""
+    r"""Content of the last complete `\boxed{…}` (or `\fbox{…}`), nested braces kept; None where there is none.
+
+    Boxes with no more than "and", "or" and commas between them are one answer in parts, given as a list.
+    """
+    boxes = []
     end = len(text)
-    for start in reversed([match.end() - 1 for match in _BOX.finditer(text)]):
-        depth = 0
-        for position in range(start, end):
-            if text[position] == "{":
-                depth += 1
-            elif text[position] == "}":
-                depth -= 1
-                if depth == 0:
-                    return text[start + 1 : position]
-        # An unclosed box: its text holds no closing brace to spare for an earlier one, which is read up to here only.
-        end = start
-    return None
+    for match in reversed(list(_BOX.finditer(text))):
+        start = match.end() - 1
+        close = closing_brace(text[start:end], 0) + start
+        if close == end:
+            if boxes:
+                break
+            # An unclosed box: its text holds no closing brace to spare for an earlier one, which is read up to here only.
+            end = match.start()
+            continue
+        if boxes and not _JOINT.fullmatch(text[close + 1 : boxes[-1][0]]):
+            break
+        boxes.append((match.start(), text[start + 1 : close]))
+        end = match.start()
+    parts = list(dict.fromkeys(content.strip() for _, content in reversed(boxes)))
+    return ", ".join(parts) if boxes else None
 
 
-def extract_answer(text: str) -> str | None:
-    r"""The final answer: after the last `</think>` if any, the last `\boxed{}`, else what follows the last "answer is",
-    "answer:" or "####" on its line; None where none of these stands."""
+def extract_answer(text: str, policy: ExtractionPolicy | None = None) -> str | None:
+    r"""The final answer, by the first rung that holds one; None where none does.
+
+    After the last `</think>`: the last `\boxed{}`; what follows the last "answer is", "answer:" or "####"; a formula that ends
+    the last line.
+    """
+    policy = policy or ExtractionPolicy()
+    if policy.require_think_close and "</think>" not in text:
+        return None
     visible = text.rpartition("</think>")[2]
     boxed = last_boxed(visible)
     if boxed is not None:
         return boxed.strip() or None
-    markers = list(_MARKERS.finditer(visible))
+    if policy.require_boxed:
+        return None
+    marked = _after_marker(visible)
+    if marked is None and policy.bare_answers:
+        return _bare(visible)
+    return marked
+
+
+def _after_marker(text: str) -> str | None:
+    markers = list(_MARKERS.finditer(text))
     if not markers:
         return None
-    marker = markers[-1]
-    line = visible[marker.end() : marker.end() + _MAX_LINE].partition("\n")[0]
-    return line.strip(" \t\r*:.") or None
+    last = markers[-1]
+    tail = text[last.end() : last.end() + _MAX_LINE].lstrip(" \t\r\n*:")
+    math = _MATH.match(tail)
+    if math:
+        # Mathematics may hold line breaks; what follows it on its line may be a unit, or a further part.
+        rest = tail[math.end() :].partition("\n")[0]
+        return (_group(math) or "") + rest if re.match(r"\s*(?:,|and\b|or\b)\s*\$", rest) else _group(math)
+    # A sentence that follows the answer is no part of it.
+    line = re.split(r"\.\s+(?=[A-Z])", tail.partition("\n")[0])[0].strip(" \t\r*:.")
+    if not _is_formula(line) and (ending := _ending(line)):
+        return ending
+    return line or None
+
+
+def _group(match: re.Match[str]) -> str | None:
+    return next((group.strip() for group in match.groups() if group and group.strip()), None)
+
+
+def _bare(text: str) -> str | None:
+    tail = text.strip()[-_MAX_LINE:]
+    paragraph = tail.rpartition("\n\n")[2].strip(" \t\r\n*")
+    line = paragraph.rpartition("\n")[2].strip()
+    if re.fullmatch(r"\(?[A-Z][A-Za-z]*\)?", paragraph):
+        return paragraph if len(paragraph) < 20 else None
+    return next((found for found in map(_ending, (line, paragraph)) if found), None)
+
+
+def _ending(text: str) -> str | None:
+    """The formula that a text is, or that ends its last sentence."""
+    text = text.rstrip(" .")
+    if _is_formula(text):
+        return text
+    formulas = list(_MATH.finditer(text))
+    math = formulas[-1] if formulas else None
+    if math and re.fullmatch(r"[ .*)]*(?: [a-zA-Z]+){0,4}", text[math.end() :]):
+        return _group(math)
+    result = _RESULT.search(text)
+    return result[1] if result and _is_formula(result[1]) else None
+
+
+def _is_formula(text: str) -> bool:
+    words = re.search(r"(?<![\\a-zA-Z{])(?!arc|sin|cos|tan|log|sqrt|exp|(?:pi|ln|lg|and|or|percent|pct)\b)[a-z]{2,}", text)
+    return bool(re.search(r"[\d\\]", text)) and len(text) <= 300 and not words and readable(text)

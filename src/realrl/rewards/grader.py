@@ -1,40 +1,76 @@
-"""Verifiers by name: (response, gold answer) → `Verdict`."""
+"""Verifiers by name: (response, gold answers) → `Verdict`."""
 
 from __future__ import annotations
 
 import atexit
 import difflib
 import functools
+import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import Any
 
 from realrl.config import RewardSection
 from realrl.errors import ConfigError
-from realrl.rewards.judges import judge_integer, quick_math
+from realrl.rewards.extract import ExtractionPolicy, last_boxed
+from realrl.rewards.judges import judge_choice, judge_integer, judge_text, quick_math
 from realrl.rewards.pool import Judgement, JudgePool
 from realrl.types import Verdict
+
+# Decides at once, or gives the item that the pool's judge takes.
+Quick = Callable[[str, Sequence[str], ExtractionPolicy], Judgement | tuple[Any, ...]]
 
 
 class Grader:
     """Scores batches: `quick` decides what it can in this process, the rest goes to a pool of killable workers."""
 
-    def __init__(self, quick: Callable[[str, str], Judgement | None], pool: JudgePool | None = None) -> None:
+    def __init__(self, quick: Quick, pool: JudgePool | None = None, reward: RewardSection | None = None) -> None:
         self._quick = quick
         self._pool = pool
+        self._reward = reward or RewardSection()
+        self._policy = ExtractionPolicy(self._reward.require_boxed, self._reward.require_think_close, self._reward.bare_answers)
 
-    def score(self, responses: Sequence[str], answers: Sequence[str | Sequence[str]]) -> list[Verdict]:
+    def score(
+        self,
+        responses: Sequence[str],
+        answers: Sequence[str | Sequence[str]],
+        progress: Callable[[int], None] | None = None,
+    ) -> list[Verdict]:
         """One verdict for each response, in order; never raises on a response, never hangs past the deadline.
 
-        An answer may be several accepted ones.
+        An answer may be several accepted ones. `progress` is told how many of the slow ones are done.
         """
-        answers = [answer if isinstance(answer, str) else answer[0] for answer in answers]
-        judgements = [self._quick(response, answer) for response, answer in zip(responses, answers, strict=True)]
-        open_items = [index for index, judgement in enumerate(judgements) if judgement is None]
-        if open_items and self._pool is not None:
-            slow = self._pool.judge([(responses[index], answers[index]) for index in open_items])
-            for index, judgement in zip(open_items, slow, strict=True):
-                judgements[index] = judgement
-        return [Verdict(*(judgement or ("grader_error", None, "no verifier decided"))) for judgement in judgements]
+        verdicts: list[Judgement] = []
+        slow: list[tuple[int, tuple[Any, ...]]] = []
+        for index, (response, answer) in enumerate(zip(responses, answers, strict=True)):
+            started = time.monotonic()
+            golds = (answer,) if isinstance(answer, str) else tuple(answer)
+            decided = self._decide(response, golds)
+            if not isinstance(decided, Judgement):
+                slow.append((index, decided))
+                decided = Judgement("grader_error", None, "no verifier decided")
+            verdicts.append(decided._replace(seconds=time.monotonic() - started))
+        if slow and self._pool is not None:
+            judged = self._pool.judge([item for _, item in slow], progress)
+            for (index, _), judgement in zip(slow, judged, strict=True):
+                verdicts[index] = judgement
+        return [self._finish(response, judgement) for response, judgement in zip(responses, verdicts, strict=True)]
+
+    def _decide(self, response: str, golds: Sequence[str]) -> Judgement | tuple[Any, ...]:
+        try:
+            return self._quick(response, golds, self._policy)
+        except (RecursionError, ValueError, ArithmeticError) as error:
+            return Judgement("grader_error", None, f"{type(error).__name__}: {error}"[:200])
+
+    def _finish(self, response: str, judgement: Judgement) -> Verdict:
+        """The verdict, with the recipe's format share and threshold applied to its score."""
+        verdict = Verdict(*judgement)
+        score, share, threshold = verdict.reward, self._reward.format_weight, self._reward.threshold
+        if share:
+            score = (1 - share) * score + share * (last_boxed(response) is not None)
+        if threshold is not None:
+            score = float(score >= threshold)
+        return verdict if score == verdict.reward else Verdict(*judgement[:5], score)
 
     def close(self) -> None:
         """End the workers."""
@@ -56,11 +92,15 @@ def register_verifier(name: str, build: Callable[[RewardSection], Grader]) -> No
     _VERIFIERS[name] = build
 
 
-register_verifier("exact_integer", lambda reward: Grader(judge_integer))
-register_verifier(
-    "math",
-    lambda reward: Grader(quick_math, JudgePool("realrl.rewards.judges:judge_math", reward.workers, reward.timeout_s)),
-)
+def _pool(judge: str, reward: RewardSection) -> JudgePool:
+    return JudgePool(f"realrl.rewards.judges:{judge}", reward.workers, reward.timeout_s, reward.memory_mib)
+
+
+register_verifier("math", lambda reward: Grader(quick_math, _pool("judge_symbolic", reward), reward))
+register_verifier("exact_integer", lambda reward: Grader(judge_integer, None, reward))
+register_verifier("exact_match", lambda reward: Grader(judge_text, None, reward))
+register_verifier("multiple_choice", lambda reward: Grader(judge_choice, None, reward))
+register_verifier("regex", lambda reward: Grader(lambda *item: item, _pool("judge_regex", reward), reward))
 
 
 def list_verifiers() -> list[str]:
@@ -69,11 +109,18 @@ def list_verifiers() -> list[str]:
 
 
 def build_verifier(reward: RewardSection) -> Grader:
-    """The grader of a recipe's reward section; raises ConfigError for an unknown type."""
+    """The grader of a recipe's reward section; `type` is a registered name or "module:function".
+
+    Raises ConfigError for an unknown type.
+    """
+    if ":" in reward.type:
+        path = reward.type
+        return Grader(lambda response, golds, policy: (path, response, golds), _pool("judge_by_function", reward), reward)
     if reward.type not in _VERIFIERS:
         near = difflib.get_close_matches(reward.type, list_verifiers(), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"unknown reward.type {reward.type!r}{hint} Known: {', '.join(list_verifiers())}")
+        known = ", ".join(list_verifiers())
+        raise ConfigError(f'unknown reward.type {reward.type!r}{hint} Known: {known}, or a function as "module:name"')
     return _VERIFIERS[reward.type](reward)
 
 
@@ -84,11 +131,11 @@ def _shared(name: str) -> Grader:
     return grader
 
 
-def grade(response: str, answer: str, type: str = "math") -> Verdict:
-    """The verdict of one response with status, extracted answer and reason. Thread-safe."""
+def grade(response: str, answer: str | Sequence[str], type: str = "math") -> Verdict:
+    """The verdict of one response: status, extracted answer, reason, stage, time. Any of several answers. Thread-safe."""
     return _shared(type).score([response], [answer])[0]
 
 
-def verify(response: str, answer: str) -> bool:
+def verify(response: str, answer: str | Sequence[str]) -> bool:
     """Whether the response's final answer is mathematically equal to `answer`. Never raises, never hangs."""
     return grade(response, answer).status == "correct"

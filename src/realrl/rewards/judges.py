@@ -2,72 +2,170 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
+import importlib
+import inspect
 import re
+from collections.abc import Callable, Sequence
 from fractions import Fraction
+from typing import Any
 
-from realrl.rewards.extract import extract_answer
+from realrl.rewards import expression
+from realrl.rewards.equivalence import compare
+from realrl.rewards.extract import ExtractionPolicy, extract_answer, last_boxed
+from realrl.rewards.latex import normalise, plain_words
+from realrl.rewards.pool import Judgement
 
-_DECORATION = re.compile(r"\\[,;! ]|\\left|\\right|\\text\s*|\\mathrm\s*|[$\s{}]|\\\$|\\%|%")
-_NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?")
-_GROUPED = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
-# int() of a longer text is refused by Python itself and no answer needs it.
-_MAX_DIGITS = 4000
-# math-verify meets no longer text than this; an answer is short.
-_MAX_ANSWER = 10_000
+# No answer is longer; what is longer is not read.
+MAX_ANSWER = 2000
+# The computer algebra of math-verify meets nothing past these.
+_MAX_SYMBOLIC = 400
+_MAX_NESTING = 15
+
+_NO_ANSWER = Judgement("no_answer", None, "no final answer found", "extraction")
+
+
+def _extracted(response: str, policy: ExtractionPolicy) -> Judgement | str:
+    answer = extract_answer(response, policy)
+    if answer is None:
+        return _NO_ANSWER
+    if len(answer) > MAX_ANSWER:
+        return Judgement("wrong", answer[:200], f"longer than {MAX_ANSWER} characters", "extraction")
+    return answer
 
 
 def exact_number(text: str) -> Fraction | None:
-    r"""The value of a decimal integer or decimal fraction, exactly (`025`, `+7`, `32,348`, `\$5`, `12.0`, `42.`); else None."""
-    if len(text) > _MAX_DIGITS:
+    r"""The value of an answer that is rational arithmetic, exactly (`025`, `32,348`, `\$5`, `12.0`, `2^{10}`); else None."""
+    if len(text) > MAX_ANSWER:
         return None
-    plain = _DECORATION.sub("", text).rstrip(".").replace("−", "-")
-    if _GROUPED.fullmatch(plain):
-        plain = plain.replace(",", "")
-    return Fraction(plain) if _NUMBER.fullmatch(plain) else None
+    tree = expression.parse(normalise(text).rstrip("%° "))
+    return None if tree is None else expression.exact(tree)
 
 
-def judge_integer(response: str, gold: str) -> tuple[str, str | None, str]:
-    """Right where the extracted answer is the gold integer; `grader_error` where the gold is none."""
-    want = exact_number(gold)
-    if want is None or want.denominator != 1:
-        return "grader_error", None, f"the gold answer {gold[:50]!r} is not an integer; use reward.type = 'math'"
-    answer = extract_answer(response)
-    if answer is None:
-        return "no_answer", None, "no boxed answer, 'answer is' or '####'"
+def judge_integer(response: str, golds: Sequence[str], policy: ExtractionPolicy) -> Judgement:
+    """Right where the extracted answer is a gold integer; `grader_error` where a gold is none."""
+    wanted = [exact_number(gold) for gold in golds]
+    if any(value is None or value.denominator != 1 for value in wanted):
+        return Judgement("grader_error", None, f"the gold answer {golds[0][:50]!r} is not an integer; use reward.type = 'math'")
+    answer = _extracted(response, policy)
+    if isinstance(answer, Judgement):
+        return answer
     value = exact_number(answer)
     if value is None:
-        return "wrong", answer, "not a number"
-    return ("correct", answer, "equal integers") if value == want else ("wrong", answer, "another number")
+        return Judgement("wrong", answer, "not a number", "exact")
+    right = value in wanted
+    return Judgement("correct" if right else "wrong", answer, "equal integers" if right else "another number", "exact")
 
 
-def quick_math(response: str, gold: str) -> tuple[str, str | None, str] | None:
-    """What can be decided without a computer-algebra system: no answer, equal text, exact numbers; None: undecided."""
-    answer = extract_answer(response)
-    if answer is None:
-        return "no_answer", None, "no boxed answer, 'answer is' or '####'"
-    if _DECORATION.sub("", answer) == _DECORATION.sub("", gold):
-        return "correct", answer, "equal text"
-    value, want = exact_number(answer), exact_number(gold)
-    if value is not None and want is not None:
-        return ("correct", answer, "equal numbers") if value == want else ("wrong", answer, "another number")
-    if len(answer) > _MAX_ANSWER:
-        return "wrong", answer[:200], f"longer than {_MAX_ANSWER} characters"
-    return None
+def judge_text(response: str, golds: Sequence[str], policy: ExtractionPolicy) -> Judgement:
+    """Right where the extracted answer is a gold, letter by letter but for spaces, case and LaTeX text commands."""
+    answer = _extracted(response, policy)
+    if isinstance(answer, Judgement):
+        return answer
+    right = plain_words(normalise(answer)) in {plain_words(normalise(gold)) for gold in golds}
+    return Judgement("correct" if right else "wrong", answer, "equal text" if right else "another text", "text")
 
 
-def judge_math(response: str, gold: str) -> tuple[str, str | None, str]:
-    """Mathematical equivalence by math-verify; runs in a worker of the pool, which owns the deadline."""
-    decided = quick_math(response, gold)
-    if decided is not None:
-        return decided
+def judge_choice(response: str, golds: Sequence[str], policy: ExtractionPolicy) -> Judgement:
+    """Right where the extracted answer names the gold letter of a multiple choice (`C`, `(C)`, `C. 12`)."""
+    answer = _extracted(response, policy)
+    if isinstance(answer, Judgement):
+        return answer
+    letter = re.match(r"[⟦(\s]*([A-Za-z])(?![A-Za-z])", normalise(answer))
+    if letter is None:
+        return Judgement("wrong", answer, "no letter of a choice", "text")
+    right = letter[1].upper() in {gold.strip(" ().").upper() for gold in golds}
+    return Judgement("correct" if right else "wrong", answer, "the choice" if right else "another choice", "text")
+
+
+def judge_regex(response: str, golds: Sequence[str], policy: ExtractionPolicy) -> Judgement:
+    """Right where the whole extracted answer matches a gold regular expression; runs in a worker, for a pattern may hang."""
+    answer = _extracted(response, policy)
+    if isinstance(answer, Judgement):
+        return answer
+    right = any(re.fullmatch(gold, answer) for gold in golds)
+    return Judgement("correct" if right else "wrong", answer, "matches" if right else "does not match", "regex")
+
+
+def quick_math(response: str, golds: Sequence[str], policy: ExtractionPolicy) -> Judgement | tuple[Any, ...]:
+    """What is decided without a computer-algebra system; otherwise the item for `judge_symbolic`."""
+    answer = _extracted(response, policy)
+    if isinstance(answer, Judgement):
+        return answer
+    open_golds = []
+    stages = []
+    for gold in golds:
+        gold = last_boxed(gold) or gold
+        equal, stage = compare(answer, gold[:MAX_ANSWER])
+        if equal:
+            return Judgement("correct", answer, "the same answer", stage)
+        stages.append(stage)
+        if equal is None:
+            open_golds.append(gold)
+    if not open_golds:
+        return Judgement("wrong", answer, "another answer", stages[0])
+    return answer, tuple(open_golds)
+
+
+def judge_symbolic(answer: str, golds: Sequence[str]) -> Judgement:
+    """Equivalence by math-verify, of answers that are short and flat enough for it; runs in a worker of the pool."""
+    for text in (answer, *golds):
+        if problem := _unfit(text):
+            return Judgement("wrong" if text == answer else "grader_error", answer[:200], problem, "bounds")
+    # Equal to no gold as it stands; the library decides by its computer algebra.
     from math_verify import parse, verify
 
-    answer = extract_answer(response) or ""
-    want = parse(f"\\boxed{{{gold}}}", parsing_timeout=None)  # pyright: ignore[reportArgumentType]
     got = parse(f"\\boxed{{{answer}}}", parsing_timeout=None)  # pyright: ignore[reportArgumentType]
-    if not want:
-        return "grader_error", answer, f"the gold answer {gold[:50]!r} cannot be parsed"
     if not got:
-        return "wrong", answer, "the answer cannot be parsed"
-    equal = verify(want, got, timeout_seconds=None)
-    return ("correct", answer, "math-verify") if equal else ("wrong", answer, "math-verify")
+        return Judgement("wrong", answer, "the answer cannot be parsed", "symbolic")
+    unread = 0
+    for gold in golds:
+        want = parse(f"\\boxed{{{gold}}}", parsing_timeout=None)  # pyright: ignore[reportArgumentType]
+        unread += not want
+        if want and verify(want, got, float_rounding=12, numeric_precision=30, timeout_seconds=None):
+            return Judgement("correct", answer, "math-verify", "symbolic")
+    if unread == len(golds):
+        return Judgement("grader_error", answer, f"the gold answer {golds[0][:50]!r} cannot be parsed", "symbolic")
+    return Judgement("wrong", answer, "math-verify", "symbolic")
+
+
+def _unfit(text: str) -> str:
+    """Why a text is kept from the computer algebra, or nothing."""
+    if len(text) > _MAX_SYMBOLIC:
+        return f"longer than {_MAX_SYMBOLIC} characters"
+    depth = deepest = 0
+    for symbol in text:
+        depth += (symbol in "({[") - (symbol in ")}]")
+        deepest = max(deepest, depth)
+    if deepest > _MAX_NESTING:
+        return f"nested deeper than {_MAX_NESTING}"
+    if re.search(r"\d{60}|\d{4,}\s*[)}\]]*\s*!|\^[^+\-*/,]*\^|\^\s*\{?[-(\s]*\d{4,}|\)\s*!", text):
+        return "numbers too large"
+    return ""
+
+
+@functools.cache
+def load_function(path: str) -> Callable[..., Any]:
+    """The user's function at "module:name"."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def judge_by_function(path: str, response: str, golds: Sequence[str]) -> Judgement:
+    """A user's `function(response, answer)`, which may be async and returns a bool or a score in [0, 1]; best of the golds."""
+    function = load_function(path)
+    best = 0.0
+    for gold in golds:
+        result = function(response, gold)
+        if inspect.isawaitable(result):
+            result = asyncio.run(_awaited(result))
+        score = float(result)
+        if not 0 <= score <= 1:
+            return Judgement("grader_error", None, f"{path} returned {score}; a score lies in [0, 1]", "function")
+        best = max(best, score)
+    return Judgement("correct" if best == 1 else "wrong", None, f"{path}: {best:g}", "function", score=best)
+
+
+async def _awaited(result: Any) -> Any:
+    return await result

@@ -1,0 +1,96 @@
+r"""One spelling for what is written in many: Unicode, LaTeX spacing and styles, dollar signs, thousands separators.
+
+`⟦…⟧` marks words that stood in `\text{…}` and the like; `°` and `%` stand for their LaTeX commands.
+"""
+
+from __future__ import annotations
+
+import re
+
+_UNICODE = str.maketrans(
+    {
+        "−": "-", "–": "-", "×": "*", "·": "*", "⋅": "*", "÷": "/", "≤": "\\le ", "≥": "\\ge ", "π": "\\pi ", "∞": "\\infty ",
+        "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "±": "\\pm ", "√": "\\sqrt ", "θ": "\\theta ", "≈": "\\approx ", "’": "'",
+        "²": "^2", "³": "^3", "½": "\\frac{1}{2}", "∅": "\\emptyset ", "≠": "\\ne ",
+        "（": "(", "）": ")", "，": ",", "\u2009": " ", "\u202f": " ", "\xa0": " ",
+    }
+)  # fmt: skip
+_WORDS = re.compile(
+    r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mathbb|mathcal|mathit|mbox|hbox|rm|operatorname)(?![a-zA-Z])\*?\s*"
+)
+_RULES = [
+    (re.compile(rule), by)
+    for rule, by in (
+        (r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]", ""),
+        (r"\\[()\[\]]|\\displaystyle(?![a-zA-Z])|\\\$|\$", " "),
+        (r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\.?", ""),
+        (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
+        (r"\s*\{,\s*\}\s*|,\\!\s*|\\!,", ","),
+        (r"!=", r"\\ne "),
+        (r"\\?%|\b(?:pct|percentage|percent)\b", "%"),
+        (r"(?<![\d./^])(\d+) (\d+)/(\d+)(?![\d.])", r"\1\\frac{\2}{\3}"),
+        (r"(?<![\d.,])(\d{1,3}(?: \d{3})+)(?![\d,.])", lambda match: match[1].replace(" ", "")),
+        (r"\\(?:quad|qquad|,|;|:|!|>| )(?![a-zA-Z])|~", " "),
+        (r"\^\s*\{?\s*\\circ\s*\}?|\\degrees?(?![a-zA-Z])|\\circ(?![a-zA-Z])", "°"),
+        (r"\\(?:leq|leqslant)(?![a-zA-Z])|<=", r"\\le "),
+        (r"\\(?:geq|geqslant)(?![a-zA-Z])|>=", r"\\ge "),
+        (r"\\lt(?![a-zA-Z])", "<"),
+        (r"\\gt(?![a-zA-Z])", ">"),
+        (r"\\(?:neq)(?![a-zA-Z])", r"\\ne "),
+        (r"\\(?:cdot|times|ast)(?![a-zA-Z])", "*"),
+        (r"\*\*", "^"),
+        (r"\\div(?![a-zA-Z])", "/"),
+        (r"\\(?:mid|vert|lvert|rvert|lVert|rVert)(?![a-zA-Z])", "|"),
+        (r"\bnp\.|\bmath\.", ""),
+    )
+]
+_GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
+# A letter set upright is a letter; after a number it is a unit.
+_LETTER = re.compile(r"(?<![\d)}\s])⟦([a-zA-Z])⟧")
+_BOX = re.compile(r"\\(?:boxed|fbox)\{(.*)\}", re.DOTALL)
+
+
+def normalise(text: str) -> str:
+    """`text` in one spelling; linear in its length, never raises. Structure (braces, brackets, commas) is kept."""
+    text = text.strip()
+    while box := _BOX.fullmatch(text):
+        text = box[1].strip()
+    # Row separators of a matrix; elsewhere a doubled backslash is one that was escaped twice.
+    text = text.replace("\\\\", "⏎" if "\\begin" in text else "\\")
+    text = _mark_words(text.translate(_UNICODE))
+    for rule, by in _RULES:
+        text = rule.sub(by, text)
+    text = _LETTER.sub(r"\1", " ".join(text.split()).strip().rstrip("\\"))
+    text = text.rstrip(".,;: ") if not text.endswith("\\.") else text
+    if _GROUPED.fullmatch(text.lstrip("+-").split(".")[0].rstrip("° %") if text else ""):
+        text = re.sub(r",(?=\d{3})", "", text)
+    return text
+
+
+def _mark_words(text: str) -> str:
+    r"""`\text{ cm}` → `⟦cm⟧`; a command without a brace after it is dropped."""
+    parts, position = [], 0
+    while match := _WORDS.search(text, position):
+        parts.append(text[position : match.start()])
+        position = match.end()
+        if position < len(text) and text[position] == "{":
+            end = closing_brace(text, position)
+            parts.append(f"⟦{text[position + 1 : end].strip()}⟧")
+            position = end + 1
+    return "".join([*parts, text[position:]])
+
+
+def closing_brace(text: str, start: int) -> int:
+    """Where the brace that opens at `start` closes, or the text's end."""
+    depth = 0
+    for position in range(start, len(text)):
+        if text[position] in "{}":
+            depth += 1 if text[position] == "{" else -1
+            if depth == 0:
+                return position
+    return len(text)
+
+
+def plain_words(text: str) -> str:
+    """Text without marks and markup, lower case: what is compared where answers are words."""
+    return " ".join(re.sub(r"[⟦⟧{}\\_]", " ", text).replace("'", "").lower().split())

@@ -1,0 +1,150 @@
+"""Pairs of final answers; what is equal is known from mathematics, not from any grader."""
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from realrl.rewards import grade, verify
+from realrl.rewards.equivalence import compare, half_unit
+
+EQUAL = [
+    ("e^{16}-1", r"-1+\exp(16)"),
+    (r"\pi/2", "pi/2"),
+    (r"33 \pmod{100}", "33"),
+    (r"x \equiv 33 \pmod{100}", "33"),
+    ("2^{10}", "1024"),
+    ("10^{10}", "10000000000"),
+    (r"x\in[-2,7]", "[-2,7]"),
+    (r"-2 \le x \le 7", "[-2,7]"),
+    ("x>3", r"(3,\infty)"),
+    ("-x > -1", "x < 1"),
+    ("025", "25"),
+    (r"\$32{,}348", "32348"),
+    (r"32,\!348", "32348"),
+    ("8.7e8", r"8.7\times10^{8}"),
+    ("1/2", "0.5"),
+    (r"918\frac{1}{2}", "918.5"),
+    ("3 1/2", "3.5"),
+    (r"0.\overline{36}", "4/11"),
+    ("x^2+2x+1", "x^2 + 2*x - (-1)"),
+    ("(r+5)(r+5)", "(r+5)^2"),
+    ("y = x^2+2x+1", "2x+ 1+x^2"),
+    ("2x-y=0", "y=2x"),
+    ("4x+6y=8", "2x+3y-4=0"),
+    (r"\text{(C)}", "C"),
+    (r"\textbf{A}", "A"),
+    (r"\text{Evelyn}", "Evelyn"),
+    (r"17\text{ any text}", "17"),
+    (r"5\text{ cm}^2", "5"),
+    ("120 degrees", r"120^\circ"),
+    (r"10\%", "10"),
+    (r"10\%", "0.1"),
+    ("4210_{5}", "4210_5"),
+    (r"\frac{\sqrt{3}}{3}", r"\frac{\sqrt{3}}{3} \approx 0.577"),
+    (r"\begin{pmatrix}1&0\\0&1\end{pmatrix}", r"\begin{bmatrix} 1 & 0 \\ 0 & 1 \end{bmatrix}"),
+    (r"3 \pm \sqrt{2}", r"3-\sqrt2, 3+\sqrt2"),
+    (r"\{1,2\}", "2,1"),
+    ("x=1,y=2", "(1,2)"),
+    ("p=5,q=2;p=7,q=2", "(5,2),(7,2)"),
+    (r"(-\infty,2)\cup(3,\infty)", r"(3,\infty) \cup (-\infty, 2)"),
+    (r"\left( 3, \frac{\pi}{2} \right)", r"(3,\pi/2)"),
+    (r"\log_2 8", "3"),
+    (r"\sin^2 x+\cos^2 x", "1"),
+    (r"\binom{5}{2}", "10"),
+    (r"2\sqrt{2}", r"\sqrt{8}"),
+    (r"\sqrt[3]{8}", "2"),
+    ("np.arcsin(10/13)", r"\arcsin{\frac{10}{13}}"),
+    ("x != 3", r"x \neq 3"),
+    ("no solution", r"\emptyset"),
+]
+DIFFERENT = [
+    (r"\frac{1}{2004!}", r"\frac{1}{2006!}"),
+    ("1/2^{99}", "1/2^{98}"),
+    ("4", r"4\sqrt{2}"),
+    (r"1-\frac1e", r"1+\frac1e"),
+    ("3x-y+13=0", "3x+4y+14=0"),
+    ("100.005", "100"),
+    (r"\frac{1}{23}", r"\frac{12}{3}"),
+    ("3 1/2", "31/2"),
+    ("1 2", "12"),
+    ("12", "1,2"),
+    ("(1,2)", "[1,2]"),
+    ("(1,2)", "(2,1)"),
+    ("1,2,3", "1,2"),
+    ("x>3", r"x\ge 3"),
+    ("x>5", "x<5"),
+    ("x < 1", "x > -1"),
+    ("y=2x", "y=3x"),
+    ("0.5", "0.52"),
+    (r"\frac{\pi}{4}", "0.795"),
+    (r"\text{(B)}", "(C)"),
+    ("odd", r"\text{oddd}"),
+    ("AB", "BA"),
+    ("5 cm", r"5\text{ mm}"),
+    ("-5", "5"),
+    (r"\pm 2021", "2021"),
+    ("12:00", "1:00"),
+    (r"\infty", r"-\infty"),
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}2\\1\end{pmatrix}"),
+    (r"\sqrt{67},-\sqrt{85}", r"\sqrt{67}"),
+    ("10^{10^{10}}", "5"),
+    ("31_5", "31_6"),
+]
+
+
+SYMBOLS = "0123456789xyeπ.,;:+-*/^_=<>!|()[]{}\\ %°$⟦⟧&⏎'abfracsqrtimnod\x00\ud800"
+
+
+def boxed(text: str) -> str:
+    return f"\\boxed{{{text}}}"
+
+
+@pytest.mark.parametrize(("a", "b"), EQUAL)
+def test_equal_both_ways(a, b):
+    assert verify(boxed(a), b) and verify(boxed(b), a)
+
+
+@pytest.mark.parametrize(("a", "b"), DIFFERENT)
+def test_different_both_ways(a, b):
+    assert not verify(boxed(a), b) and not verify(boxed(b), a)
+
+
+def test_only_a_decimal_gold_may_be_a_rounding():
+    assert verify(boxed(r"\frac{\pi}{4}"), "0.785") and not verify(boxed("0.785"), r"\frac{\pi}{4}")
+    assert verify(boxed("1/3"), "0.333") and not verify(boxed("0.34"), "0.333")
+    assert not verify(boxed("1/3"), "0.33")  # two digits may as well be exact
+    assert verify(boxed("8.68e8"), "8.7e8") and not verify(boxed("8.6e8"), "8.7e8")
+    assert [half_unit(gold) for gold in ("12", "0.25", "0.250", "8.7e8")] == [None, None, Fraction(1, 2000), 5_000_000]
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "stage"),
+    [("x", "x", "text"), ("1/2", "0.5", "exact"), ("(1,2)", "(1, 2.0)", "structure"), (r"2\sqrt2", r"\sqrt8", "value")],
+)
+def test_the_verdict_names_its_stage(answer, gold, stage):
+    assert grade(boxed(answer), gold).stage == stage
+
+
+def test_what_the_parser_cannot_read_is_left_to_computer_algebra():
+    verdict = grade(boxed(r"\sum_{k=1}^{4} k"), "10")
+    assert (verdict.status, verdict.stage) == ("correct", "symbolic")
+    assert grade(boxed(r"\sum_{k=1}^{4} k"), "11").status == "wrong"
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(-999, 999), st.integers(1, 99), st.integers(-999, 999), st.integers(1, 99))
+def test_fractions_are_equal_exactly_where_cross_products_are(a, b, c, d):
+    equal, _ = compare(rf"\frac{{{a}}}{{{b}}}", f"{c}/{d}")
+    assert equal is (a * d == c * b)
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    st.text(alphabet="0123456789xyeπ.,;:+-*/^_=<>!|()[]{}\\ %°$⟦⟧&⏎'abfracsqrtimnod\x00\ud800", max_size=60),
+    st.text(max_size=20),
+)
+def test_any_text_gets_a_sure_or_unsure_answer(a, b):
+    for pair in ((a, b), (b, a), (a, a)):
+        assert compare(*pair)[0] in (True, False, None)
