@@ -92,6 +92,32 @@ def show_config(context: typer.Context, recipe: Annotated[str, typer.Argument(he
     print(dump_config(load_config(recipe, parse_overrides(context.args))), end="")
 
 
+@app.command()
+def grade(
+    file: Annotated[str, typer.Argument(help="JSONL with the keys response and answer (text, or a list of accepted ones).")],
+    output: Annotated[str | None, typer.Option("-o", help="Write the rows with their verdicts to this JSONL file.")] = None,
+    reward: Annotated[str, typer.Option(help='Verifier: a registered name, or a function as "module:name".')] = "math",
+    compare: Annotated[str | None, typer.Option(help="Second grader: math-verify or deepscaler.")] = None,
+    require_boxed: Annotated[bool, typer.Option("--require-boxed", help="Only a boxed answer counts.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Grading processes.")] = 2,
+) -> None:
+    """Grade responses against gold answers; with --compare, list where a second grader disagrees."""
+    from realrl.config import RewardSection
+    from realrl.logging import printable
+    from realrl.rewards.command import grade_file
+
+    section = RewardSection(type=reward, require_boxed=require_boxed, workers=workers)
+    report = grade_file(file, output, reward=section, compare=compare)
+    for title, counts in (("status", report.statuses), ("stage", report.stages)):
+        print(f"{title}: " + ", ".join(f"{name or '-'} {count}" for name, count in counts.most_common()))
+    if compare:
+        print(f"disagreements with {compare}: {len(report.disagreements)} of {len(report.rows)}")
+        for row in report.disagreements[:20]:
+            answer, gold = (printable(str(row[key]))[:80] for key in ("extracted", "answer"))
+            statuses = f"ours {row['status']}, {compare} {row[f'status_{compare}']}"
+            print(f"  {statuses}: answer {answer} gold {gold} ({row['stage']}: {printable(row['reason'])})")
+
+
 def parse_overrides(arguments: list[str]) -> dict[str, str]:
     """`["--optim.lr", "1e-6", "--data.strict=true"]` as a mapping; anything else is a usage error."""
     overrides: dict[str, str] = {}

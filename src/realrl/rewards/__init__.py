@@ -6,10 +6,11 @@ Names are loaded on first use: the grading workers import this package too and m
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from realrl.rewards.extract import extract_answer, last_boxed
+    from realrl.rewards.extract import ExtractionPolicy, extract_answer, last_boxed
     from realrl.rewards.grader import Grader, build_verifier, grade, list_verifiers, register_verifier, verify
 
 __all__ = [
+    "ExtractionPolicy",
     "Grader",
     "build_verifier",
     "extract_answer",
@@ -24,7 +25,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name in ("extract_answer", "last_boxed"):
+    if name in ("ExtractionPolicy", "extract_answer", "last_boxed"):
         from realrl.rewards import extract
 
         return getattr(extract, name)

@@ -169,3 +169,40 @@ def judge_by_function(path: str, response: str, golds: Sequence[str]) -> Judgeme
 
 async def _awaited(result: Any) -> Any:
     return await result
+
+
+def judge_math_verify(response: str, golds: Sequence[str]) -> Judgement:
+    """Plain math-verify with its defaults, for comparison."""
+    from math_verify import parse, verify
+
+    got = parse(response, parsing_timeout=None)  # pyright: ignore[reportArgumentType]
+    for gold in golds:
+        text = gold if "$" in gold or "\\boxed" in gold else f"${gold}$"
+        want = parse(text, parsing_timeout=None)  # pyright: ignore[reportArgumentType]
+        if verify(want, got, timeout_seconds=None):
+            return Judgement("correct", str(got[0]), "math-verify", "math-verify")
+    return Judgement("wrong" if got else "no_answer", str(got[0]) if got else None, "math-verify", "math-verify")
+
+
+def judge_deepscaler(response: str, golds: Sequence[str]) -> Judgement:
+    """The rules of DeepScaleR's reward, for comparison: only a box after `</think>`; equal after normalisation, or by items.
+
+    Items are equal in value where the gold is no integer or fraction; its computer algebra is our own evaluation here.
+    """
+    answer = _extracted(response, ExtractionPolicy(require_boxed=True, require_think_close=True))
+    if isinstance(answer, Judgement):
+        return answer
+    for gold in golds:
+        left, right = (re.sub(r"\s+|[$%°]|⟦[^⟧]*⟧", "", normalise(text)) for text in (answer, last_boxed(gold) or gold))
+        items = [text.strip("()[]").split(",") if "," in text else [text] for text in (left, right)]
+        brackets = [(text[:1] + text[-1:]) if "," in text else "" for text in (left, right)]
+        alike = len(items[0]) == len(items[1]) and brackets[0] == brackets[1]
+        if left == right or (alike and all(map(_same_item, *items))):
+            return Judgement("correct", answer, "DeepScaleR's rules", "deepscaler")
+    return Judgement("wrong", answer, "DeepScaleR's rules", "deepscaler")
+
+
+def _same_item(answer: str, gold: str) -> bool:
+    if re.fullmatch(r"-?\d+(?:/\d+)?", gold):
+        return answer == gold
+    return compare(answer, gold)[0] is True

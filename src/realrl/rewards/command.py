@@ -1,0 +1,102 @@
+"""`realrl grade`: verdicts for a file of responses, and where a second grader disagrees."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from realrl.config import RewardSection
+from realrl.errors import DataError
+from realrl.rewards.grader import build_verifier
+from realrl.rewards.pool import JudgePool
+from realrl.types import Verdict
+
+SECOND_GRADERS = {"math-verify": "judge_math_verify", "deepscaler": "judge_deepscaler"}
+
+
+@dataclass(frozen=True, slots=True)
+class GradeReport:
+    """Graded rows, how many have each status and stage, and the rows on which the second grader disagrees."""
+
+    rows: list[dict[str, Any]]
+    statuses: Counter[str]
+    stages: Counter[str]
+    disagreements: list[dict[str, Any]]
+
+
+def grade_file(
+    path: str,
+    output: str | None = None,
+    *,
+    reward: RewardSection | None = None,
+    compare: str | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> GradeReport:
+    """Grade JSONL rows of `response` and `answer` (a string, or a list of accepted ones); write them with verdicts to `output`.
+
+    Raises DataError for a row that cannot be graded, naming its line, before any work is done.
+    """
+    reward = reward or RewardSection()
+    if compare is not None and compare not in SECOND_GRADERS:
+        raise DataError(f"--compare {compare!r} is no known grader; known: {', '.join(SECOND_GRADERS)}")
+    rows = _read(Path(path))
+    responses, golds = [row["response"] for row in rows], [_golds(row) for row in rows]
+    with build_verifier(reward) as grader:
+        verdicts = grader.score(responses, golds, progress)
+    graded = [row | _fields(verdict) for row, verdict in zip(rows, verdicts, strict=True)]
+    disagreements = []
+    if compare is not None:
+        pool = JudgePool(
+            f"realrl.rewards.judges:{SECOND_GRADERS[compare]}", reward.workers, reward.timeout_s, reward.memory_mib
+        )
+        try:
+            others = pool.judge(list(zip(responses, golds, strict=True)), progress)
+        finally:
+            pool.close()
+        for row, other in zip(graded, others, strict=True):
+            row[f"status_{compare}"] = other.status
+            if (row["status"] == "correct") != (other.status == "correct"):
+                disagreements.append(row)
+    if output is not None:
+        lines = (json.dumps(row, ensure_ascii=True) + "\n" for row in graded)
+        Path(output).write_text("".join(lines), encoding="utf-8")
+    return GradeReport(graded, Counter(row["status"] for row in graded), Counter(row["stage"] for row in graded), disagreements)
+
+
+def _fields(verdict: Verdict) -> dict[str, Any]:
+    return asdict(verdict) | {"reward": verdict.reward}
+
+
+def _golds(row: dict[str, Any]) -> Sequence[str]:
+    return (row["answer"],) if isinstance(row["answer"], str) else tuple(row["answer"])
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise DataError(f"no file at {path}; realrl grade takes JSONL with the keys response and answer")
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise DataError(f"{path}, line {number}: not valid JSON ({error})") from error
+        if not isinstance(row, dict) or not isinstance(row.get("response"), str) or not _is_gold(row.get("answer")):
+            raise DataError(
+                f"{path}, line {number}: needs response (text) and answer (text, or a list of accepted ones), got {line[:80]}"
+            )
+        rows.append(row)
+    if not rows:
+        raise DataError(f"{path} holds no row")
+    return rows
+
+
+def _is_gold(answer: Any) -> bool:
+    if isinstance(answer, str):
+        return bool(answer.strip())
+    return isinstance(answer, list) and bool(answer) and all(isinstance(item, str) and item.strip() for item in answer)
