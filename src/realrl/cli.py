@@ -118,6 +118,70 @@ def grade(
             print(f"  {statuses}: answer {answer} gold {gold} ({row['stage']}: {printable(row['reason'])})")
 
 
+data_app = typer.Typer(no_args_is_help=True, help="Data sets: list them, show problems, check the gold answers.")
+app.add_typer(data_app, name="data")
+
+
+@data_app.command(name="list")
+def list_data() -> None:
+    """The named sets and generated tasks, and where each would be read from."""
+    from realrl.data.datasets import list_sets
+    from realrl.data.tasks import TASKS
+
+    for name, local, hub in list_sets():
+        print(f"{name:16}{local or f'not found locally; hub: {hub}'}")
+    print(f"generated: {', '.join(TASKS)}")
+    print(
+        "amc23: the 40 problems of 2023; amc22_23: 83 of 2022 and 2023, which the paper's code evaluates under the name AMC23"
+    )
+
+
+@data_app.command(name="show")
+def show_data(
+    name: Annotated[str, typer.Argument(help="A named set, a generated task, a file, or a hub name.")],
+    count: Annotated[int, typer.Option(min=1, help="Problems to show.")] = 3,
+    skip: Annotated[int, typer.Option(min=0, help="Problems to pass over first.")] = 0,
+) -> None:
+    """Some problems of a data set with their gold answers."""
+    from realrl.data import load_problems
+    from realrl.logging import printable
+
+    loaded = load_problems(name)
+    print(f"{name}: {len(loaded.problems)} problems, {loaded.bad_rows} bad rows")
+    for index in range(skip, min(skip + count, len(loaded.problems))):
+        problem = loaded.problems[index]
+        print(f"\n{printable(problem.id)}\n  {printable(problem.problem)}\n  gold: {printable(' | '.join(problem.golds))}")
+
+
+@data_app.command(name="check")
+def check_data(
+    name: Annotated[str, typer.Argument(help="A named set, a file, or a hub name.")],
+    reward: Annotated[str, typer.Option(help="Verifier that has to accept each gold.")] = "math",
+    shown: Annotated[int, typer.Option(min=0, help="Rows listed of each kind at most.")] = 50,
+) -> None:
+    """Hold every gold answer against itself; exit status 1 where more than one in 200 fails."""
+    from realrl.config import RewardSection
+    from realrl.data import load_problems
+    from realrl.logging import printable
+    from realrl.rewards.command import check_golds
+
+    loaded = load_problems(name)
+    problems = [loaded.problems[index] for index in range(len(loaded.problems))]
+    report = check_golds(problems, RewardSection(type=reward))
+    passed = report.total - len(report.failures)
+    print(f"{name}: {passed} of {report.total} golds pass ({passed / report.total:.2%}); {loaded.bad_rows} bad rows left out")
+    for line in loaded.bad_examples:
+        print(f"  bad row: {printable(line)}")
+    for problem, verdict in report.failures[:shown]:
+        gold = printable(problem.answer)[:100]
+        print(f"  fails: {printable(problem.id)} gold {gold}: {verdict.status}, {printable(verdict.reason)}")
+    print(f"compared as text only by the parser, else by computer algebra: {len(report.text_only)}")
+    for problem in report.text_only[:shown]:
+        print(f"  {printable(problem.id)} gold {printable(problem.answer)[:100]}")
+    if passed < 0.995 * report.total:
+        raise typer.Exit(1)
+
+
 def parse_overrides(arguments: list[str]) -> dict[str, str]:
     """`["--optim.lr", "1e-6", "--data.strict=true"]` as a mapping; anything else is a usage error."""
     overrides: dict[str, str] = {}

@@ -23,7 +23,7 @@ ALLOWED = {
     "eval": CONFIG | {"logprobs", "rewards", "data", "models", "sampling", "logging"},
     "train": CONFIG | {"logprobs", "rewards", "data", "models", "sampling", "logging", "eval"},
     "analysis": CONFIG,
-    "cli": CONFIG | {"logging", "rewards", "train", "eval", "analysis"},
+    "cli": CONFIG | {"logging", "rewards", "data", "train", "eval", "analysis"},
     "__main__": {"cli"},
 }
 FILES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")

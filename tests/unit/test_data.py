@@ -172,3 +172,17 @@ def test_long_prompts_are_counted_and_dropped():
     data = DataSection(train="x", max_prompt_tokens=4)
     rendered = render_prompts([Problem("0", "123", "1"), Problem("1", "1234", "1")], character_tokenizer(), data)
     assert [p.problem.id for p in rendered.prompts] == ["0"] and rendered.too_long == 1
+
+
+def test_further_accepted_answers(tmp_path):
+    path = tmp_path / "set.jsonl"
+    rows = [
+        {"problem": "a", "answer": "1", "also_accept": ["2", "3"]},
+        {"problem": "b", "answer": ["4", "5"]},
+        {"problem": "c", "answer": "6", "also_accept": None},
+        {"problem": "d", "answer": ["7", ""]},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    loaded = load_problems(str(path))
+    assert [problem.golds for problem in loaded.problems] == [("1", "2", "3"), ("4", "5"), ("6",)]
+    assert loaded.bad_rows == 1 and "further accepted answer" in loaded.bad_examples[0]

@@ -27,6 +27,8 @@ NAMED: dict[str, tuple[str, str, str | None, str]] = {
     "amc22_23": ("eval/amc22_23.parquet", "AI-MO/aimo-validation-amc", None, "train"),
     "math500": ("eval/math500.parquet", "HuggingFaceH4/MATH-500", None, "test"),
     "minerva": ("eval/minerva.parquet", "math-ai/minervamath", None, "test"),
+    # The same problems against the answer lists that DeepScaleR's code grades by; in 40 rows none is the official answer.
+    "minerva_deepscaler": ("eval/minerva.parquet", "math-ai/minervamath", None, "test"),
     "olympiadbench": ("eval/olympiadbench.parquet", "math-ai/olympiadbench", None, "test"),
     "gsm8k": ("eval/gsm8k_test.parquet", "openai/gsm8k", "main", "test"),
     "gsm8k_train": ("train/gsm8k_train.parquet", "openai/gsm8k", "main", "train"),
@@ -34,6 +36,8 @@ NAMED: dict[str, tuple[str, str, str | None, str]] = {
     "dapo_math_17k": ("train/dapo_math_17k.parquet", "BytedTsinghua-SIA/DAPO-Math-17k", None, "train"),
     "math": ("train/math_train.parquet", "EleutherAI/hendrycks_math", None, "train"),
 }
+# Columns of named sets that are not found by the usual names.
+_NAMED_COLUMNS = {"minerva_deepscaler": {"answer": "answers_deepscaler"}}
 # Columns tried where the recipe maps none.
 _ALIASES = {
     "problem": ("problem", "question", "prompt"),
@@ -70,7 +74,16 @@ def load_problems(
     if name in TASKS:
         return LoadedProblems(name, TaskProblems(name, split, seed, task_options or {}, count))
     rows, source = _open(name)
-    return _collect(name, source, rows, columns or {}, strict)
+    return _collect(name, source, rows, {**_NAMED_COLUMNS.get(name, {}), **(columns or {})}, strict)
+
+
+def list_sets() -> list[tuple[str, str, str]]:
+    """Every named set: its name, its local file or "" where there is none, and its name on the hub."""
+    found = []
+    for name, (file, hub, _, _) in NAMED.items():
+        local = next((folder / file for folder in _data_folders() if (folder / file).is_file()), None)
+        found.append((name, str(local or ""), hub))
+    return found
 
 
 def _open(name: str) -> tuple[Iterable[tuple[str, Any]], str]:
@@ -207,6 +220,12 @@ def _map_columns(source: str, found: list[str], columns: Mapping[str, str]) -> d
 def _problem(record: Mapping[str, Any], mapping: Mapping[str, str], default_id: str) -> Problem:
     """One row; raises ValueError that says what is wrong with it."""
     text, answer = record.get(mapping["problem"]), record.get(mapping["answer"])
+    accepted = list(record.get("also_accept") or [])
+    if isinstance(answer, list) and answer and all(isinstance(item, str) for item in answer):
+        answer, *more = answer
+        accepted += more
+    if not all(isinstance(other, str) and other.strip() for other in accepted):
+        raise ValueError("a further accepted answer is empty or no text")
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"the problem is {'empty' if not text else 'a ' + type(text).__name__}, not text")
     if isinstance(answer, float) and math.isfinite(answer) and answer.is_integer():
@@ -218,4 +237,4 @@ def _problem(record: Mapping[str, Any], mapping: Mapping[str, str], default_id: 
     if not answer:
         raise ValueError("the answer is empty")
     identity = record.get(mapping.get("id", ""), None)
-    return Problem(default_id if identity is None else str(identity), text, answer)
+    return Problem(default_id if identity is None else str(identity), text, answer, tuple(accepted))

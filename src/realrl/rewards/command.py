@@ -11,9 +11,10 @@ from typing import Any
 
 from realrl.config import RewardSection
 from realrl.errors import DataError
+from realrl.rewards.equivalence import is_words, readable
 from realrl.rewards.grader import build_verifier
 from realrl.rewards.pool import JudgePool
-from realrl.types import Verdict
+from realrl.types import Problem, Verdict
 
 SECOND_GRADERS = {"math-verify": "judge_math_verify", "deepscaler": "judge_deepscaler"}
 
@@ -65,6 +66,27 @@ def grade_file(
         lines = (json.dumps(row, ensure_ascii=True) + "\n" for row in graded)
         Path(output).write_text("".join(lines), encoding="utf-8")
     return GradeReport(graded, Counter(row["status"] for row in graded), Counter(row["stage"] for row in graded), disagreements)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """Golds held against themselves: how many, which fail and why, and which are accepted as text only, not understood."""
+
+    total: int
+    failures: list[tuple[Problem, Verdict]]
+    text_only: list[Problem]
+
+
+def check_golds(
+    problems: Sequence[Problem], reward: RewardSection | None = None, progress: Callable[[int], None] | None = None
+) -> CheckReport:
+    """The self-test of a data set: a response that boxes the gold has to be right, for every problem."""
+    with build_verifier(reward or RewardSection()) as grader:
+        verdicts = grader.score([f"\\boxed{{{p.answer}}}" for p in problems], [p.answer for p in problems], progress)
+    failures = [(p, verdict) for p, verdict in zip(problems, verdicts, strict=True) if verdict.status != "correct"]
+    failed = {id(problem) for problem, _ in failures}
+    text_only = [p for p in problems if id(p) not in failed and not (readable(p.answer) or is_words(p.answer))]
+    return CheckReport(len(problems), failures, text_only)
 
 
 def _fields(verdict: Verdict) -> dict[str, Any]:

@@ -109,9 +109,16 @@ def readable(text: str) -> bool:
     return value is not None and _readable(value)
 
 
+def is_words(text: str) -> bool:
+    """Whether an answer is words, or the letter of a choice, and no formula."""
+    plain = normalise(text)
+    return "\\" not in plain and bool(re.fullmatch(r"[a-z][a-z ,.\-]*", plain_words(plain).strip("() ")))
+
+
 def _readable(value: Value) -> bool:
     if value.kind == "scalar":
-        return expression.parse(_without_unit(value.text)[0].rstrip("%° ")) is not None
+        text = _without_unit(value.text)[0].rstrip("%° ")
+        return expression.parse(text) is not None or _BASE.fullmatch(text) is not None
     if value.kind == "relation":
         return all(expression.parse(part) is not None for part in value.parts)
     return all(_readable(item) for item in value.items)

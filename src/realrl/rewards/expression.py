@@ -25,7 +25,7 @@ _FUNCTIONS = tuple(
     "arcsin arccos arctan arccot sinh cosh tanh asin acos atan sin cos tan cot sec csc log ln lg exp sqrt".split()  # noqa: SIM905
 )
 _TOKEN = re.compile(
-    r"(?P<number>\d+(?:\.\d*)?[eE][+-]?\d{1,4}(?![\d.a-zA-Z])|\d+\.\d+|\d*\.(?=\s?\\overline)|\.\d+|\d+)|(?P<command>\\[a-zA-Z]+|\\[{}|])|"
+    r"(?P<number>\d+(?:\.\d*)?[eE][+-]?\d{1,4}(?![\d.a-zA-Z])|\d+\.\d+|\d*\.(?=\s?\\overline)|\d+\.(?=[/*])|\.\d+|\d+)|(?P<command>\\[a-zA-Z]+|\\[{}|])|"
     rf"(?P<word>(?:{'|'.join(_FUNCTIONS)}|pi|infinity|inf)(?![a-z]))|(?P<letter>[a-zA-Z])|(?P<sign>[-+*/^!()\[\]{{}}|_,'=])|\s+|(?P<bad>.)",
     re.DOTALL,
 )

@@ -1,0 +1,45 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no data folder at {SHARED}")
+
+
+def run(*arguments, **options):
+    command = [sys.executable, "-m", "realrl", "data", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, **options)
+
+
+def test_check_lists_the_golds_that_fail(tmp_path):
+    path = tmp_path / "set.jsonl"
+    golds = [r"\frac{1}{2}", "(1,2)", r"\frac{1}{2", "Evelyn"]
+    path.write_text("".join(json.dumps({"id": f"p{i}", "problem": "?", "answer": gold}) + "\n" for i, gold in enumerate(golds)))
+    result = run("check", path)
+    assert result.returncode == 1, result.stderr
+    assert "3 of 4 golds pass" in result.stdout and r"fails: p2 gold \frac{1}{2: no_answer" in result.stdout
+    assert "computer algebra: 0" in result.stdout
+
+
+@needs_data
+@pytest.mark.parametrize("name", ["aime25", "amc23", "math500", "minerva", "minerva_deepscaler", "olympiadbench", "math"])
+def test_the_golds_of_the_real_sets_pass(name):
+    result = run("check", name)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "(100.00%)" in result.stdout
+
+
+@needs_data
+def test_list_and_show():
+    listed = run("list", cwd=Path(__file__).parents[2]).stdout
+    assert str(SHARED / "eval" / "aime24.parquet") in listed and "the 40 problems of 2023" in listed
+    shown = run("show", "aime24", "--count", "1").stdout
+    assert "30 problems" in shown and "Aya" in shown and "gold: 204" in shown
+
+
+def test_an_unknown_set_is_named():
+    result = run("check", "math50")
+    assert result.returncode == 1 and "did you mean math500?" in result.stderr and "Traceback" not in result.stderr
