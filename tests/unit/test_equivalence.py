@@ -148,3 +148,9 @@ def test_fractions_are_equal_exactly_where_cross_products_are(a, b, c, d):
 def test_any_text_gets_a_sure_or_unsure_answer(a, b):
     for pair in ((a, b), (b, a), (a, a)):
         assert compare(*pair)[0] in (True, False, None)
+
+
+@pytest.mark.parametrize("part", ["\\frac", "\\sqrt", "(", "-", "1+", "2^", "!", "|", "\\sin", "\\{", "1,("])
+def test_deep_and_long_formulas_are_not_read(part):
+    text = (part * 1000)[:1900]
+    assert compare(text, "5")[0] is not True and compare("5", text)[0] is not True

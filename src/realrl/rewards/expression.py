@@ -13,8 +13,8 @@ from functools import lru_cache
 from typing import Any
 
 # Past these a formula is not read. They bound the time of one value to milliseconds.
-MAX_TOKENS = 600
-MAX_DEPTH = 40
+MAX_TOKENS = 300
+MAX_DEPTH = 60
 MAX_DIGITS = 2000
 MAX_BITS = 200_000
 MAX_FACTORIAL = 5000
@@ -61,7 +61,7 @@ def parse(text: str) -> Node | None:
         parser = _Parser(tokens)
         node = parser.sum()
         return node if parser.position == len(tokens) else None
-    except _Unreadable:
+    except (_Unreadable, RecursionError):
         return None
 
 
@@ -176,6 +176,14 @@ class _Parser:
         return self.atom()
 
     def atom(self) -> Node:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise _Unreadable
+        node = self.unit()
+        self.depth -= 1
+        return node
+
+    def unit(self) -> Node:
         kind, text = self.kind(), self.peek()
         if kind == "number":
             self.take()
@@ -304,7 +312,7 @@ def exact(node: Node) -> Fraction | None:
     """The value as a fraction where the formula is rational arithmetic within the bounds; None otherwise."""
     try:
         return _exact(node)
-    except (_Unreadable, ZeroDivisionError, OverflowError):
+    except (_Unreadable, ZeroDivisionError, OverflowError, RecursionError):
         return None
 
 
@@ -372,7 +380,7 @@ def numeric(node: Node, values: dict[str, Fraction] | None = None) -> Any | None
     mp = _context()
     try:
         result = _numeric(mp, node, values or {})
-    except (_Unreadable, ArithmeticError, ValueError, KeyError, TypeError):
+    except (_Unreadable, ArithmeticError, ValueError, KeyError, TypeError, RecursionError):
         return None
     except Exception as error:  # noqa: BLE001  mpmath's NoConvergence derives from Exception alone
         if type(error).__name__ == "NoConvergence":
