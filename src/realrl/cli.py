@@ -1,4 +1,4 @@
-"""The command line: `realrl train | eval | show-config`; every recipe key can be overridden by its dotted name."""
+"""The command line: `realrl train | eval | grade | data | show-config`; recipe keys are overridden by their dotted names."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from realrl.errors import RealrlError
 
@@ -35,7 +36,7 @@ def main() -> None:
         print(f"realrl: error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("realrl: interrupted; a run goes on from its last checkpoint with --resume", file=sys.stderr)
+        print("realrl: interrupted; train goes on with --resume, eval with the same command", file=sys.stderr)
         sys.exit(130)
 
 
@@ -62,26 +63,94 @@ def train(
     _print_summary(summary, recipe, config)
 
 
-@app.command(name="eval", context_settings=_WITH_OVERRIDES)
+class _EvalGroup(TyperGroup):
+    """`realrl eval MODEL` and `realrl eval compare A B`: what is no name of a command is the model."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, args if args[:1] == ["compare"] else ["run", *args])
+
+
+eval_app = typer.Typer(cls=_EvalGroup)
+app.add_typer(eval_app, name="eval", help="Evaluate a model on benchmarks; compare two evaluations.")
+_COMPARE_HELP = "Two evaluated models on the same problems: realrl eval compare FOLDER_A FOLDER_B."
+
+
+@eval_app.command(name="run", epilog=_COMPARE_HELP)
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A model folder, a checkpoint, or a hub name.")],
-    data: Annotated[str, typer.Option(help="Data set: a name, a generated task, or a file.")],
-    samples: Annotated[int, typer.Option(min=1, help="Samples of each problem.")] = 1,
-    problems: Annotated[int, typer.Option(min=1, help="Problems at most.")] = 128,
-    temperature: Annotated[float | None, typer.Option(min=0, help="0 is greedy; else the recipe's, or 0.6.")] = None,
-    top_p: Annotated[float, typer.Option(min=0, max=1)] = 1.0,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: the recipe's, or 256.")] = None,
-    reward: Annotated[str, typer.Option(help="Verifier: math or exact_integer.")] = "math",
-    recipe: Annotated[str | None, typer.Option(help="Take the prompt (data section) and reward from this recipe.")] = None,
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A model folder, a checkpoint, a hub name, or the model's name on the server; with --regrade, "
+            "the folder of an evaluation."
+        ),
+    ],
+    benchmarks: Annotated[
+        str, typer.Option("--benchmarks", "-b", help="Named sets, generated tasks or files, parted by commas.")
+    ] = "",
+    samples: Annotated[int | None, typer.Option(min=1, help="Samples of each problem; default: the recipe's, or 16.")] = None,
+    problems: Annotated[int | None, typer.Option(min=1, help="Only the first problems; of a generated task 128.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, help="0 is greedy; default: the recipe's, or 0.6.")] = None,
+    top_p: Annotated[float | None, typer.Option(min=0.01, max=1, help="Default: the recipe's, or 0.95.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: the recipe's, or 8192.")] = None,
+    reward: Annotated[str | None, typer.Option(help="Verifier; default: the recipe's, or math.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Take prompt, sampling and reward from this recipe.")] = None,
+    engine: Annotated[str, typer.Option(help="auto (vllm on a GPU where installed, else hf), hf or vllm.")] = "auto",
+    endpoint: Annotated[
+        str | None, typer.Option(help="URL of an OpenAI-compatible server (…/v1); its key: OPENAI_API_KEY of the environment.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time to the server.")] = 16,
+    retries: Annotated[int, typer.Option(min=0, help="Tries more of a request that the server could not serve.")] = 6,
+    batch_rows: Annotated[int, typer.Option(min=1, help="Responses decoded together at most.")] = 64,
     seed: Annotated[int, typer.Option()] = 0,
-    output: Annotated[str | None, typer.Option("-o", help="Save every sample to this Parquet file.")] = None,
+    output: Annotated[
+        str | None, typer.Option("-o", help="Folder of generations and results; default: runs/eval/MODEL.")
+    ] = None,
+    regrade: Annotated[bool, typer.Option("--regrade", help="Grade a folder's generations again, without a model.")] = False,
+    show_paper: Annotated[bool, typer.Option("--show-paper", help="Add the paper's Tables 1 and 2, marked as such.")] = False,
 ) -> None:
-    """Pass@1 of a model on a data set: mean accuracy over samples with a standard error over problems."""
+    """Pass@1 of a model on benchmarks with intervals; killed and started again, it goes on where it was."""
     from realrl.eval.command import EvalRequest, run_eval
 
     _quiet_libraries()
-    request = EvalRequest(model, data, samples, problems, temperature, top_p, max_new_tokens, reward, recipe, seed, output)
+    request = EvalRequest(
+        model=model,
+        benchmarks=tuple(name.strip() for name in benchmarks.split(",") if name.strip()),
+        samples=samples,
+        problems=problems,
+        temperature=temperature,
+        top_p=top_p,
+        max_new_tokens=max_new_tokens,
+        reward=reward,
+        recipe=recipe,
+        engine=engine,
+        endpoint=endpoint,
+        concurrency=concurrency,
+        retries=retries,
+        batch_rows=batch_rows,
+        seed=seed,
+        output=output,
+        regrade=regrade,
+        show_paper=show_paper,
+    )
     print(run_eval(request))
+
+
+@eval_app.command(name="compare")
+def compare(
+    a: Annotated[str, typer.Argument(help="Folder of one model's evaluation.")],
+    b: Annotated[str, typer.Argument(help="Folder of the other's.")],
+    output: Annotated[str | None, typer.Option("-o", help="Write the figures to this JSON file.")] = None,
+) -> None:
+    """The paired difference b − a on the problems that both have, with a 95 % interval and a p-value."""
+    import json
+    from pathlib import Path
+
+    from realrl.eval.compare import compare_evaluations
+
+    table, records = compare_evaluations(Path(a), Path(b))
+    print(f"a: {a}\nb: {b}\n{table.markdown()}", end="")
+    if output:
+        Path(output).write_text(json.dumps(records, indent=1) + "\n")
 
 
 @app.command(name="show-config", context_settings=_WITH_OVERRIDES, epilog=_OVERRIDES_HELP)
@@ -237,5 +306,5 @@ def _print_summary(summary: Summary, recipe: str, config: Config) -> None:
     if summary.checkpoint:
         print("next:")
         held_out = config.data.eval[0] if config.data.eval else config.data.train
-        print(f"  realrl eval {summary.checkpoint} --recipe {summary.folder}/config.toml --data {held_out} --samples 4")
+        print(f"  realrl eval {summary.checkpoint} --recipe {summary.folder}/config.toml -b {held_out} --samples 4")
         print(f"  realrl train {recipe} --run.dir runs/other --run.seed 1 --objective.tau 0.25")

@@ -117,6 +117,7 @@ class OptimSection(Section):
 class EvalSection(Section):
     every: int = Field(default=0, ge=0, description="0: before and after training only")
     samples: PositiveInt = 1
+    top_p: float | None = Field(default=None, gt=0, le=1, description="sampling.top_p where none is given")
     problems: PositiveInt = Field(default=128, description="held-out problems of each set at most")
     greedy: bool = True
     at_start: bool = True

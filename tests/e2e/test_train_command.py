@@ -105,12 +105,13 @@ def test_checkpoints_are_kept_to_the_limit_and_load_in_transformers(tmp_path):
     out = realrl(
         "eval",
         run / "checkpoints" / "step_4",
-        "--data column_addition --samples 2 --problems 16 --reward exact_integer",
-        "--max-new-tokens 48 -o",
-        tmp_path / "samples.parquet",
+        "--benchmarks column_addition --samples 2 --problems 16 --recipe",
+        run / "config.toml",
+        "-o",
+        tmp_path / "eval",
     ).stdout
-    assert "accuracy 0." in out and "± 0." in out and "16 problems, 2 samples each" in out
-    assert pq.read_table(tmp_path / "samples.parquet").num_rows == 32
+    assert "| column_addition |       16 |       2 | 0." in out
+    assert pq.read_table(tmp_path / "eval" / "samples" / "column_addition.parquet").num_rows == 32
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):

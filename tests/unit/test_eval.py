@@ -1,13 +1,22 @@
+import dataclasses
 import itertools
+import json
+import math
 import statistics
 
+import numpy as np
 import pytest
 import torch
 
 from realrl.config import RewardSection
+from realrl.errors import DataError
 from realrl.eval import pass_at_k
-from realrl.eval.passk import mean_and_standard_error
-from realrl.eval.runner import evaluate
+from realrl.eval.benchmarks import COLUMNS, PAPER_ROWS
+from realrl.eval.intervals import interval, sign_flip_p_value, standard_error
+from realrl.eval.passk import majority
+from realrl.eval.runner import answer_missed, evaluate, grade_generations
+from realrl.eval.store import Generation, Store
+from realrl.eval.tables import Table, average, notes, summary_table
 from realrl.rewards import build_verifier
 from realrl.sampling import SamplingParams
 from realrl.types import Problem, Prompt, Rollout
@@ -26,11 +35,63 @@ def test_pass_at_k_refuses_impossible_counts(arguments):
         pass_at_k(*arguments)
 
 
-def test_standard_error_is_that_of_the_problem_means():
-    mean, error = mean_and_standard_error([[1, 0], [1, 1], [0, 0]])
-    assert mean == pytest.approx(0.5)
-    assert error == pytest.approx(statistics.stdev([0.5, 1, 0]) / 3**0.5)
-    assert mean_and_standard_error([[1, 0]]) == (0.5, 0.0)
+@pytest.mark.parametrize(
+    ("answers", "right", "value"),
+    [
+        (["7", "7", "8", None], [True, True, False, False], 1.0),
+        (["7", "8", "8", None], [True, False, False, False], 0.0),
+        (["7", "8", "9", None], [True, False, False, False], 1 / 3),
+        (["1/2", "0.5", "8", "9"], [True, True, False, False], 1.0),  # right answers are one vote, however written
+        ([None, None], [False, False], 0.0),
+    ],
+)
+def test_majority_is_the_chance_that_the_most_frequent_answer_is_right(answers, right, value):
+    assert majority(answers, right) == pytest.approx(value)
+
+
+def test_wrong_answers_that_are_equal_vote_together():
+    answers, right = ["7", "8.0", "8", "7"], [True, False, False, True]
+    assert majority(answers, right) == 1.0
+    assert majority(answers, right, lambda a, b: float(a) == float(b)) == 0.5
+
+
+def test_standard_errors_are_those_of_the_textbook():
+    scores = np.array([[1, 0], [1, 1], [0, 0]], dtype=float)
+    error = standard_error(scores)
+    # Of the mean of three problem means; of two samples each (variance of 0 and 1 is 0.5) in the first problem alone.
+    assert error.total == pytest.approx(statistics.stdev([0.5, 1, 0]) / 3**0.5)
+    assert error.samples == pytest.approx((0.5 / 2) ** 0.5 / 3)
+    assert error.problems == pytest.approx((error.total**2 - error.samples**2) ** 0.5)
+    single = standard_error(scores[:, :1])
+    assert (single.samples, single.problems) == (None, None)
+    assert standard_error(scores[:1]).total == 0.0
+
+
+def test_the_bootstrap_covers_the_mean_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(200):
+        low, high = interval([rng.normal(0.3, 1, 60)])
+        covered += low <= 0.3 <= high
+    # 95 % of 200, give or take three standard errors and the bootstrap's own optimism.
+    assert 175 <= covered <= 199
+
+
+def test_the_interval_of_an_average_resamples_each_benchmark_by_itself():
+    wide, exact = np.array([0.0, 1.0] * 20), np.full(1000, 0.5)
+    low, high = interval([wide, exact])
+    alone_low, alone_high = interval([wide])
+    assert low == pytest.approx((alone_low + 0.5) / 2, abs=0.01) and high == pytest.approx((alone_high + 0.5) / 2, abs=0.01)
+
+
+def test_the_p_value_is_the_share_of_sign_patterns_at_least_as_far():
+    values = [0.5, 0.25, -0.25, 1.0, 0.0]
+    patterns = [sum(s * v for s, v in zip(signs, values, strict=True)) for signs in itertools.product((-1, 1), repeat=5)]
+    assert sign_flip_p_value([np.array(values)]) == pytest.approx(statistics.mean(abs(p) >= sum(values) for p in patterns))
+    assert sign_flip_p_value([np.zeros(4)]) == 1.0
+    # Many differences: random flips come close to the normal approximation, two-sided.
+    many = np.array([1.0] * 60 + [-1.0] * 40)
+    assert sign_flip_p_value([many]) == pytest.approx(math.erfc(19 / 100**0.5 / 2**0.5), abs=0.01)
 
 
 class ScriptedSampler:
@@ -72,20 +133,138 @@ def test_evaluate_counts_what_was_sampled():
     assert result.mean_length == statistics.mean(len(text) for row in texts for text in row)
     assert [row["response"] for row in result.samples] == [*texts[0], *texts[1]]
     assert [row["id"] for row in result.samples] == ["p0"] * 4 + ["p1"] * 4
+    # Of four samples c = 2 and c = 0 are right: 1 − C(2, 2)/C(4, 2) and 0, averaged; 7 has two of the three votes.
+    assert result.pass_at == {1: 0.25, 2: pytest.approx((1 - 1 / 6) / 2), 4: 0.5}
+    assert result.majority == 0.5
+    assert result.figures().keys() == {field.name for field in dataclasses.fields(result)} - {"samples"}
     row = result.samples[1]
     row.pop("reason")
     assert row == {
         "id": "p0",
+        "sample": 1,
         "problem": "question 0",
         "answer": "7",
         "response": r"\boxed{9}",
         "extracted": "9",
         "status": "wrong",
+        "stage": "exact",
         "truncated": False,
         "tokens": 9,
+        "parser_error": False,
+        "answer_missed": False,
     }
 
 
 def test_evaluate_refuses_a_sampler_that_loses_rollouts():
-    with pytest.raises(AssertionError, match="2 rollouts for 2 × 4"):
+    with pytest.raises(AssertionError, match="2 generations; need those of 2 problems × 4"):
         run_evaluate(ScriptedSampler([["a"], ["b"]]), samples=4)
+
+
+@pytest.mark.parametrize(
+    ("response", "golds", "status", "extracted", "missed"),
+    [
+        ("Janet makes 18 dollars a day.", ["18"], "no_answer", None, True),
+        ("so 18, that is \\boxed{17}", ["18"], "wrong", "17", True),
+        ("so \\boxed{17}", ["18"], "wrong", "17", False),
+        ("it is 118 or 18.5 or 18/5 or -18", ["18"], "no_answer", None, False),
+        ("18" + "." * 300, ["18"], "no_answer", None, False),
+        ("so 18", ["17", "18"], "no_answer", None, True),
+        ("so \\boxed{18}", ["18"], "correct", "18", False),
+        ("18", ["18"], "grader_error", None, False),
+    ],
+)
+def test_an_answer_that_was_not_extracted_is_flagged(response, golds, status, extracted, missed):
+    assert answer_missed(response, golds, status, extracted) is missed
+
+
+def generation(identity="p0", sample=0, response="x", prompt="d"):
+    return Generation(identity, sample, prompt, response, 1, False)
+
+
+SETTINGS = {"model": "m", "seed": 0, "benchmarks": {"b": {"samples": 1}}}
+
+
+def test_the_store_gives_back_what_was_appended_and_cuts_a_torn_line(tmp_path):
+    texts = ["plain", "null \0 and \n newline", "\u2028 \x85 separators", "é 数"]
+    with Store(tmp_path) as store:
+        store.append("a/b", [generation(sample=i, response=text) for i, text in enumerate(texts)])
+    path = tmp_path / "generations" / "a_b.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"id": "p1", "sa')
+    with Store(tmp_path) as store:
+        assert [g.response for g in store.load("a/b").values()] == texts
+        assert path.read_bytes() == whole
+        store.append("a/b", [generation("p1")])
+        assert len(store.load("a/b")) == len(texts) + 1
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    with Store(tmp_path) as store:
+        store.append("b", [generation(), generation("p1")])
+        path = tmp_path / "generations" / "b.jsonl"
+        path.write_bytes(path.read_bytes().replace(b'"p1"', b'"p1'))
+        with pytest.raises(DataError, match=r"b\.jsonl, line 2: not a stored generation"):
+            store.load("b")
+
+
+def test_one_process_at_a_time_has_the_folder(tmp_path):
+    with Store(tmp_path), pytest.raises(DataError, match="in use by another"):
+        Store(tmp_path)
+    with Store(tmp_path):
+        pass
+
+
+def test_other_settings_are_refused_and_further_benchmarks_are_not(tmp_path):
+    with Store(tmp_path) as store:
+        with pytest.raises(DataError, match="no evaluation"):
+            store.settings()
+        store.keep_settings(SETTINGS)
+        store.keep_settings(SETTINGS | {"benchmarks": {"c": {"samples": 2}}})
+        assert store.settings()["benchmarks"] == {"b": {"samples": 1}, "c": {"samples": 2}}
+        with pytest.raises(DataError, match="seed was 0 and is now 1"):
+            store.keep_settings(SETTINGS | {"seed": 1})
+        (tmp_path / "settings.json").write_text("{")
+        with pytest.raises(DataError, match="damaged"):
+            store.settings()
+
+
+def graded(texts, samples=2):
+    problems = [prompt.problem for prompt in PROMPTS]
+    generations = [generation(p.id, i, texts[n][i]) for n, p in enumerate(problems) for i in range(samples)]
+    with build_verifier(RewardSection(type="exact_integer")) as grader:
+        return grade_generations(problems, generations, grader, samples=samples)
+
+
+def test_the_summary_shows_our_row_and_the_papers_marked_as_such():
+    half, whole = graded([["7", "7"], ["1", "1"]]), graded([["7", "7"], ["8", "8"]])
+    table = summary_table("ours", {"aime24": half, "amc22_23": whole}, show_paper=True)
+    assert list(table.header) == ["model", "aime24", "amc22_23", "Avg."]
+    assert table.rows[0] == ["ours", "0.500 ± 0.500", "1.000 ± 0.000", "0.750 ± 0.250"]
+    # Quoted from the paper's Table 1; its average is over six benchmarks, so it does not stand beside ours over two.
+    assert ["paper, Table 1: REAL", "0.406", "0.734", "-"] in table.rows
+    assert ["paper, Table 1: OpenAI-o1-Preview*", "0.400", "-", "-"] in table.rows
+    assert all(row[0].startswith("paper") for row in table.rows[1:])
+    assert any("not ours" in line for line in notes(["aime24"], True)) and "amc22_23" in notes(["amc22_23"], False)[0]
+    six = dict.fromkeys(["aime24", "aime25", "math500", "amc23", "minerva", "olympiadbench"], half)
+    assert summary_table("ours", six, show_paper=True).rows[8][-1] == "0.526"
+    assert average({"a": half, "b": whole})["accuracy"] == 0.75
+
+
+def test_the_papers_averages_are_those_of_its_columns():
+    for row in PAPER_ROWS:
+        *values, mean = row.values
+        assert len(values) == len(COLUMNS)
+        if mean is not None:
+            assert mean == pytest.approx(statistics.mean(values), abs=0.0011), row
+
+
+def test_tables_in_markdown_and_latex():
+    table = Table(["model", "a_b"], [["x|y", "1 ± 2"], ["50 %", "3"]])
+    assert table.markdown().splitlines() == [
+        "| model |   a_b |",
+        "|-------|------:|",
+        "| x\\|y  | 1 ± 2 |",
+        "| 50 %  |     3 |",
+    ]
+    assert r"model & a\_b \\" in table.latex() and r"50 \% & 3 \\" in table.latex() and r"1 $\pm$ 2" in table.latex()
+    json.dumps(graded([["7", "7"], ["1", "1"]]).figures())

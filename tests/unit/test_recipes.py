@@ -12,7 +12,7 @@ PAPER_MODELS = {
     "1.5b": ("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", 2e-6, 1400),
     "7b": ("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", 1e-6, 1000),
 }
-PAPER_EVAL = ("aime24", "aime25", "math500", "amc22_23", "minerva", "olympiadbench")
+PAPER_EVAL = ("aime24", "aime25", "math500", "amc22_23", "minerva_deepscaler", "olympiadbench")
 PAPER_SUFFIX = "\nLet's think step by step and output the final answer within \\boxed{}."
 PAPER_DATA = {"deepscaler": "deepscaler", "dapo17k": "dapo_math_17k"}
 PAPER_OBJECTIVES = {

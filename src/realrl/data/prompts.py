@@ -30,33 +30,40 @@ def render_prompts(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBa
 
 def render_prompt(problem: Problem, tokenizer: PreTrainedTokenizerBase, data: DataSection) -> Prompt:
     """System prompt, worked examples as former turns, then the problem between prefix and suffix."""
-    turns = [(example.problem, example.response) for example in data.examples]
-
-    def ask(text: str) -> str:
-        return f"{data.prompt_prefix}{text}{data.prompt_suffix}"
-
     if tokenizer.chat_template and data.chat_template == "auto":
-        text = _chat(tokenizer, data.system_prompt, [(ask(q), a) for q, a in turns], ask(problem.problem))
+        text = _chat(tokenizer, chat_messages(problem, data))
         return Prompt(problem, text, tuple(tokenizer.encode(text, add_special_tokens=False)))
-    parts = [data.system_prompt] if data.system_prompt else []
-    parts += [part for question, answer in turns for part in (ask(question), answer)]
-    text = "\n\n".join([*parts, ask(problem.problem)])
+    text = plain_text(problem, data)
     ids = tokenizer.encode(text, add_special_tokens=False)
     start = [] if tokenizer.bos_token_id is None else [cast(int, tokenizer.bos_token_id)]
     return Prompt(problem, text, (*start, *ids))
 
 
-def _chat(tokenizer, system: str, turns: Sequence[tuple[str, str]], question: str) -> str:
-    messages = [
-        message
-        for asked, answered in turns
-        for message in ({"role": "user", "content": asked}, {"role": "assistant", "content": answered})
-    ]
-    messages.append({"role": "user", "content": question})
-    with_system = [{"role": "system", "content": system}, *messages] if system else messages
+def chat_messages(problem: Problem, data: DataSection) -> list[dict[str, str]]:
+    """The prompt as a chat: roles system (where there is one), user and assistant."""
+    messages = [{"role": "system", "content": data.system_prompt}] if data.system_prompt else []
+    for example in data.examples:
+        messages.append({"role": "user", "content": _ask(example.problem, data)})
+        messages.append({"role": "assistant", "content": example.response})
+    return [*messages, {"role": "user", "content": _ask(problem.problem, data)}]
+
+
+def plain_text(problem: Problem, data: DataSection) -> str:
+    """The prompt without a chat template: its parts, parted by empty lines."""
+    return "\n\n".join(message["content"] for message in chat_messages(problem, data))
+
+
+def _ask(text: str, data: DataSection) -> str:
+    return f"{data.prompt_prefix}{text}{data.prompt_suffix}"
+
+
+def _chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
     try:
-        return tokenizer.apply_chat_template(with_system, add_generation_prompt=True, tokenize=False)
+        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
     except TemplateError:
+        if messages[0]["role"] != "system":
+            raise
         # Some templates (Gemma's) know no system role: its text then opens the first user turn.
-        first = {"role": "user", "content": f"{system}\n\n{messages[0]['content']}"}
-        return tokenizer.apply_chat_template([first, *messages[1:]], add_generation_prompt=True, tokenize=False)
+        system, first, *rest = messages
+        joined = {"role": "user", "content": f"{system['content']}\n\n{first['content']}"}
+        return str(tokenizer.apply_chat_template([joined, *rest], add_generation_prompt=True, tokenize=False))

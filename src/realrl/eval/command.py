@@ -1,98 +1,314 @@
-"""`realrl eval`: one model, one data set, k samples of each problem."""
+"""`realrl eval`: one model, several benchmarks, k samples of each problem; stored as they come, graded at the end."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from realrl.config import Config, load_config, parse_config
-from realrl.data import load_problems, render_prompts
-from realrl.errors import DataError
-from realrl.eval.runner import evaluate
+from realrl.data import chat_messages, load_problems, plain_text, render_prompts
+from realrl.errors import ConfigError, DataError
+from realrl.eval.progress import Progress
+from realrl.eval.runner import EvalResult, grade_generations
+from realrl.eval.store import Generation, Store, file_name, prompt_digest, write_whole
+from realrl.eval.tables import average, details_table, notes, summary_table
 from realrl.logging import write_rollouts
-from realrl.models import load_model, load_tokenizer
+from realrl.models import load_model, load_tokenizer, resolve_model, weights_fingerprint
 from realrl.rewards import build_verifier
-from realrl.sampling import HFSampler, SamplingParams
-from realrl.seeding import generator
+from realrl.sampling import HFSampler, SamplingParams, TextEngine, TextRequest
+from realrl.sampling.openai import EndpointEngine
+from realrl.sampling.texts import HFEngine
+from realrl.sampling.vllm import VLLMEngine
+from realrl.seeding import derive_seed
+from realrl.types import Problem
+
+# As the released code evaluates (scripts/eval/eval_model_8k.sh).
+_TEMPERATURE, _TOP_P, _MAX_NEW_TOKENS, _SAMPLES = 0.6, 0.95, 8192, 16
+_PROMPT_SUFFIX = "\nLet's think step by step and output the final answer within \\boxed{}."
+# Problems of a generated task where --problems does not say.
+_TASK_PROBLEMS = 128
+_SCHEMA = 1
 
 
 @dataclass(frozen=True, slots=True)
 class EvalRequest:
-    """What the command line asks for; `recipe` lends its data and reward sections."""
+    """What the command line asks for; None is the recipe's value, or the released code's where there is no recipe."""
 
     model: str
-    data: str
-    samples: int
-    problems: int
-    temperature: float | None
-    top_p: float
-    max_new_tokens: int | None
-    reward: str
-    recipe: str | None
-    seed: int
-    output: str | None
+    benchmarks: tuple[str, ...]
+    samples: int | None = None
+    problems: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    max_new_tokens: int | None = None
+    reward: str | None = None
+    recipe: str | None = None
+    engine: str = "auto"
+    endpoint: str | None = None
+    concurrency: int = 16
+    retries: int = 6
+    batch_rows: int = 64
+    seed: int = 0
+    output: str | None = None
+    regrade: bool = False
+    show_paper: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """The problems of one benchmark with their prompts, and how many the set holds in all."""
+
+    name: str
+    problems: list[Problem]
+    requests: list[TextRequest]
+    total: int
+
+    def digests(self) -> list[str]:
+        """Of each problem's prompt, as stored generations name it."""
+        return [prompt_digest(request.text or json.dumps(request.messages)) for request in self.requests]
 
 
 def run_eval(request: EvalRequest) -> str:
-    """Evaluate and return the result as one line of text.
+    """Generate what is not stored yet, grade everything, write the reports; returns the tables for the terminal.
 
-    Raises ConfigError for a model that cannot be loaded, DataError for a data set without a usable problem.
+    Raises ConfigError for a model or server that cannot be had, DataError for a data set or a folder that cannot be used.
     """
-    config = _recipe(request)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = load_tokenizer(request.model)
-    loaded = load_problems(
-        request.data,
-        columns=config.data.columns,
-        seed=request.seed,
-        task_options=config.data.task,
-        count=request.problems,
-        split="eval",
-    )
-    chosen = [loaded.problems[i] for i in range(min(request.problems, len(loaded.problems)))]
-    rendered = render_prompts(chosen, tokenizer, config.data)
-    if not rendered.prompts:
-        raise DataError(f"{request.data}: no problem fits data.max_prompt_tokens = {config.data.max_prompt_tokens}")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    model = load_model(request.model, dtype=dtype, device=device).eval()
-    params = SamplingParams(
-        temperature=config.sampling.temperature if request.temperature is None else request.temperature,
-        top_p=request.top_p,
-        top_k=0,
-        max_new_tokens=request.max_new_tokens or config.sampling.max_new_tokens,
-        batch_rows=config.sampling.batch_rows,
-    )
-    with build_verifier(config.reward) as grader:
-        result = evaluate(
-            HFSampler(model, tokenizer),
-            rendered.prompts,
-            grader,
-            samples=request.samples,
-            params=params,
-            generator=generator(request.seed, "eval", request.data, device=device),
-        )
-    if request.output:
-        write_rollouts(Path(request.output), result.samples)
-    return (
-        f"{request.data}: accuracy {result.accuracy:.4f} ± {result.standard_error:.4f} (standard error over "
-        f"{len(rendered.prompts)} problems, {request.samples} samples each, temperature {params.temperature}); "
-        f"no answer {result.no_answer_share:.3f}, truncated {result.truncated_share:.3f}, "
-        f"mean length {result.mean_length:.1f} tokens"
-        + (f"; {rendered.too_long} problems were too long and left out" if rendered.too_long else "")
-        + (f"; {loaded.bad_rows} bad rows were left out" if loaded.bad_rows else "")
-    )
+    if request.regrade:
+        return _regrade(request)
+    if not request.benchmarks:
+        raise ConfigError("no benchmark named; give --benchmarks aime24,math500 (realrl data list shows the names)")
+    config = _config(request)
+    samples = request.samples or (config.eval.samples if request.recipe else _SAMPLES)
+    params = _sampling_params(request, config)
+    if params.temperature == 0 and samples > 1:
+        raise ConfigError(f"temperature 0 gives the same response {samples} times; use --samples 1, or a temperature above 0")
+    engine_name = _engine_name(request)
+    benchmarks = [_benchmark(name, config, request) for name in dict.fromkeys(request.benchmarks)]
+    folder = Path(request.output or Path("runs") / "eval" / file_name(request.model.strip("./")))
+    settings = {
+        "schema": _SCHEMA,
+        "model": request.model,
+        "weights": "" if request.endpoint else weights_fingerprint(request.model),
+        "engine": engine_name,
+        "temperature": params.temperature,
+        "top_p": params.top_p,
+        "top_k": params.top_k,
+        "max_new_tokens": params.max_new_tokens,
+        "seed": request.seed,
+        "data": config.data.model_dump(mode="json", exclude={"train", "eval", "strict", "max_prompt_tokens"}),
+        "benchmarks": {b.name: {"problems": len(b.problems), "of": b.total, "samples": samples} for b in benchmarks},
+    }
+    with Store(folder) as store:
+        store.keep_settings(settings)
+        _generate(store, benchmarks, samples, params, engine_name, request)
+        return _report(store, benchmarks, settings, config, show_paper=request.show_paper)
 
 
-def _recipe(request: EvalRequest) -> Config:
+def _regrade(request: EvalRequest) -> str:
+    """Grade the stored generations of the folder `request.model` again; no model is loaded."""
+    folder = Path(request.model)
+    if not folder.is_dir():
+        raise DataError(f"no folder at {folder}; --regrade takes the folder that realrl eval -o wrote")
+    with Store(folder) as store:
+        settings = store.settings()
+        names = request.benchmarks or tuple(settings["benchmarks"])
+        unknown = [name for name in names if name not in settings["benchmarks"]]
+        if unknown:
+            raise DataError(
+                f"{folder} holds no generations of {', '.join(unknown)}; it has {', '.join(settings['benchmarks'])}"
+            )
+        document: dict[str, Any] = {"model": {"path": settings["model"]}, "data": {"train": names[0], **settings["data"]}}
+        reward = load_config(request.recipe).reward.model_dump() if request.recipe else {}
+        document["reward"] = reward | ({"type": request.reward} if request.reward else {})
+        config = parse_config(document)
+        benchmarks = [
+            Benchmark(name, _problems(name, config, settings["seed"], known["problems"])[0], [], known["of"])
+            for name, known in settings["benchmarks"].items()
+            if name in names
+        ]
+        settings = settings | {"benchmarks": {name: settings["benchmarks"][name] for name in names}}
+        return _report(store, benchmarks, settings, config, show_paper=request.show_paper)
+
+
+def _config(request: EvalRequest) -> Config:
+    """The recipe, or the released code's prompt; `reward` on top."""
     if request.recipe:
-        return load_config(request.recipe)
+        return load_config(request.recipe, {"reward.type": request.reward} if request.reward else None)
     return parse_config(
         {
             "model": {"path": request.model},
-            "data": {"train": request.data},
-            "reward": {"type": request.reward},
-            "sampling": {"temperature": 0.6},
+            "data": {"train": request.benchmarks[0], "prompt_suffix": _PROMPT_SUFFIX, "max_prompt_tokens": 4096},
+            "reward": {"type": request.reward or "math"},
+            "sampling": {"temperature": _TEMPERATURE, "top_p": _TOP_P, "max_new_tokens": _MAX_NEW_TOKENS},
         }
     )
+
+
+def _sampling_params(request: EvalRequest, config: Config) -> SamplingParams:
+    return SamplingParams(
+        temperature=config.sampling.temperature if request.temperature is None else request.temperature,
+        top_p=request.top_p or config.eval.top_p or config.sampling.top_p,
+        top_k=config.sampling.top_k,
+        max_new_tokens=request.max_new_tokens or config.sampling.max_new_tokens,
+        batch_rows=request.batch_rows,
+    )
+
+
+def _engine_name(request: EvalRequest) -> str:
+    if request.endpoint:
+        return f"endpoint {request.endpoint}"
+    if request.engine != "auto":
+        return request.engine
+    import importlib.util
+
+    return "vllm" if torch.cuda.is_available() and importlib.util.find_spec("vllm") else "hf"
+
+
+def _problems(name: str, config: Config, seed: int, count: int | None) -> tuple[list[Problem], int]:
+    """The first `count` problems (all by default) and how many there are."""
+    loaded = load_problems(
+        name,
+        columns=config.data.columns,
+        seed=seed,
+        task_options=config.data.task,
+        count=count or _TASK_PROBLEMS,
+        split="eval",
+    )
+    chosen = [loaded.problems[index] for index in range(min(count or len(loaded.problems), len(loaded.problems)))]
+    seen: set[str] = set()
+    for problem in chosen:
+        if problem.id in seen:
+            raise DataError(f"{name}: the id {problem.id!r} occurs twice; stored generations are found by it, make it unique")
+        seen.add(problem.id)
+    return chosen, len(loaded.problems)
+
+
+def _benchmark(name: str, config: Config, request: EvalRequest) -> Benchmark:
+    problems, total = _problems(name, config, request.seed, request.problems)
+    if request.endpoint:
+        plain = config.data.chat_template == "plain"
+        requests = [
+            TextRequest(
+                text=plain_text(problem, config.data) if plain else "",
+                token_ids=(),
+                messages=() if plain else tuple(chat_messages(problem, config.data)),
+                seed=0,
+            )
+            for problem in problems
+        ]
+        return Benchmark(name, problems, requests, total)
+    rendered = render_prompts(problems, load_tokenizer(request.model), config.data)
+    if rendered.too_long:
+        raise DataError(
+            f"{name}: {rendered.too_long} prompts are longer than data.max_prompt_tokens = {config.data.max_prompt_tokens}; "
+            "raise it in the recipe: leaving problems out would change the benchmark"
+        )
+    return Benchmark(name, problems, [TextRequest(p.text, p.token_ids, (), 0) for p in rendered.prompts], total)
+
+
+def _generate(
+    store: Store, benchmarks: Sequence[Benchmark], samples: int, params: SamplingParams, engine_name: str, request: EvalRequest
+) -> None:
+    """Ask the engine for every response that is not stored; the engine is loaded only where one is missing."""
+    engine: TextEngine | None = None
+    longest = max((len(one.token_ids) for benchmark in benchmarks for one in benchmark.requests), default=0)
+    for benchmark in benchmarks:
+        stored = store.load(benchmark.name)
+        digests = benchmark.digests()
+        missing: list[tuple[str, int, str]] = []
+        requests = []
+        for problem, prompt, digest in zip(benchmark.problems, benchmark.requests, digests, strict=True):
+            for sample in range(samples):
+                known = stored.get((problem.id, sample))
+                if known is not None and known.prompt != digest:
+                    raise DataError(
+                        f"{store.folder} holds generations of {benchmark.name} {problem.id} for another prompt (the data or "
+                        "the chat template changed); give another folder with -o"
+                    )
+                if known is None:
+                    seed = derive_seed(request.seed, "eval", benchmark.name, problem.id, sample)
+                    missing.append((problem.id, sample, digest))
+                    requests.append(TextRequest(prompt.text, prompt.token_ids, prompt.messages, seed))
+        if not missing:
+            continue
+        engine = engine or _engine(engine_name, request, params, longest)
+        with Progress(benchmark.name, len(digests) * samples, len(digests) * samples - len(missing)) as progress:
+            for done in engine.generate(requests):
+                store.append(
+                    benchmark.name,
+                    [Generation(*missing[index], reply.text, reply.tokens, reply.truncated) for index, reply in done],
+                )
+                progress.add(len(done), sum(reply.tokens or 0 for _, reply in done))
+    if engine is not None:
+        engine.close()
+
+
+def _engine(name: str, request: EvalRequest, params: SamplingParams, longest_prompt: int) -> TextEngine:
+    if request.endpoint:
+        return EndpointEngine(request.endpoint, request.model, params, concurrency=request.concurrency, retries=request.retries)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    if name == "vllm":
+        return VLLMEngine(
+            resolve_model(request.model),
+            params,
+            dtype=str(dtype).removeprefix("torch."),
+            longest_prompt=longest_prompt,
+            seed=request.seed,
+        )
+    if name != "hf":
+        raise ConfigError(f"unknown --engine {name!r}; known: auto, hf, vllm; or --endpoint URL")
+    model = load_model(request.model, dtype=dtype, device=device).eval()
+    return HFEngine(HFSampler(model, load_tokenizer(request.model)), params, device)
+
+
+def _report(
+    store: Store, benchmarks: Sequence[Benchmark], settings: Mapping[str, Any], config: Config, *, show_paper: bool
+) -> str:
+    """Grade what is stored and write samples/, results.json, results.md and results.tex; the tables as text."""
+    results: dict[str, EvalResult] = {}
+    (store.folder / "samples").mkdir(exist_ok=True)
+    with build_verifier(config.reward) as grader:
+        for benchmark in benchmarks:
+            samples = settings["benchmarks"][benchmark.name]["samples"]
+            stored = store.load(benchmark.name)
+            wanted = [(problem.id, sample) for problem in benchmark.problems for sample in range(samples)]
+            absent = [key for key in wanted if key not in stored]
+            if absent:
+                raise DataError(
+                    f"{store.folder}: {len(absent)} of {len(wanted)} generations of {benchmark.name} are missing, the first of "
+                    f"{absent[0][0]}, sample {absent[0][1]}; run the same realrl eval again to make them"
+                )
+            results[benchmark.name] = grade_generations(
+                benchmark.problems, [stored[key] for key in wanted], grader, samples=samples
+            )
+            path = store.folder / "samples" / f"{file_name(benchmark.name)}.parquet"
+            write_rollouts(path, results[benchmark.name].samples)
+    tables = [summary_table(str(settings["model"]), results, show_paper), details_table(results)]
+    lines = [
+        f"{b.name}: the first {len(b.problems)} of {b.total} problems." for b in benchmarks if len(b.problems) < b.total
+    ] + notes(list(results), show_paper)
+    report = {
+        **settings,
+        "reward": config.reward.model_dump(mode="json"),
+        "results": {name: result.figures() for name, result in results.items()},
+        "average": average(results),
+        "notes": lines,
+    }
+    write_whole(store.folder / "results.json", json.dumps(report, indent=1) + "\n")
+    text = "\n".join(
+        [
+            f"Pass@1 ± standard error; temperature {settings['temperature']}, top_p {settings['top_p']}, at most "
+            f"{settings['max_new_tokens']} tokens.\n",
+            *(table.markdown() for table in tables),
+            *lines,
+        ]
+    )
+    write_whole(store.folder / "results.md", f"# {settings['model']}\n\n{text}\n")
+    write_whole(store.folder / "results.tex", "\n".join(table.latex() for table in tables))
+    return f"{text}\nfiles in {store.folder}: results.json, results.md, results.tex, samples/, generations/"

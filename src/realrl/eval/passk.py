@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -16,14 +16,24 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return 1.0 - math.prod(1.0 - k / i for i in range(n - c + 1, n + 1))
 
 
-def mean_and_standard_error(per_problem: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """Mean over problems of the mean over their samples, and its standard error over problems (0.0 for one problem).
+def majority(
+    answers: Sequence[str | None], right: Sequence[bool], same: Callable[[str, str], bool] = lambda a, b: a == b
+) -> float:
+    """Whether the most frequent answer to one problem is right; answers that tie share the vote.
 
-    Samples of one problem are not independent, so the error is that of the problem means.
+    None is no vote; with no vote at all the value is 0. Right answers are one class, wrong ones are put together by `same`.
     """
-    means = [sum(samples) / len(samples) for samples in per_problem]
-    count = len(means)
-    mean = sum(means) / count
-    if count == 1:
-        return mean, 0.0
-    return mean, math.sqrt(sum((value - mean) ** 2 for value in means) / (count - 1) / count)
+    votes_right = sum(right)
+    classes: list[tuple[str, int]] = []
+    for answer, is_right in zip(answers, right, strict=True):
+        if answer is None or is_right:
+            continue
+        index = next((i for i, (other, _) in enumerate(classes) if other == answer or same(other, answer)), None)
+        if index is None:
+            classes.append((answer, 1))
+        else:
+            classes[index] = (classes[index][0], classes[index][1] + 1)
+    most = max([votes_right, *(votes for _, votes in classes)])
+    if votes_right < most or most == 0:
+        return 0.0
+    return 1 / (1 + sum(votes == most for _, votes in classes))

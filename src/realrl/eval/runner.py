@@ -1,30 +1,62 @@
-"""Sample k responses to each problem, grade them, and say how accurate the model is."""
+"""From generations to figures: grade them; say how accurate the model is, and how sure that is."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Float
 
-from realrl.eval.passk import mean_and_standard_error
+from realrl.eval.intervals import interval, standard_error
+from realrl.eval.passk import majority, pass_at_k
+from realrl.eval.store import Generation
 from realrl.rewards import Grader, last_boxed
+from realrl.rewards.equivalence import compare
 from realrl.sampling import Sampler, SamplingParams
-from realrl.types import Prompt
+from realrl.types import Problem, Prompt
+
+# Characters at the end of a response in which a missed answer is looked for.
+_TAIL = 200
 
 
 @dataclass(frozen=True, slots=True)
 class EvalResult:
-    """Pass@1 over all samples with its standard error over problems; shares of the responses; every sample as a row."""
+    """Figures of one model on one data set, and every sample as a row (docs/evaluation.md).
 
+    `accuracy` is Pass@1: the mean over problems of the mean over their `samples_each` samples. `standard_error` is over
+    problems and samples both; `standard_error_samples` and `standard_error_problems` are its parts (None for one sample).
+    `interval` holds 95 % of bootstrap resamples of the problems. Shares are of all responses, `mean_length` is in tokens.
+    """
+
+    problems: int
+    samples_each: int
     accuracy: float
     standard_error: float
+    standard_error_samples: float | None
+    standard_error_problems: float | None
+    interval: tuple[float, float]
+    pass_at: dict[int, float]
+    majority: float
     boxed_share: float
     no_answer_share: float
+    grader_error_share: float
+    answer_missed_share: float
     truncated_share: float
-    mean_length: float
+    mean_length: float | None
     samples: list[dict[str, Any]]
+
+    def figures(self) -> dict[str, Any]:
+        """Everything but the samples, for JSON."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "samples"}
+
+    def problem_means(self) -> Float[np.ndarray, " P"]:
+        """The share of right samples of each problem."""
+        right = [row["status"] == "correct" for row in self.samples]
+        return np.array(right, dtype=float).reshape(-1, self.samples_each).mean(axis=1)
 
 
 def evaluate(
@@ -38,35 +70,100 @@ def evaluate(
 ) -> EvalResult:
     """`samples` responses to each prompt, graded. Rows come in the order of the prompts."""
     rollouts = sampler.sample([prompt.token_ids for prompt in prompts], group_size=samples, params=params, generator=generator)
-    if len(rollouts) != samples * len(prompts):
-        raise AssertionError(f"the sampler returned {len(rollouts)} rollouts for {len(prompts)} × {samples}")
-    problems = [prompts[rollout.prompt_index].problem for rollout in rollouts]
-    verdicts = grader.score([rollout.text for rollout in rollouts], [problem.golds for problem in problems])
-    per_problem: list[list[float]] = [[] for _ in prompts]
+    problems = [prompt.problem for prompt in prompts]
+    generations = [
+        Generation(problems[r.prompt_index].id, index % samples, "", r.text, len(r.token_ids), r.truncated)
+        for index, r in enumerate(rollouts)
+    ]
+    return grade_generations(problems, generations, grader, samples=samples)
+
+
+def grade_generations(
+    problems: Sequence[Problem],
+    generations: Sequence[Generation],
+    grader: Grader,
+    *,
+    samples: int,
+    progress: Callable[[int], None] | None = None,
+) -> EvalResult:
+    """Figures of `samples` generations of each problem, which come ordered by problem, then by sample.
+
+    Raises AssertionError where the generations are not exactly those.
+    """
+    expected = [(problem.id, sample) for problem in problems for sample in range(samples)]
+    if [(generation.id, generation.sample) for generation in generations] != expected:
+        raise AssertionError(f"got {len(generations)} generations; need those of {len(problems)} problems × {samples} samples")
+    asked = [problem for problem in problems for _ in range(samples)]
+    verdicts = grader.score([g.response for g in generations], [problem.golds for problem in asked], progress)
     rows = []
-    for rollout, problem, verdict in zip(rollouts, problems, verdicts, strict=True):
-        per_problem[rollout.prompt_index].append(verdict.reward)
+    for problem, generation, verdict in zip(asked, generations, verdicts, strict=True):
         rows.append(
             {
                 "id": problem.id,
+                "sample": generation.sample,
                 "problem": problem.problem,
                 "answer": problem.answer,
-                "response": rollout.text,
+                "response": generation.response,
                 "extracted": verdict.extracted,
                 "status": verdict.status,
                 "reason": verdict.reason,
-                "truncated": rollout.truncated,
-                "tokens": len(rollout.token_ids),
+                "stage": verdict.stage,
+                "tokens": generation.tokens,
+                "truncated": generation.truncated,
+                "parser_error": verdict.status == "grader_error",
+                "answer_missed": answer_missed(generation.response, problem.golds, verdict.status, verdict.extracted),
             }
         )
-    accuracy, standard_error = mean_and_standard_error(per_problem)
-    count = len(rows)
+    return summarise(rows, samples)
+
+
+def answer_missed(response: str, golds: Sequence[str], status: str, extracted: str | None) -> bool:
+    """Whether a gold answer stands in the response's end as a word of its own, though another, or none, was extracted."""
+    if status not in ("no_answer", "wrong"):
+        return False
+    tail = response[-_TAIL:]
+    missed = (gold.strip() for gold in golds if gold.strip() != extracted)
+    return any(re.search(rf"(?<![\w.,/^-]){re.escape(gold)}(?![\w/^]|[.,]\d)", tail) for gold in missed)
+
+
+def summarise(rows: Sequence[dict[str, Any]], samples: int) -> EvalResult:
+    """Figures of graded rows, ordered by problem, then by sample."""
+    right = np.array([row["status"] == "correct" for row in rows], dtype=float).reshape(-1, samples)
+    means = right.mean(axis=1)
+    error = standard_error(right)
+    sizes = sorted({2**power for power in range(samples.bit_length())} | {samples})
+    votes = [
+        majority([row["extracted"] for row in group], [row["status"] == "correct" for row in group], same_answer)
+        for group in (rows[first : first + samples] for first in range(0, len(rows), samples))
+    ]
+    lengths = [row["tokens"] for row in rows if row["tokens"] is not None]
+
+    def share(flags: Sequence[bool]) -> float:
+        return sum(flags) / len(rows)
+
     return EvalResult(
-        accuracy=accuracy,
-        standard_error=standard_error,
-        boxed_share=sum(last_boxed(rollout.text) is not None for rollout in rollouts) / count,
-        no_answer_share=sum(row["status"] == "no_answer" for row in rows) / count,
-        truncated_share=sum(row["truncated"] for row in rows) / count,
-        mean_length=sum(row["tokens"] for row in rows) / count,
-        samples=rows,
+        problems=len(means),
+        samples_each=samples,
+        accuracy=float(means.mean()),
+        standard_error=error.total,
+        standard_error_samples=error.samples,
+        standard_error_problems=error.problems,
+        interval=interval([means]),
+        pass_at={k: float(np.mean([pass_at_k(samples, int(c), k) for c in right.sum(axis=1)])) for k in sizes},
+        majority=float(np.mean(votes)),
+        boxed_share=share([last_boxed(row["response"]) is not None for row in rows]),
+        no_answer_share=share([row["status"] == "no_answer" for row in rows]),
+        grader_error_share=share([row["parser_error"] for row in rows]),
+        answer_missed_share=share([row["answer_missed"] for row in rows]),
+        truncated_share=share([row["truncated"] for row in rows]),
+        mean_length=sum(lengths) / len(lengths) if lengths else None,
+        samples=list(rows),
     )
+
+
+def same_answer(a: str, b: str) -> bool:
+    """Whether two answers are one vote: equal as the verifier's own comparison sees it, without computer algebra."""
+    try:
+        return compare(a, b)[0] is True
+    except (RecursionError, ValueError, ArithmeticError):
+        return False

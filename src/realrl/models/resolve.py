@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import os
 import shutil
 import tempfile
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from realrl.errors import ConfigError
 from realrl.models import adder, smollm2
@@ -20,6 +21,8 @@ BUILT_IN: dict[str, tuple[str, Callable[[Path], None], str | None]] = {
     "smollm2-135m": (smollm2.CACHE_NAME, smollm2.convert, "HuggingFaceTB/SmolLM2-135M-Instruct"),
     "tiny-adder": (adder.CACHE_NAME, adder.build, None),
 }
+# Bytes at the start, the middle and the end of each weight file that a fingerprint reads.
+_SLICE = 1 << 20
 
 
 def cache_folder() -> Path:
@@ -51,6 +54,28 @@ def resolve_model(path: str) -> str:
     near = difflib.get_close_matches(path, BUILT_IN, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise ConfigError(f"no model at {path!r}; {hint}give a folder, a hub name (owner/name) or one of {', '.join(BUILT_IN)}")
+
+
+def weights_fingerprint(path: str) -> str:
+    """What tells one model's weights from another's: a hub commit, or a digest of parts of a folder's safetensors files.
+
+    Raises ConfigError for a model that cannot be had.
+    """
+    name = resolve_model(path)
+    if not Path(name).is_dir():
+        try:
+            return str(getattr(AutoConfig.from_pretrained(name), "_commit_hash", None))
+        except (OSError, ValueError) as error:
+            raise _unloadable("configuration", path, name, error) from error
+    digest = hashlib.sha256()
+    for file in sorted(Path(name).glob("*.safetensors")):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}".encode())
+        with file.open("rb") as weights:
+            for place in (0, size // 2, max(size - _SLICE, 0)):
+                weights.seek(place)
+                digest.update(weights.read(_SLICE))
+    return digest.hexdigest()[:16]
 
 
 def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -34,3 +34,36 @@ class Sampler(Protocol):
     ) -> list[Rollout]: ...
 
     def update_weights(self, model: PreTrainedModel) -> None: ...
+
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class TextRequest:
+    """One response that an evaluation wants: the prompt rendered, as token ids where a tokenizer is at hand, as messages.
+
+    `seed` (63 bits) is that of this response alone, so that it does not depend on what else is sampled.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    messages: tuple[Message, ...]
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class TextResponse:
+    """A response; `tokens` counts its tokens (None where a server does not say), `truncated`: it hit the limit."""
+
+    text: str
+    tokens: int | None
+    truncated: bool
+
+
+class TextEngine(Protocol):
+    """What an evaluation asks of an engine: responses as they are done, in lists, each with the index of its request."""
+
+    def generate(self, requests: Sequence[TextRequest]) -> Iterator[list[tuple[int, TextResponse]]]: ...
+
+    def close(self) -> None: ...

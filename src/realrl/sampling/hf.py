@@ -50,9 +50,17 @@ class HFSampler:
                 own.copy_(new)
 
     def sample(
-        self, prompts: Sequence[Sequence[int]], *, group_size: int, params: SamplingParams, generator: torch.Generator
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        group_size: int,
+        params: SamplingParams,
+        generator: torch.Generator | Sequence[torch.Generator],
     ) -> list[Rollout]:
-        """`group_size` rollouts of each prompt. The draws of a row do not depend on the other rows or on `batch_rows`."""
+        """`group_size` rollouts of each prompt. The draws of a row do not depend on the other rows or on `batch_rows`.
+
+        With one generator for each rollout its draws depend on that generator alone.
+        """
         training = self._model.training
         self._model.eval()
         rollouts: list[Rollout] = []
@@ -60,13 +68,19 @@ class HFSampler:
         try:
             for first in range(0, len(prompts), prompts_each):
                 chunk = prompts[first : first + prompts_each]
-                uniforms = torch.rand(
-                    len(chunk) * group_size, params.max_new_tokens, generator=generator, device=self._model.device
-                )
+                rows = slice(first * group_size, (first + len(chunk)) * group_size)
+                uniforms = self._uniforms(generator, rows, params.max_new_tokens)
                 rollouts += self._decode(chunk, first, group_size, params, uniforms)
         finally:
             self._model.train(training)
         return rollouts
+
+    def _uniforms(self, generator: torch.Generator | Sequence[torch.Generator], rows: slice, length: int) -> Tensor:
+        """Uniform draws (R, T) of the rollouts in `rows`."""
+        device = self._model.device
+        if isinstance(generator, torch.Generator):
+            return torch.rand(rows.stop - rows.start, length, generator=generator, device=device)
+        return torch.stack([torch.rand(length, generator=own, device=device) for own in generator[rows]])
 
     @torch.no_grad()
     def _decode(

@@ -90,7 +90,7 @@ class Recorder:
                     prompts,
                     run.grader,
                     samples=1 if mode == "greedy" else config.eval.samples,
-                    params=sampling_params(config.sampling, greedy=mode == "greedy"),
+                    params=sampling_params(config.sampling, greedy=mode == "greedy", top_p=config.eval.top_p),
                     generator=generator(config.run.seed, "eval", name, device=run.device),
                 )
                 self.evaluations.append((step, name, mode, result))

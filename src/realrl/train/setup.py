@@ -92,11 +92,11 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def sampling_params(sampling: SamplingSection, *, greedy: bool = False) -> SamplingParams:
-    """The sampler's parameters from the recipe; greedy is temperature 0."""
+def sampling_params(sampling: SamplingSection, *, greedy: bool = False, top_p: float | None = None) -> SamplingParams:
+    """The sampler's parameters from the recipe; greedy is temperature 0, `top_p` goes before the recipe's."""
     return SamplingParams(
         temperature=0.0 if greedy else sampling.temperature,
-        top_p=sampling.top_p,
+        top_p=top_p or sampling.top_p,
         top_k=sampling.top_k,
         max_new_tokens=sampling.max_new_tokens,
         batch_rows=sampling.batch_rows,

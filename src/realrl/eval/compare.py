@@ -1,0 +1,82 @@
+"""Two evaluated models on the same problems: paired differences, their interval and p-value."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float
+
+from realrl.errors import DataError
+from realrl.eval.intervals import interval, sign_flip_p_value
+from realrl.eval.tables import Table
+
+
+def compare_evaluations(a: Path, b: Path) -> tuple[Table, list[dict[str, Any]]]:
+    """Pass@1 of two evaluation folders on the benchmarks and problems that both have, as a table and as records.
+
+    The difference is b − a; its 95 % interval is by bootstrap over problems, its two-sided p-value by random flips of the
+    signs of the problems' differences. Raises DataError for a folder without graded samples, or nothing in common.
+    """
+    firsts, seconds = _problem_means(a), _problem_means(b)
+    records: list[dict[str, Any]] = []
+    sets: list[tuple[Float[np.ndarray, " P"], Float[np.ndarray, " P"]]] = []
+    for name in firsts:
+        ids = [identity for identity in firsts[name] if identity in seconds.get(name, {})]
+        if ids:
+            first, second = (np.array([means[name][identity] for identity in ids]) for means in (firsts, seconds))
+            sets.append((first, second))
+            left_out = len(firsts[name].keys() ^ seconds[name].keys())
+            records.append({"benchmark": name, "problems": len(ids), "left_out": left_out, **_paired([(first, second)])})
+    if not records:
+        raise DataError(f"{a} and {b} have no problem in common: {sorted(firsts)} and {sorted(seconds)}")
+    if len(records) > 1:
+        totals = {key: sum(record[key] for record in records) for key in ("problems", "left_out")}
+        records.append({"benchmark": "Avg.", **totals, **_paired(sets)})
+    header = ["benchmark", "problems", "a", "b", "b − a", "95 % interval", "p-value"]
+    rows = [
+        [
+            record["benchmark"],
+            f"{record['problems']}" + (f" ({record['left_out']} not in both)" if record["left_out"] else ""),
+            f"{record['a']:.4f}",
+            f"{record['b']:.4f}",
+            f"{record['difference']:+.4f}",
+            f"{record['interval'][0]:+.4f} to {record['interval'][1]:+.4f}",
+            f"{record['p_value']:.4f}",
+        ]
+        for record in records
+    ]
+    return Table(header, rows), records
+
+
+def _paired(sets: list[tuple[Float[np.ndarray, " P"], Float[np.ndarray, " P"]]]) -> dict[str, Any]:
+    differences = [second - first for first, second in sets]
+    return {
+        "a": float(np.mean([first.mean() for first, _ in sets])),
+        "b": float(np.mean([second.mean() for _, second in sets])),
+        "difference": float(np.mean([values.mean() for values in differences])),
+        "interval": interval(differences),
+        "p_value": sign_flip_p_value(differences),
+    }
+
+
+def _problem_means(folder: Path) -> dict[str, dict[str, float]]:
+    """benchmark → problem id → share of right samples."""
+    files = sorted((folder / "samples").glob("*.parquet"))
+    if not files:
+        raise DataError(f"{folder} holds no graded samples; give folders that realrl eval -o wrote")
+    means: dict[str, dict[str, float]] = {}
+    for file in files:
+        try:
+            table = pq.read_table(file, columns=["id", "status"])
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{file} cannot be read: {error}; make it again with realrl eval {folder} --regrade") from error
+        right: dict[str, list[bool]] = defaultdict(list)
+        for identity, status in zip(table["id"].to_pylist(), table["status"].to_pylist(), strict=True):
+            right[identity].append(status == "correct")
+        means[file.stem] = {identity: sum(values) / len(values) for identity, values in right.items()}
+    return means

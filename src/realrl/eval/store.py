@@ -1,0 +1,135 @@
+"""Generations as they come: one JSONL file a benchmark, append-safe, in a folder that remembers its settings."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from realrl.errors import DataError
+
+SETTINGS = "settings.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One response to one problem; `tokens` is None where a server does not count them.
+
+    `prompt` is the first 16 hexadecimal digits of the SHA-256 of the prompt as rendered.
+    """
+
+    id: str
+    sample: int
+    prompt: str
+    response: str
+    tokens: int | None
+    truncated: bool
+
+
+def prompt_digest(prompt: str) -> str:
+    """What `Generation.prompt` holds."""
+    return hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+class Store:
+    """The folder of one model's evaluation; at most one process has it open.
+
+    Raises DataError for a folder in use, for settings other than those that the stored generations were made with, and
+    for a damaged file.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "generations").mkdir(parents=True, exist_ok=True)
+        self._lock = (folder / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock.close()
+            raise DataError(f"{folder} is in use by another realrl eval; wait for it, or give another -o") from error
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._lock.close()
+
+    def settings(self) -> dict[str, Any]:
+        """The settings of the stored generations; DataError where there are none."""
+        path = self.folder / SETTINGS
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise DataError(f"{self.folder} holds no {SETTINGS}, so no evaluation; give the folder that -o named") from error
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise DataError(f"{path} is damaged: {error}") from error
+
+    def keep_settings(self, settings: dict[str, Any]) -> None:
+        """Write the settings, or hold them against those already there; what `benchmarks` holds is added to."""
+        path = self.folder / SETTINGS
+        if path.exists():
+            stored = self.settings()
+            others = [
+                f"{key} was {stored.get(key)!r} and is now {settings.get(key)!r}"
+                for key in sorted(stored.keys() | settings.keys())
+                if key != "benchmarks" and stored.get(key) != settings.get(key)
+            ]
+            if others:
+                raise DataError(
+                    f"{self.folder} holds generations made with other settings ({'; '.join(others)}); "
+                    "give another folder with -o, or the same settings"
+                )
+            settings = settings | {"benchmarks": stored["benchmarks"] | settings["benchmarks"]}
+        write_whole(path, json.dumps(settings, indent=1) + "\n")
+
+    def load(self, benchmark: str) -> dict[tuple[str, int], Generation]:
+        """Stored generations by (problem id, sample); a line torn by a crash at the file's end is cut off."""
+        path = self._path(benchmark)
+        if not path.exists():
+            return {}
+        generations: dict[tuple[str, int], Generation] = {}
+        whole = 0
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    break
+                whole += len(line)
+                try:
+                    generation = Generation(**json.loads(line))
+                except (ValueError, TypeError, RecursionError) as error:
+                    raise DataError(
+                        f"{path}, line {number}: not a stored generation ({error}); delete the line, and it is made again"
+                    ) from error
+                generations.setdefault((generation.id, generation.sample), generation)
+        if whole < path.stat().st_size:
+            os.truncate(path, whole)
+        return generations
+
+    def append(self, benchmark: str, generations: Iterable[Generation]) -> None:
+        """Add generations at the file's end and have them on disk before returning."""
+        lines = "".join(json.dumps(asdict(generation)) + "\n" for generation in generations)
+        with self._path(benchmark).open("ab") as file:
+            file.write(lines.encode("ascii"))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _path(self, benchmark: str) -> Path:
+        return self.folder / "generations" / f"{file_name(benchmark)}.jsonl"
+
+
+def file_name(benchmark: str) -> str:
+    """The benchmark's name, or path, as part of a file name."""
+    return "".join(char if char.isalnum() or char in "-_." else "_" for char in benchmark)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write under a temporary name first, so that no crash leaves half a file."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.rename(path)
