@@ -1,5 +1,10 @@
 """Tiny real models, made on the spot; shapes of the numerical rooms are checked at run time in every test."""
 
+import os
+
+# Before huggingface_hub is imported: no test waits for a hub that it cannot reach.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
 import pytest
 import torch
 from jaxtyping import install_import_hook

@@ -226,11 +226,13 @@ def show_data(
 def check_data(
     name: Annotated[str, typer.Argument(help="A named set, a file, or a hub name.")],
     reward: Annotated[str, typer.Option(help="Verifier that has to accept each gold.")] = "math",
+    against: Annotated[str, typer.Option(help="Evaluation sets, parted by commas, whose problems to look for.")] = "",
     shown: Annotated[int, typer.Option(min=0, help="Rows listed of each kind at most.")] = 50,
 ) -> None:
-    """Hold every gold answer against itself; exit status 1 where more than one in 200 fails."""
+    """Hold every gold answer against itself; count repeated problems and overlaps. Exit status 1 where 1 gold in 200 fails."""
     from realrl.config import RewardSection
     from realrl.data import load_problems
+    from realrl.data.cleaning import count_overlap, deduplicate, find_overlap
     from realrl.logging import printable
     from realrl.rewards.command import check_golds
 
@@ -247,6 +249,16 @@ def check_data(
     print(f"compared as text only by the parser, else by computer algebra: {len(report.text_only)}")
     for problem in report.text_only[:shown]:
         print(f"  {printable(problem.id)} gold {printable(problem.answer)[:100]}")
+    found = deduplicate(problems)
+    conflicts = f"{found.conflicting} of {len(found.conflicts)} problems"
+    print(f"repeated problems: {found.repeated}; rows whose golds conflict: {conflicts}")
+    for group in found.conflicts[:shown]:
+        print("  " + "; ".join(f"{printable(problem.id)} gold {printable(problem.answer)[:40]}" for problem in group))
+    for other in filter(None, (part.strip() for part in against.split(","))):
+        pairs = find_overlap(problems, load_problems(other).problems)
+        print(f"overlap with {other}: {count_overlap(pairs)}")
+        for pair in pairs[:shown]:
+            print(f"  {printable(pair.train.id)} holds {pair.containment:.0%} of {printable(pair.evaluated.id)}")
     if passed < 0.995 * report.total:
         raise typer.Exit(1)
 

@@ -48,10 +48,23 @@ class Example(Section):
     response: str
 
 
+class KeepRange(Section):
+    """Numbers from `min` to `max`, both included; None is no bound."""
+
+    min: float | None = None
+    max: float | None = None
+
+
+Keep = KeepRange | tuple[str | int | float, ...]
+
+
 class DataSection(Section):
     train: str
     eval: tuple[str, ...] = ()
     columns: dict[str, str] = {}
+    filter: dict[str, Keep] = Field(default={}, description="training rows: column → values, or { min, max }")
+    deduplicate: bool = Field(default=False, description="one row of equal training problems, none where golds differ")
+    decontaminate: tuple[str, ...] = Field(default=(), description="sets whose problems must not occur in training")
     task: dict[str, Any] = Field(default={}, description="options of a generated task, such as its level")
     system_prompt: str = ""
     prompt_prefix: str = ""

@@ -43,3 +43,14 @@ def test_list_and_show():
 def test_an_unknown_set_is_named():
     result = run("check", "math50")
     assert result.returncode == 1 and "did you mean math500?" in result.stderr and "Traceback" not in result.stderr
+
+
+@needs_data
+def test_check_counts_repeated_problems_and_overlaps():
+    out = run("check", "gsm8k_train", "--against", "gsm8k,aime24", "--shown", "2").stdout
+    assert "repeated problems: 0; rows whose golds conflict: 0 of 0 problems" in out
+    assert "overlap with gsm8k: 0 problems" in out and "overlap with aime24: 0 problems" in out
+    out = run("check", "math", "--against", "olympiadbench", "--shown", "2").stdout
+    assert "repeated problems: 10;" in out
+    assert "overlap with olympiadbench: 4 problems, 4 exact, 4 with the same answer, in 4 rows" in out
+    assert "math-train-3443 holds 100% of olympiadbench-2890" in out

@@ -17,7 +17,7 @@ ALLOWED = {
     "logprobs": BASE,
     "logging": CONFIG,
     "rewards": CONFIG,
-    "data": CONFIG,
+    "data": CONFIG | {"rewards"},
     "models": CONFIG | {"data"},
     "sampling": CONFIG | {"logprobs"},
     "eval": CONFIG | {"logprobs", "rewards", "data", "models", "sampling", "logging"},

@@ -5,7 +5,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from realrl.config import DataSection
-from realrl.data import PromptStream, load_problems, render_prompts
+from realrl.data import PromptStream, load_problems, render_prompts, training_problems
+from realrl.data.cleaning import OverlapCounts, count_overlap, deduplicate, find_overlap, grams, normal_form
 from realrl.data.datasets import _data_folders
 from realrl.data.tasks import TASKS, is_held_out
 from realrl.errors import ConfigError, DataError
@@ -13,6 +14,11 @@ from realrl.models.adder import character_tokenizer
 from realrl.types import Problem, Prompt
 
 ROWS = [{"question": "1+1?", "gold": "2"}, {"question": "2+2?", "gold": 4}, {"question": "3+3?", "gold": 6.0}]
+
+needs_data = pytest.mark.skipif(
+    not any((folder / "eval/gsm8k_test.parquet").is_file() for folder in _data_folders()),
+    reason="the shared data sets are not here: set REALRL_DATA to their folder",
+)
 
 
 def write(path: Path, rows) -> Path:
@@ -75,7 +81,6 @@ def test_missing_sets_are_named(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="no file at"):
         load_problems(str(tmp_path / "none.jsonl"))
     monkeypatch.setenv("REALRL_DATA", str(tmp_path))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(DataError, match=r"Set REALRL_DATA to a folder with eval/aime24\.parquet"):
         load_problems("aime24")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")
@@ -88,10 +93,7 @@ def test_gsm8k_as_released_ends_with_its_answer(tmp_path):
     assert load_problems(str(path)).problems[0].answer == "72"
 
 
-@pytest.mark.skipif(
-    not any((folder / "eval/gsm8k_test.parquet").is_file() for folder in _data_folders()),
-    reason="the shared data sets are not here: set REALRL_DATA to their folder",
-)
+@needs_data
 def test_real_sets_have_their_published_sizes():
     sizes = {"gsm8k": 1319, "gsm8k_train": 7473, "math500": 500, "aime24": 30, "deepscaler": 40309, "math": 11998}
     for name, size in sizes.items():
@@ -186,3 +188,120 @@ def test_further_accepted_answers(tmp_path):
     loaded = load_problems(str(path))
     assert [problem.golds for problem in loaded.problems] == [("1", "2", "3"), ("4", "5"), ("6",)]
     assert loaded.bad_rows == 1 and "further accepted answer" in loaded.bad_examples[0]
+
+
+def test_columns_may_be_nested_and_problems_chats(tmp_path):
+    row = {
+        "prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "1+1?"}],
+        "reward_model": {"style": "rule", "ground_truth": "2"},
+        "extra_info": {"index": 7},
+    }
+    path = write(tmp_path / "verl.jsonl", [row, {"prompt": [], "reward_model": None}])
+    loaded = load_problems(str(path), columns={"id": "extra_info.index"})
+    assert [(p.id, p.problem, p.answer) for p in loaded.problems] == [("7", "1+1?", "2")]
+    assert loaded.bad_rows == 1
+
+
+def test_a_damaged_row_group_is_named(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "set.parquet"
+    rows = [{"problem": f"unique text {i} {i * 7919}", "answer": str(i)} for i in range(3000)]
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=1000, compression="zstd")
+    place = pq.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
+    data = bytearray(path.read_bytes())
+    data[place + 40 : place + 400] = bytes(360)
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"set\.parquet cannot be read as Parquet \(row group 1, after row 1000\)"):
+        load_problems(str(path))
+
+
+def test_filters_keep_rows_by_value_and_by_range(tmp_path):
+    levels = [1, 3, None, "4", 5, "?"]
+    rows = [{"problem": f"p{i}", "answer": "1", "level": level, "source": "ab"[i % 2]} for i, level in enumerate(levels)]
+    path = str(write(tmp_path / "set.jsonl", rows))
+
+    def kept(**keep):
+        data = DataSection.model_validate({"train": path, "filter": keep})
+        problems, notes = training_problems(data, 0)
+        return [int(p.problem[1:]) for p in problems], notes
+
+    assert kept(level={"min": 3, "max": 4}) == ([1, 3], [f"{path}: 4 rows left out by data.filter, 2 kept"])
+    assert kept(level={"min": 3})[0] == [1, 3, 4]
+    assert kept(source=["a"], level=[1, 5])[0] == [0, 4]
+    with pytest.raises(DataError, match=r"no column 'lvl', which data.filter names; it has \['problem'"):
+        kept(lvl=[1])
+    with pytest.raises(DataError, match="data.filter passed over 6 rows"):
+        kept(source=["c"])
+    with pytest.raises(ConfigError, match="is generated"):
+        training_problems(DataSection.model_validate({"train": "addition", "deduplicate": True}), 0)
+
+
+def problems(*pairs):
+    return [Problem(str(i), text, answer) for i, (text, answer) in enumerate(pairs)]
+
+
+def test_equal_problems_are_kept_once_and_conflicting_ones_not_at_all():
+    found = deduplicate(
+        problems(
+            (r"Compute $\dfrac{1}{2}+x$ .", "1"),
+            ("Solve for y", "2"),
+            (r"compute \(\frac12 + x\)", "1.0"),
+            ("Find x+1", "3"),
+            ("Find $x + 1$", "4"),
+            ("Find x-1", "4"),
+            ("What is 1.5?", "3/2"),
+            ("What is 15?", "15"),
+            ("See [asy]draw(A);[/asy] 7", "1"),
+            ("See [asy]draw(B);[/asy] 7", "2"),
+        )
+    )
+    assert [p.id for p in found.kept] == ["0", "1", "5", "6", "7", "8", "9"]
+    assert (found.repeated, found.conflicting) == (1, 2) and [[p.id for p in g] for g in found.conflicts] == [["3", "4"]]
+
+
+def test_overlap_counts_shared_word_grams():
+    text = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
+    # 14 words hold 7 runs of 8; without the last word 6 of the 7 are left, without the last two 5.
+    words = text.split()
+    evaluated = problems((text, "1"), ("one two three four five six seven eight nine", "1"))
+    train = problems(*((" ".join([*words[:count], "and so on"]), "1") for count in (14, 13, 12)), ("ONE two; three", "1"))
+    found = find_overlap(train, evaluated)
+    assert [(pair.train.id, pair.evaluated.id, pair.exact) for pair in found] == [("0", "0", False), ("1", "0", False)]
+    assert [pair.containment for pair in found] == [1.0, pytest.approx(6 / 7)]
+    assert find_overlap(problems((text.upper() + ".", "1")), evaluated)[0].exact
+    assert len(grams(text)) == 7 and normal_form("A, b:  $C$.") == "abc"
+
+
+# Of shared/data/README.md: evaluation problems exact, exact + near, of these with the same answer, training rows.
+# Less one same answer: olympiadbench-2185 asks for 6m, the training row for its value 6 at m = 1.
+CONTAMINATION = {
+    ("dapo_math_17k", "amc22_23"): (14, 34, 32, 48),
+    ("dapo_math_17k", "amc23"): (8, 19, 17, 26),
+    ("dapo_math_17k", "math500"): (7, 14, 9, 18),
+    ("dapo_math_17k", "olympiadbench"): (9, 49, 16 - 1, 50),
+    ("deepscaler", "math500"): (9, 16, 11, 37),
+    ("deepscaler", "olympiadbench"): (3, 8, 7, 8),
+    ("math", "math500"): (0, 13, 0, 30),
+    ("math", "olympiadbench"): (4, 4, 4, 4),
+}
+
+
+@needs_data
+@pytest.mark.parametrize("train", ["dapo_math_17k", "deepscaler", "math", "gsm8k_train"])
+def test_the_published_contamination_is_found(train):
+    rows = load_problems(train).problems
+    for name in ("aime24", "aime25", "amc22_23", "amc23", "math500", "minerva", "olympiadbench", "gsm8k"):
+        counts = count_overlap(find_overlap(rows, load_problems(name).problems))
+        assert counts == OverlapCounts(*CONTAMINATION.get((train, name), (0, 0, 0, 0))), name
+
+
+@needs_data
+def test_a_recipe_cleans_its_training_set():
+    data = DataSection(train="dapo_math_17k", deduplicate=True, decontaminate=("amc22_23", "olympiadbench"))
+    left, notes = training_problems(data, 0)
+    assert len(left) < 17398 - 1000 and len(notes) == 3
+    assert "1056 repeated problems left out, and 40 rows of 19 problems whose golds differ" in notes[0]
+    assert "overlap 34 of 83 of amc22_23" in notes[1] and "overlap 49 of 675 of olympiadbench" in notes[2]
+    assert not find_overlap(left, load_problems("amc22_23").problems)

@@ -1,5 +1,6 @@
 """Data sets, generated tasks and prompts."""
 
+from realrl.data.cleaning import training_problems
 from realrl.data.datasets import LoadedProblems, load_problems
 from realrl.data.prompts import Rendered, chat_messages, plain_text, render_prompt, render_prompts
 from realrl.data.stream import PromptStream
@@ -13,4 +14,5 @@ __all__ = [
     "plain_text",
     "render_prompt",
     "render_prompts",
+    "training_problems",
 ]

@@ -15,33 +15,52 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from realrl.config import Keep, KeepRange
 from realrl.data.tasks import TASKS, TaskProblems
 from realrl.errors import DataError
 from realrl.types import Problem
 
-# name → (file below a data folder, hub name, hub configuration, hub split)
-NAMED: dict[str, tuple[str, str, str | None, str]] = {
-    "aime24": ("eval/aime24.parquet", "HuggingFaceH4/aime_2024", None, "train"),
-    "aime25": ("eval/aime25.parquet", "yentinglin/aime_2025", None, "train"),
-    "amc23": ("eval/amc23.parquet", "math-ai/amc23", None, "test"),
-    "amc22_23": ("eval/amc22_23.parquet", "AI-MO/aimo-validation-amc", None, "train"),
-    "math500": ("eval/math500.parquet", "HuggingFaceH4/MATH-500", None, "test"),
-    "minerva": ("eval/minerva.parquet", "math-ai/minervamath", None, "test"),
+
+@dataclass(frozen=True, slots=True)
+class NamedSet:
+    """Where a named set is: a file below a data folder, else a split of a data set of the hub; columns not found by alias."""
+
+    file: str
+    hub: str
+    split: str
+    configuration: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    hub_columns: Mapping[str, str] = field(default_factory=dict)
+
+
+NAMED: dict[str, NamedSet] = {
+    "aime24": NamedSet("eval/aime24.parquet", "HuggingFaceH4/aime_2024", "train"),
+    "aime25": NamedSet("eval/aime25.parquet", "yentinglin/aime_2025", "train"),
+    "amc23": NamedSet("eval/amc23.parquet", "math-ai/amc23", "test"),
+    "amc22_23": NamedSet("eval/amc22_23.parquet", "AI-MO/aimo-validation-amc", "train"),
+    "math500": NamedSet("eval/math500.parquet", "HuggingFaceH4/MATH-500", "test"),
+    "minerva": NamedSet("eval/minerva.parquet", "math-ai/minervamath", "test"),
     # The same problems against the answer lists that DeepScaleR's code grades by; in 40 rows none is the official answer.
-    "minerva_deepscaler": ("eval/minerva.parquet", "math-ai/minervamath", None, "test"),
-    "olympiadbench": ("eval/olympiadbench.parquet", "math-ai/olympiadbench", None, "test"),
-    "gsm8k": ("eval/gsm8k_test.parquet", "openai/gsm8k", "main", "test"),
-    "gsm8k_train": ("train/gsm8k_train.parquet", "openai/gsm8k", "main", "train"),
-    "deepscaler": ("train/deepscaler_preview.parquet", "agentica-org/DeepScaleR-Preview-Dataset", None, "train"),
-    "dapo_math_17k": ("train/dapo_math_17k.parquet", "BytedTsinghua-SIA/DAPO-Math-17k", None, "train"),
-    "math": ("train/math_train.parquet", "EleutherAI/hendrycks_math", None, "train"),
+    "minerva_deepscaler": NamedSet(
+        "eval/minerva.parquet", "math-ai/minervamath", "test", columns={"answer": "answers_deepscaler"}
+    ),
+    "olympiadbench": NamedSet("eval/olympiadbench.parquet", "math-ai/olympiadbench", "test"),
+    "gsm8k": NamedSet("eval/gsm8k_test.parquet", "openai/gsm8k", "test", "main"),
+    "gsm8k_train": NamedSet("train/gsm8k_train.parquet", "openai/gsm8k", "train", "main"),
+    "deepscaler": NamedSet("train/deepscaler_preview.parquet", "agentica-org/DeepScaleR-Preview-Dataset", "train"),
+    "dapo_math_17k": NamedSet(
+        "train/dapo_math_17k.parquet",
+        "open-r1/DAPO-Math-17k-Processed",
+        "train",
+        "all",
+        hub_columns={"problem": "prompt", "answer": "solution"},
+    ),
+    "math": NamedSet("train/math_train.parquet", "nlile/hendrycks-MATH-benchmark", "train"),
 }
-# Columns of named sets that are not found by the usual names.
-_NAMED_COLUMNS = {"minerva_deepscaler": {"answer": "answers_deepscaler"}}
 # Columns tried where the recipe maps none.
 _ALIASES = {
     "problem": ("problem", "question", "prompt"),
-    "answer": ("answer", "final_answer", "gold"),
+    "answer": ("answer", "final_answer", "gold", "reward_model.ground_truth"),
     "id": ("id", "problem_id", "unique_id"),
 }
 _SHOWN_BAD_ROWS = 5
@@ -49,12 +68,19 @@ _SHOWN_BAD_ROWS = 5
 
 @dataclass(frozen=True, slots=True)
 class LoadedProblems:
-    """Usable problems, and how many rows were not, the first few described."""
+    """Usable problems; how many rows were not, the first few described; how many usable ones the filter passed over."""
 
     name: str
     problems: Sequence[Problem]
     bad_rows: int = 0
     bad_examples: list[str] = field(default_factory=list)
+    filtered: int = 0
+
+    def warnings(self) -> list[str]:
+        """A line about the bad rows, where there are any."""
+        if not self.bad_rows:
+            return []
+        return [f"WARNING: {self.name}: {self.bad_rows} bad rows skipped: {'; '.join(self.bad_examples)}"]
 
 
 def load_problems(
@@ -66,47 +92,51 @@ def load_problems(
     task_options: Mapping[str, Any] | None = None,
     count: int = 128,
     split: str = "train",
+    keep: Mapping[str, Keep] | None = None,
 ) -> LoadedProblems:
     """The problems that `name` means. `count` bounds a generated evaluation set; `strict` refuses any bad row.
+
+    `keep` names columns and the values, or range of values, that a row must have there.
 
     Raises DataError for a set that cannot be found or read, a missing column, or no usable row.
     """
     if name in TASKS:
         return LoadedProblems(name, TaskProblems(name, split, seed, task_options or {}, count))
-    rows, source = _open(name)
-    return _collect(name, source, rows, {**_NAMED_COLUMNS.get(name, {}), **(columns or {})}, strict)
+    rows, source, known = _open(name)
+    return _collect(name, source, rows, {**known, **(columns or {})}, strict, keep or {})
 
 
 def list_sets() -> list[tuple[str, str, str]]:
     """Every named set: its name, its local file or "" where there is none, and its name on the hub."""
     found = []
-    for name, (file, hub, _, _) in NAMED.items():
-        local = next((folder / file for folder in _data_folders() if (folder / file).is_file()), None)
-        found.append((name, str(local or ""), hub))
+    for name, known in NAMED.items():
+        local = next((folder / known.file for folder in _data_folders() if (folder / known.file).is_file()), None)
+        found.append((name, str(local or ""), known.hub))
     return found
 
 
-def _open(name: str) -> tuple[Iterable[tuple[str, Any]], str]:
-    """Rows as (place, record) pairs, from the first source that has the name."""
+def _open(name: str) -> tuple[Iterable[tuple[str, Any]], str, Mapping[str, str]]:
+    """Rows as (place, record) pairs from the first source that has the name, that source, and its columns' mapping."""
     path = Path(name).expanduser()
     if path.is_file():
-        return _read_file(path), str(path)
+        return _read_file(path), str(path), {}
     if path.is_dir():
-        return _read_hub(str(path), None, "train"), str(path)
+        return _read_hub(str(path), None, "train"), str(path), {}
     if path.suffix in _READERS or name.startswith((".", "/", "~")):
         raise DataError(f"no file at {name}; data.train and data.eval take a path, a named set or a generated task")
     if name in NAMED:
-        file, hub, configuration, hub_split = NAMED[name]
+        known = NAMED[name]
         for folder in _data_folders():
-            if (folder / file).is_file():
-                return _read_file(folder / file), str(folder / file)
-        return _read_hub(hub, configuration, hub_split, name), hub
+            if (folder / known.file).is_file():
+                return _read_file(folder / known.file), str(folder / known.file), known.columns
+        columns = {**known.columns, **known.hub_columns}
+        return _read_hub(known.hub, known.configuration, known.split, name), known.hub, columns
     if "/" in name:
-        return _read_hub(name, None, "train"), name
-    known = [*TASKS, *NAMED]
-    near = difflib.get_close_matches(name, known, n=1)
+        return _read_hub(name, None, "train"), name, {}
+    names = [*TASKS, *NAMED]
+    near = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
-    raise DataError(f"unknown data set {name!r}; {hint}known: {', '.join(known)}; or give a path or a hub name (owner/name)")
+    raise DataError(f"unknown data set {name!r}; {hint}known: {', '.join(names)}; or give a path or a hub name (owner/name)")
 
 
 def _data_folders() -> list[Path]:
@@ -143,15 +173,18 @@ def _read_csv(path: Path) -> Iterable[tuple[str, Any]]:
 
 
 def _read_parquet(path: Path) -> Iterable[tuple[str, Any]]:
+    number, place = 0, "its footer"
     try:
         table = pq.ParquetFile(path)
-        number = 0
-        for batch in table.iter_batches(batch_size=1024):
-            for record in batch.to_pylist():
-                number += 1
-                yield f"row {number}", record
+        for group in range(table.num_row_groups):
+            place = f"row group {group}, after row {number}"
+            for batch in table.iter_batches(batch_size=1024, row_groups=[group]):
+                for record in batch.to_pylist():
+                    number += 1
+                    yield f"row {number}", record
+                place = f"row group {group}, after row {number}"
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} cannot be read as Parquet: {error}") from error
+        raise DataError(f"{path} cannot be read as Parquet ({place}): {error}; get the file again") from error
 
 
 _READERS = {".jsonl": _read_jsonl, ".json": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
@@ -168,16 +201,22 @@ def _read_hub(hub: str, configuration: str | None, split: str, name: str | None 
         raise DataError(
             f"the data set {wanted} was found in no local folder and could not be loaded by `datasets`: "
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}. Set REALRL_DATA to a folder with "
-            f"{NAMED[name][0] if name else 'the file'}, or give the path of a JSONL, Parquet or CSV file"
+            f"{NAMED[name].file if name else 'the file'}, or give the path of a JSONL, Parquet or CSV file"
         ) from error
     return ((f"row {number}", record) for number, record in enumerate(loaded, start=1))
 
 
 def _collect(
-    name: str, source: str, rows: Iterable[tuple[str, Any]], columns: Mapping[str, str], strict: bool
+    name: str,
+    source: str,
+    rows: Iterable[tuple[str, Any]],
+    columns: Mapping[str, str],
+    strict: bool,
+    keep: Mapping[str, Keep],
 ) -> LoadedProblems:
     problems: list[Problem] = []
     bad: list[str] = []
+    filtered = 0
     mapping: dict[str, str] | None = None
     for number, (place, record) in enumerate(rows):
         if not isinstance(record, dict):
@@ -185,6 +224,12 @@ def _collect(
             continue
         if mapping is None:
             mapping = _map_columns(source, list(record), columns)
+            for column in keep:
+                if column not in record:
+                    raise DataError(f"{source} has no column {column!r}, which data.filter names; it has {list(record)}")
+        if not all(_kept(record.get(column), wanted) for column, wanted in keep.items()):
+            filtered += 1
+            continue
         try:
             problems.append(_problem(record, mapping, f"{name}-{number}"))
         except ValueError as error:
@@ -193,8 +238,28 @@ def _collect(
         raise DataError(f"{source}: {len(bad)} bad rows and data.strict is on; first: {'; '.join(bad[:_SHOWN_BAD_ROWS])}")
     if not problems:
         detail = f"; {len(bad)} bad rows, first: {'; '.join(bad[:_SHOWN_BAD_ROWS])}" if bad else ""
+        detail += f"; data.filter passed over {filtered} rows" if filtered else ""
         raise DataError(f"{source} holds no usable problem{detail}")
-    return LoadedProblems(name, problems, len(bad), bad[:_SHOWN_BAD_ROWS])
+    return LoadedProblems(name, problems, len(bad), bad[:_SHOWN_BAD_ROWS], filtered)
+
+
+def _kept(value: Any, wanted: Keep) -> bool:
+    """Whether a row's value is one of those wanted, or lies in the range wanted; nothing lies in no range."""
+    if not isinstance(wanted, KeepRange):
+        return value in wanted
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return False
+    return (wanted.min is None or number >= wanted.min) and (wanted.max is None or number <= wanted.max)
+
+
+def _value(record: Mapping[str, Any], column: str) -> Any:
+    """The value of a column, or of a field within it by its dotted name; None where there is none."""
+    value: Any = record
+    for part in column.split(".") if column not in record else [column]:
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
 
 
 def _map_columns(source: str, found: list[str], columns: Mapping[str, str]) -> dict[str, str]:
@@ -202,11 +267,11 @@ def _map_columns(source: str, found: list[str], columns: Mapping[str, str]) -> d
     mapping = {}
     for ours in ("problem", "answer", "id"):
         wanted = columns.get(ours)
-        if wanted is not None and wanted not in found:
+        if wanted is not None and wanted.partition(".")[0] not in found and wanted not in found:
             near = difflib.get_close_matches(wanted, found, n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise DataError(f"{source} has no column {wanted!r}{hint}, which data.columns.{ours} names; it has {found}")
-        chosen = wanted or next((alias for alias in _ALIASES[ours] if alias in found), None)
+        chosen = wanted or next((alias for alias in _ALIASES[ours] if alias.partition(".")[0] in found), None)
         if chosen is None and ours != "id":
             raise DataError(
                 f"{source} has no {ours} column (looked for {', '.join(_ALIASES[ours])}); it has {found}; "
@@ -219,7 +284,10 @@ def _map_columns(source: str, found: list[str], columns: Mapping[str, str]) -> d
 
 def _problem(record: Mapping[str, Any], mapping: Mapping[str, str], default_id: str) -> Problem:
     """One row; raises ValueError that says what is wrong with it."""
-    text, answer = record.get(mapping["problem"]), record.get(mapping["answer"])
+    text, answer = _value(record, mapping["problem"]), _value(record, mapping["answer"])
+    if isinstance(text, list) and text and isinstance(text[-1], Mapping):
+        # A chat, as verl's data sets have it: the last turn asks.
+        text = text[-1].get("content")
     accepted = list(record.get("also_accept") or [])
     if isinstance(answer, list) and answer and all(isinstance(item, str) for item in answer):
         answer, *more = answer
@@ -236,5 +304,5 @@ def _problem(record: Mapping[str, Any], mapping: Mapping[str, str], default_id: 
     answer = str(answer).rpartition("####")[2].strip()
     if not answer:
         raise ValueError("the answer is empty")
-    identity = record.get(mapping.get("id", ""), None)
+    identity = _value(record, mapping["id"]) if "id" in mapping else None
     return Problem(default_id if identity is None else str(identity), text, answer, tuple(accepted))

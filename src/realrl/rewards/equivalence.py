@@ -91,7 +91,12 @@ def read(text: str, depth: int = 0) -> Value | None:
     rows = split(text, re.compile(r";"))
     if len(rows) > 1 and any(len(split(row, re.compile(r","))) > 1 for row in rows):
         return _read_items("list", rows, depth)
-    items = split(text, re.compile(r"[,;]|⟦\s*(?:and|or)\s*⟧|(?<![a-zA-Z])(?:and|or)(?![a-zA-Z])"))
+    ways = split(text, re.compile(r"⟦\s*(?i:or)\s*⟧|(?<![a-zA-Z])or(?![a-zA-Z])"))
+    either = _read_items("list", ways, depth) if len(ways) > 1 else None
+    if either is not None and all(same(either.items[0], item) for item in either.items[1:]):
+        # "0.09 or 9/100": one answer, written twice.
+        return either.items[0]
+    items = split(text, re.compile(r"[,;]|⟦\s*(?i:and|or)\s*⟧|(?<![a-zA-Z])(?:and|or)(?![a-zA-Z])"))
     if len(items) > 1:
         return _read_items("list", [item for item in items if item.strip()], depth)
     relation = _read_relation(text, depth)

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from realrl.config import Config, SamplingSection
-from realrl.data import load_problems, render_prompts
+from realrl.data import load_problems, render_prompts, training_problems
 from realrl.data.stream import PromptStream
 from realrl.errors import ConfigError, DataError
 from realrl.models import load_model, load_tokenizer
@@ -105,18 +105,11 @@ def sampling_params(sampling: SamplingSection, *, greedy: bool = False, top_p: f
 
 def _training_prompts(config: Config, tokenizer, notes: list[str]) -> tuple[PromptStream, Prompt]:
     data = config.data
-    loaded = load_problems(
-        data.train,
-        columns=data.columns,
-        strict=data.strict,
-        seed=config.run.seed,
-        task_options=data.task,
-        split="train",
-    )
-    _note_bad_rows(loaded, notes)
-    endless = bool(getattr(loaded.problems, "endless", False))
+    problems, lines = training_problems(data, config.run.seed)
+    notes += lines
+    endless = bool(getattr(problems, "endless", False))
     # An endless task is looked at through its first problems; a finite set is rendered whole and once.
-    shown = [loaded.problems[i] for i in range(256)] if endless else list(loaded.problems)
+    shown = [problems[i] for i in range(256)] if endless else list(problems)
     rendered = render_prompts(shown, tokenizer, data)
     if not rendered.prompts:
         raise DataError(
@@ -134,7 +127,7 @@ def _training_prompts(config: Config, tokenizer, notes: list[str]) -> tuple[Prom
         notes.append(f"prompts over {data.max_prompt_tokens} tokens: none of {len(shown)} looked at")
     if endless:
         return PromptStream(
-            loaded.problems,
+            problems,
             lambda problem: render_prompts([problem], tokenizer, data).prompts[0],
             endless=True,
             seed=config.run.seed,
@@ -155,7 +148,7 @@ def _held_out(config: Config, name: str, tokenizer, notes: list[str]) -> list[Pr
         count=config.eval.problems,
         split="eval",
     )
-    _note_bad_rows(loaded, notes)
+    notes += loaded.warnings()
     problems = [loaded.problems[i] for i in range(min(config.eval.problems, len(loaded.problems)))]
     rendered = render_prompts(problems, tokenizer, data)
     if not rendered.prompts:
@@ -163,11 +156,6 @@ def _held_out(config: Config, name: str, tokenizer, notes: list[str]) -> list[Pr
     if rendered.too_long:
         notes.append(f"WARNING: {rendered.too_long} of {len(problems)} held-out prompts of {name} are too long and dropped")
     return rendered.prompts
-
-
-def _note_bad_rows(loaded, notes: list[str]) -> None:
-    if loaded.bad_rows:
-        notes.append(f"WARNING: {loaded.name}: {loaded.bad_rows} bad rows skipped: {'; '.join(loaded.bad_examples)}")
 
 
 def _arithmetic(config: Config, model: PreTrainedModel, sample: Prompt, has_reference: bool) -> list[str]:

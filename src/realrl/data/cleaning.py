@@ -1,0 +1,181 @@
+"""The same problem twice: duplicates within a set, and training problems that are also evaluation problems."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from realrl.config import DataSection
+from realrl.data.datasets import load_problems
+from realrl.data.tasks import TASKS
+from realrl.errors import ConfigError, DataError
+from realrl.rewards.equivalence import compare
+from realrl.types import Problem
+
+# Words of one n-gram, the fewest n-grams that an evaluation problem is compared by, and the share that makes a hit.
+_GRAM = 8
+_FEWEST_GRAMS = 4
+CONTAINMENT = 0.8
+
+# Without \mathcal, \mathbb and their like: 𝓡 and R are not one name.
+_STYLE = re.compile(
+    r"\\(?:bf|bigg|bigl|bigr|boldsymbol|cal|displaystyle|ensuremath|hspace|it|left|mathbf|mathit|mathrm|mathsf|mbox|nolimits|"
+    r"operatorname|qquad|quad|right|rm|scriptstyle|text|textbf|textit|textrm|textstyle|underline)(?![a-z])"
+)
+_FIGURE = re.compile(r"\[asy\].*?\[/asy\]", re.DOTALL)
+_WORD = re.compile(r"[a-z]+|\d+")
+
+
+def normal_form(problem: str) -> str:
+    """The text without case, spacing, `$`, braces, style commands and punctuation; operators, digits and figures stay."""
+    text = re.sub(r"\\(le|ge)(?![a-z])", r"\\\1q", re.sub(r"\\[dtc]frac", r"\\frac", _fold(problem)))
+    text = _STYLE.sub("", text)
+    text = re.sub(r"\\[,;:!\\ ()\[\]]|[\s~${}]", "", text)
+    return re.sub(r"(?<!\d)\.|\.(?!\d)|[,:;?!]", "", text)
+
+
+def grams(problem: str) -> set[tuple[str, ...]]:
+    """Every run of 8 words (runs of letters or of digits) of the text without figures and style commands."""
+    text = re.sub(r"\\[dt]frac", r"\\frac", _FIGURE.sub(" ", _fold(problem)))
+    words = _WORD.findall(_STYLE.sub(" ", text))
+    return {tuple(words[i : i + _GRAM]) for i in range(len(words) - _GRAM + 1)}
+
+
+def _fold(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).casefold()
+
+
+def same_gold(a: Problem, b: Problem) -> bool:
+    """Whether the problems' first golds are equal, as the verifier's own stages see it without computer algebra."""
+    if a.answer == b.answer:
+        return True
+    try:
+        return compare(a.answer, b.answer)[0] is True
+    except (RecursionError, ValueError, ArithmeticError):
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicates:
+    """Of problems with one normal form: those to keep, in order, and how many rows fall away and why.
+
+    `repeated`: rows equal to an earlier one. `conflicting`: all rows of a problem whose golds are not all equal.
+    """
+
+    kept: list[Problem]
+    repeated: int
+    conflicting: int
+    conflicts: list[list[Problem]]
+
+
+def deduplicate(problems: Sequence[Problem]) -> Duplicates:
+    """Keep the first of equal problems; none of those whose golds differ, since at least one gold is wrong."""
+    groups: dict[str, list[Problem]] = defaultdict(list)
+    for problem in problems:
+        groups[normal_form(problem.problem)].append(problem)
+    conflicts = [group for group in groups.values() if not all(same_gold(group[0], other) for other in group[1:])]
+    conflicting = {id(problem) for group in conflicts for problem in group}
+    kept = [group[0] for group in groups.values() if id(group[0]) not in conflicting]
+    return Duplicates(kept, len(problems) - len(kept) - len(conflicting), len(conflicting), conflicts)
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """A training problem found in an evaluation set: `exact` by normal form, or near by its share of the other's n-grams."""
+
+    train: Problem
+    evaluated: Problem
+    exact: bool
+    containment: float
+
+
+def find_overlap(train: Sequence[Problem], evaluated: Sequence[Problem], threshold: float = CONTAINMENT) -> list[Overlap]:
+    """Every pair that is equal in normal form, or whose training problem holds `threshold` of the evaluated one's 8-grams.
+
+    Evaluated problems with fewer than 4 n-grams are compared by normal form only.
+    """
+    by_form: dict[str, list[int]] = defaultdict(list)
+    by_gram: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    sizes = []
+    for index, problem in enumerate(evaluated):
+        by_form[normal_form(problem.problem)].append(index)
+        found = grams(problem.problem)
+        sizes.append(len(found))
+        if len(found) >= _FEWEST_GRAMS:
+            for gram in found:
+                by_gram[gram].append(index)
+    pairs = []
+    for problem in train:
+        exact = by_form.get(normal_form(problem.problem), [])
+        pairs += [Overlap(problem, evaluated[index], True, 1.0) for index in exact]
+        shared = Counter(index for gram in grams(problem.problem) for index in by_gram.get(gram, ()))
+        pairs += [
+            Overlap(problem, evaluated[index], False, count / sizes[index])
+            for index, count in shared.items()
+            if index not in exact and count / sizes[index] >= threshold
+        ]
+    return pairs
+
+
+@dataclass(frozen=True, slots=True)
+class OverlapCounts:
+    """Distinct evaluated problems found exactly, at all, and with an equal gold; distinct training rows that hold them."""
+
+    exact: int
+    found: int
+    same_answer: int
+    rows: int
+
+    def __str__(self) -> str:
+        return f"{self.found} problems, {self.exact} exact, {self.same_answer} with the same answer, in {self.rows} rows"
+
+
+def count_overlap(pairs: Sequence[Overlap]) -> OverlapCounts:
+    """The counts of the pairs that `find_overlap` gave."""
+    return OverlapCounts(
+        exact=len({pair.evaluated.id for pair in pairs if pair.exact}),
+        found=len({pair.evaluated.id for pair in pairs}),
+        same_answer=len({pair.evaluated.id for pair in pairs if same_gold(pair.train, pair.evaluated)}),
+        rows=len({pair.train.id for pair in pairs}),
+    )
+
+
+def training_problems(data: DataSection, seed: int) -> tuple[Sequence[Problem], list[str]]:
+    """The problems that a recipe trains on, filtered and cleaned as it says, and what was left out, a line each.
+
+    Raises ConfigError where a generated task is to be filtered or cleaned, DataError where nothing is left.
+    """
+    if data.train in TASKS and (data.filter or data.deduplicate or data.decontaminate):
+        raise ConfigError(
+            f"data.train = {data.train!r} is generated and never asks what is held out; data.filter, data.deduplicate and "
+            "data.decontaminate are for sets of problems"
+        )
+    loaded = load_problems(
+        data.train, columns=data.columns, strict=data.strict, seed=seed, task_options=data.task, keep=data.filter
+    )
+    notes = loaded.warnings()
+    if loaded.filtered:
+        notes.append(f"{data.train}: {loaded.filtered} rows left out by data.filter, {len(loaded.problems)} kept")
+    problems = loaded.problems
+    if data.deduplicate:
+        found = deduplicate(problems)
+        problems = found.kept
+        notes.append(
+            f"{data.train}: {found.repeated} repeated problems left out, and {found.conflicting} rows of "
+            f"{len(found.conflicts)} problems whose golds differ"
+        )
+    for name in data.decontaminate:
+        evaluated = load_problems(name).problems
+        overlap = find_overlap(problems, evaluated)
+        hit = {id(pair.train) for pair in overlap}
+        problems = [problem for problem in problems if id(problem) not in hit]
+        notes.append(
+            f"{data.train}: {len(hit)} problems left out that overlap {len({pair.evaluated.id for pair in overlap})} of "
+            f"{len(evaluated)} of {name}"
+        )
+    if not len(problems):
+        raise DataError(f"{data.train}: no problem is left; {'; '.join(notes)}")
+    return problems, notes
