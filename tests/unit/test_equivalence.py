@@ -10,6 +10,25 @@ from realrl.rewards import grade, verify
 from realrl.rewards.equivalence import compare, half_unit
 
 EQUAL = [
+    (r"0.09 \text{ OR } \frac{9}{100}", "0.09"),
+    ("1000,99", "1000.99"),
+    ("0,111", "0.111"),
+    (r"\{1\pm\sqrt{5},-2\}", r"\{-2, 1+\sqrt{5}, 1-\sqrt{5}\}"),
+    (r"0, \pm 1, \pm 2", r"\{-2,-1,0,1,2\}"),
+    (r"\{x \mid -1 < x < 1\}", "(-1,1)"),
+    (r"\{x | x < -1 \text{ or } x \ge 3\}", r"(-\infty,-1) \cup [3,\infty)"),
+    (r"4 < m \leq 8 \text{ or } 10 \leq m < 12", r"(4, 8] \cup [10, 12)"),
+    (r"a \leqslant -2 \text{ or } a = 1", r"(-\infty, -2] \cup \{1\}"),
+    (r"3 < \lambda \leq 4", "(3,4]"),
+    (r"30^\circ", r"\frac{\pi}{6}"),
+    (r"C = \frac{2\pi}{3}", r"120^\circ"),
+    (r"x = k\pi", r"n\pi"),
+    (r"12^{\mathrm{th}}", "12"),
+    ("f(z)=2z+1", "f(x)=2x+1"),
+    (r"a = -2, \ b = -2", "-2,-2"),
+    (r"\dfrac{\dbinom{d}{k} (k - 1)!}{2}", r"\frac{d !}{2 k(d-k) !}"),
+    (r"\tan 1 > \sin 1 > \cos 1", r"\cos 1 < \sin 1 < \tan 1"),
+    ("(1,3)", "{1,3}"),
     ("e^{16}-1", r"-1+\exp(16)"),
     (r"\pi/2", "pi/2"),
     (r"33 \pmod{100}", "33"),
@@ -60,6 +79,19 @@ EQUAL = [
     ("no solution", r"\emptyset"),
 ]
 DIFFERENT = [
+    ("1 or 2", "1"),
+    ("1,234", "1.234"),
+    ("1,22", "1.23"),
+    (r"\{x \mid -1 < x < 1\}", "[-1,1]"),
+    (r"4 < m \leq 8 \text{ or } 10 \leq m < 12", r"(4, 8] \cup (10, 12)"),
+    (r"30^\circ", r"\frac{\pi}{3}"),
+    ("30", r"\frac{\pi}{6}"),
+    (r"x = 2k\pi", r"n\pi"),
+    ("f(z)=2z+1", "f(x)=2x+2"),
+    ("f(z)=2z+x", "f(x)=2x+z"),
+    (r"\tan 1 > \sin 1 > \cos 1", r"\tan 1 > \cos 1 > \sin 1"),
+    ("b < a < d", "b a d"),
+    (r"\{1,3\}", "1"),
     (r"\frac{1}{2004!}", r"\frac{1}{2006!}"),
     ("1/2^{99}", "1/2^{98}"),
     ("4", r"4\sqrt{2}"),
@@ -154,3 +186,16 @@ def test_any_text_gets_a_sure_or_unsure_answer(a, b):
 def test_deep_and_long_formulas_are_not_read(part):
     text = (part * 1000)[:1900]
     assert compare(text, "5")[0] is not True and compare("5", text)[0] is not True
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "right"),
+    [
+        (r"\sqrt{2}-1", r"41.4\%", True),  # 41.42 %, rounded to three digits
+        (r"\sqrt{2}-1", r"41.5\%", False),
+        ("1/15", r"6.67\%", True),
+        (r"6.67\%", "1/15", False),  # an answer that is rounded is not the exact gold
+    ],
+)
+def test_a_percentage_may_be_a_rounding(answer, gold, right):
+    assert verify(boxed(answer), gold) is right

@@ -8,18 +8,14 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
 from realrl.rewards import expression
 from realrl.rewards.latex import normalise, plain_words
+from realrl.rewards.structure import Value, read
 
-_RELATION = re.compile(r"\\(?:le|ge|ne|in|approx|equiv|sim)(?![a-zA-Z])|[=<>]")
-_NAME = re.compile(
-    r"(?:⟦[^⟧]*⟧|\\?[a-zA-Z]+|\([a-zA-Z](?:,\s*[a-zA-Z])*\))(?:_(?:\w|\{[^{}]*\}))?(?:\([a-zA-Z\d, ]*\))?'*|\\angle\s*[A-Z]+"
-)
-_MATRIX = re.compile(r"\\begin\{([pbvBV]?matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}")
 _DECIMAL = re.compile(r"-?(?P<whole>\d*)\.(?P<places>\d+)(?:(?:[eE]|\*10\^)\{?(?P<power>[+-]?\d{1,4})\}?)?")
 _SCIENTIFIC = re.compile(r"-?\d+(?:\.(?P<places>\d+))?(?:[eE]|\*10\^)\{?(?P<power>[+-]?\d{1,4})\}?")
 _UNITS = re.compile(r"(?P<value>.*?\S)\s*(?P<unit>(?:⟦[^⟧]*⟧(?:\s*\^\s*\{?-?\d\}?)?[\s*/.]*)+)")
@@ -34,21 +30,6 @@ _LENGTHS = {"mm", "cm", "m", "km", "in", "ft", "kg", "g", "mg", "s", "min", "h",
 _LONG_DECIMAL = re.compile(r"-?\d*\.\d{12,}")
 _BASE = re.compile(r"(?P<digits>[0-9A-F]+)_\{?(?P<base>\d{1,2})\}?")
 _EMPTY = {"no solution", "no solutions", "none", "emptyset", "varnothing", "no real solution", "no real solutions"}
-_MAX_ITEMS = 60
-_MAX_DEPTH = 8
-_CLOSE = {"(": ")]", "[": ")]", "\\{": ("\\}",), "{": "}"}
-
-
-@dataclass(frozen=True)
-class Value:
-    """One answer as read: `kind` is scalar, tuple, set, list, union, matrix or relation."""
-
-    kind: str
-    text: str = ""
-    items: tuple[Value, ...] = ()
-    brackets: str = ""
-    name: str = ""
-    parts: tuple[str, ...] = ()
 
 
 def compare(answer: str, gold: str) -> tuple[bool | None, str]:
@@ -58,6 +39,8 @@ def compare(answer: str, gold: str) -> tuple[bool | None, str]:
         return (None, "") if left == right else (False, "text")
     if _compact(left) == _compact(right):
         return True, "text"
+    if _decimal_comma(left, right):
+        return True, "exact"
     a, b = read(left), read(right)
     if a is None or b is None:
         return None, ""
@@ -72,40 +55,6 @@ def compare(answer: str, gold: str) -> tuple[bool | None, str]:
 def _compact(text: str) -> str:
     """Without the spaces that carry no meaning; those between digits do."""
     return re.sub(r"(?<!\d) | (?!\d)", "", text).replace("⟦", "").replace("⟧", "")
-
-
-def read(text: str, depth: int = 0) -> Value | None:
-    """The structure of a normalised answer; None where it is too deep or too wide to be an answer."""
-    text = _without_modulus(text.strip())
-    if depth > _MAX_DEPTH:
-        return None
-    if "\\pm" in text:
-        return _read_items("list", [text.replace("\\pm", "+"), text.replace("\\pm", "-")], depth)
-    matrix = _MATRIX.fullmatch(text)
-    if matrix and "\\begin" not in matrix[2]:
-        rows = [part for part in matrix[2].strip().split("⏎") if part.strip()]
-        values = [_read_items("tuple", row.split("&"), depth) for row in rows]
-        if any(value is None for value in values):
-            return None
-        return Value("matrix", text, tuple(value for value in values if value), "|" if matrix[1][0] in "vV" else "")
-    rows = split(text, re.compile(r";"))
-    if len(rows) > 1 and any(len(split(row, re.compile(r","))) > 1 for row in rows):
-        return _read_items("list", rows, depth)
-    ways = split(text, re.compile(r"⟦\s*(?i:or)\s*⟧|(?<![a-zA-Z])or(?![a-zA-Z])"))
-    either = _read_items("list", ways, depth) if len(ways) > 1 else None
-    if either is not None and all(same(either.items[0], item) for item in either.items[1:]):
-        # "0.09 or 9/100": one answer, written twice.
-        return either.items[0]
-    items = split(text, re.compile(r"[,;]|⟦\s*(?i:and|or)\s*⟧|(?<![a-zA-Z])(?:and|or)(?![a-zA-Z])"))
-    if len(items) > 1:
-        return _read_items("list", [item for item in items if item.strip()], depth)
-    relation = _read_relation(text, depth)
-    if relation is not None:
-        return relation
-    items = split(text, re.compile(r"\\cup(?![a-zA-Z])"))
-    if len(items) > 1:
-        return _read_items("union", items, depth)
-    return _read_bracketed(text, depth)
 
 
 def readable(text: str) -> bool:
@@ -129,129 +78,19 @@ def _readable(value: Value) -> bool:
     return all(_readable(item) for item in value.items)
 
 
-def _without_modulus(text: str) -> str:
-    return re.sub(r"\s*\(?\\(?:pmod|bmod|mod)(?![a-zA-Z])\s*(?:\{[^{}]*\}|\d+)\)?$", "", text)
-
-
-def _read_items(kind: str, texts: Sequence[str], depth: int, brackets: str = "") -> Value | None:
-    if len(texts) > _MAX_ITEMS:
-        return None
-    values = [read(text, depth + 1) for text in texts]
-    if any(value is None for value in values):
-        return None
-    return Value(kind, items=tuple(value for value in values if value is not None), brackets=brackets)
-
-
-def _read_bracketed(text: str, depth: int) -> Value | None:
-    start = "\\{" if text.startswith("\\{") else text[:1]
-    if start in _CLOSE and _closes_at_end(text, start):
-        end = "\\}" if start == "\\{" else text[-1]
-        inside = text[len(start) : -len(end)]
-        items = split(inside, re.compile(r"[,;]"))
-        if start == "{" and len(items) == 1:
-            return read(inside, depth + 1)
-        if start in ("\\{", "{"):
-            if re.search(r"[|:]", inside):
-                return Value("scalar", text)
-            return _read_items("set", [item for item in items if item.strip()], depth)
-        if len(items) > 1:
-            return _read_items("tuple", items, depth, start + end)
-        if start + end == "()":
-            return read(inside, depth + 1) if len(inside.strip()) == 1 else Value("scalar", text)
-    return Value("scalar", text)
-
-
-def _closes_at_end(text: str, start: str) -> bool:
-    if not text.endswith(tuple(_CLOSE[start])):
-        return False
-    level = 0
-    for match in re.finditer(r"\\[{}]|[()\[\]{}]", text):
-        level += 1 if match[0] in ("\\{", "(", "[", "{") else -1
-        if level == 0:
-            return match.end() == len(text)
-    return False
-
-
-def split(text: str, separator: re.Pattern[str]) -> list[str]:
-    """`text` cut at the separators outside of every bracket."""
-    parts, level, last, position = [], 0, 0, 0
-    while position < len(text):
-        step = 2 if text.startswith(("\\{", "\\}"), position) else 1
-        symbol = text[position : position + step]
-        if symbol in ("(", "[", "{", "\\{"):
-            level += 1
-        elif symbol in (")", "]", "}", "\\}"):
-            level -= 1
-        elif level == 0 and (match := separator.match(text, position)):
-            parts.append(text[last:position])
-            last = match.end()
-            step = max(match.end() - position, 1)
-        position += step
-    return [*parts, text[last:]]
-
-
-def _read_relation(text: str, depth: int) -> Value | None:
-    """`name = value`, `x \\in S`, chains of inequalities as intervals, other equations and inequalities; None: no relation."""
-    parts = [part.strip() for part in split(text, _RELATION)]
-    if len(parts) == 1 or not all(parts):
-        return None
-    signs = [sign for sign in _signs(text, parts)]
-    if all(sign in ("=", "\\in", "\\approx", "\\equiv", "\\sim") for sign in signs):
-        # What follows the first "≈" is a rounding of what stands before it, unless that is a mere name.
-        if "\\approx" in signs and not (signs[0] == "\\approx" and _NAME.fullmatch(parts[0])):
-            cut = signs.index("\\approx") + 1
-            parts, signs = parts[:cut], signs[: cut - 1]
-            if len(parts) == 1:
-                return read(parts[0], depth + 1)
-        if _NAME.fullmatch(parts[0]):
-            value = read(parts[-1], depth + 1)
-            return value and Value(value.kind, value.text, value.items, value.brackets, parts[0], (parts[0], parts[-1]))
-        values = [expression.parse(part) for part in parts]
-        if len(parts) > 2 or all(value is not None and not expression.variables(value) for value in values):
-            return read(parts[-1], depth + 1)
-        return Value("relation", "=", parts=(parts[0], parts[1]))
-    return _read_inequality(parts, signs, depth)
-
-
-def _signs(text: str, parts: Sequence[str]) -> list[str]:
-    """The relation signs between `parts`, in order."""
-    signs, position = [], 0
-    for part in parts[:-1]:
-        position = text.index(part, position) + len(part)
-        match = _RELATION.search(text, position)
-        signs.append(match[0] if match else "=")
-        position = match.end() if match else position
-    return signs
-
-
-def _read_inequality(parts: Sequence[str], signs: Sequence[str], depth: int) -> Value | None:
-    if all(sign in (">", "\\ge") for sign in signs):
-        parts, signs = parts[::-1], [{">": "<", "\\ge": "\\le"}[sign] for sign in signs][::-1]
-    if not all(sign in ("<", "\\le") for sign in signs) or len(parts) > 3:
-        return Value("relation", signs[0], parts=tuple(parts)) if len(parts) == 2 else Value("scalar", " ".join(parts))
-    letter = re.compile(r"[a-zA-Z](?:\([a-zA-Z]\))?|\\theta|\\alpha")
-    if len(parts) == 3 and letter.fullmatch(parts[1]):
-        low, high, opened, closed = parts[0], parts[2], signs[0], signs[1]
-    elif len(parts) == 2 and letter.fullmatch(parts[0]):
-        low, high, opened, closed = "-\\infty", parts[1], "<", signs[0]
-    elif len(parts) == 2 and letter.fullmatch(parts[1]):
-        low, high, opened, closed = parts[0], "\\infty", signs[0], "<"
-    else:
-        return Value("relation", signs[0], parts=tuple(parts)) if len(parts) == 2 else Value("scalar", " ".join(parts))
-    brackets = ("(" if opened == "<" else "[") + (")" if closed == "<" else "]")
-    value = _read_items("tuple", [low, high], depth, brackets)
-    # As an inequality of two sides it can also be held against one that is written another way, such as -x > -1.
-    return value and (replace(value, text=signs[0], parts=tuple(parts)) if len(parts) == 2 else value)
-
-
 def same(a: Value, b: Value) -> bool | None:
     """Whether answer `a` is the gold `b`."""
     if a.name and b.name and not _names_agree(a.name, b.name):
         return False
+    a = _with_argument_of(a, b)
     if "relation" in (a.kind, b.kind):
         left, right = a.parts, b.parts
         if not left or not right:
             return None if "=" in a.text + b.text else False
+        if len(left) != 2 or len(right) != 2:
+            # A chain: the same signs between the same terms.
+            alike = a.text == b.text and len(left) == len(right)
+            return alike and _in_order([Value("scalar", part) for part in left], [Value("scalar", part) for part in right])
         signs = {"=" if value.name else value.text for value in (a, b)}
         return _same_relation(left, right, signs.pop()) if len(signs) == 1 else False
     if a.kind == b.kind == "scalar":
@@ -259,7 +98,7 @@ def same(a: Value, b: Value) -> bool | None:
     if a.kind == b.kind == "matrix":
         return a.brackets == b.brackets and _in_order(a.items, b.items)
     kinds = {a.kind, b.kind}
-    if kinds <= {"list", "set"} or kinds == {"union"}:
+    if kinds <= {"list", "set"} or kinds == {"union"} or (kinds == {"union", "list"} and "or" in (a.brackets, b.brackets)):
         return _any_order(a.items, b.items)
     if kinds == {"tuple"}:
         # Long square and round brackets are both lists; two items in them may be an interval.
@@ -277,8 +116,26 @@ def same(a: Value, b: Value) -> bool | None:
         one, many = (a, b) if a.kind == "scalar" else (b, a)
         if not many.items and plain_words(one.text) in _EMPTY:
             return True
+        if many.brackets == "or":
+            # "0.09 or 9/100" is one answer, written twice.
+            return all(same(one, item) is True for item in many.items)
         return same(*((one, many.items[0]) if a is one else (many.items[0], one))) if len(many.items) == 1 else False
     return None if any(value.kind == "scalar" and expression.parse(value.text) is None for value in (a, b)) else False
+
+
+def _with_argument_of(a: Value, b: Value) -> Value:
+    """`a`, with the argument of its function written as `b` does: f(z) = 2z is f(x) = 2x."""
+    arguments = [re.fullmatch(r"\\?[a-zA-Z]+\(([a-zA-Z])\)", value.name) for value in (a, b)]
+    if a.kind != "scalar" or not (arguments[0] and arguments[1]) or arguments[0][1] == arguments[1][1]:
+        return a
+    return replace(a, text=_renamed(a.text, arguments[0][1], arguments[1][1]))
+
+
+def _renamed(text: str, old: str, new: str) -> str:
+    """`text` with one letter for another, where the other does not occur yet."""
+    if re.search(rf"(?<![\\a-zA-Z]){new}(?![a-zA-Z])", text):
+        return text
+    return re.sub(rf"(?<![\\a-zA-Z]){old}(?![a-zA-Z])", new, text)
 
 
 def _names_agree(a: str, b: str) -> bool:
@@ -315,7 +172,7 @@ def same_scalar(answer: str, gold: str) -> bool | None:
         digits = [match["digits"] if match else text for match, text in zip(bases, (a, b), strict=True)]
         named = {match["base"] for match in bases if match}
         return digits[0] == digits[1] and len(named) == 1
-    percent = [text.endswith("%") for text in (a, b)]
+    percent, degrees = ([text.endswith(sign) for text in (a, b)] for sign in "%°")
     a, b = (text.rstrip("%° ") for text in (a, b))
     x, y = expression.parse(a), expression.parse(b)
     if x is None or y is None:
@@ -323,9 +180,26 @@ def same_scalar(answer: str, gold: str) -> bool | None:
     equal = _same_value(x, y, a, b)
     if not equal and percent[0] != percent[1]:
         hundred = ("num", Fraction(100))
-        x, y = (x, ("mul", y, hundred)) if percent[0] else (x, ("div", y, hundred))
-        equal = _same_value(x, y, "", "")
+        x = ("div", x, hundred) if percent[0] else ("mul", x, hundred)
+        return _same_value(x, y, "", b)
+    if not equal and degrees[0] != degrees[1] and "\\pi" in (b if degrees[0] else a):
+        radian = ("div", ("const", "pi"), ("num", Fraction(180)))
+        x, y = (("mul", x, radian), y) if degrees[0] else (x, ("mul", y, radian))
+        return _same_value(x, y, "", "")
+    if not equal and "\\pi" in a and "\\pi" in b:
+        # The whole number in a family of angles goes by several names.
+        letters = [expression.variables(tree) & set("kmn") for tree in (x, y)]
+        if letters[0] != letters[1] and all(len(found) == 1 for found in letters):
+            renamed = expression.parse(_renamed(a, *letters[0], *letters[1]))
+            return equal if renamed is None else _same_value(renamed, y, "", "")
     return equal
+
+
+def _decimal_comma(a: str, b: str) -> bool:
+    """Whether one side is `1000,99` and the other `1000.99`; three digits after a comma are thousands."""
+    comma, point = (a, b) if "," in a else (b, a)
+    is_decimal = re.fullmatch(r"-?(?:\d+,(?!\d{3}$)|0,)\d+", comma) and "." in point
+    return bool(is_decimal) and comma.replace(",", ".") == point
 
 
 def _same_words(answer: str, gold: str) -> bool | None:

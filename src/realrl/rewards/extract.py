@@ -9,9 +9,20 @@ from realrl.rewards.equivalence import readable
 from realrl.rewards.latex import closing_brace
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
-_JOINT = re.compile(r"(?:[\s$,;&]|\\[()\[\]]|\\q?quad|\\text\s*\{\s*(?:and|or)\s*\}|and\b|or\b|\b[a-zA-Z]\w?\s*=){1,20}")
+_JOINT = re.compile(
+    r"(?:[\s$,;&]|\\[()\[\]]|\\q?quad|\\text\s*\{\s*(?:and|or)\s*\}|and\b|or\b|\b[a-zA-Z](?:_?\{?\w\}?)?\s*=){0,20}"
+)
 _MARKERS = re.compile(r"####|\b(?:final answer|answer)\b\**\s*(?:is|:)", re.IGNORECASE)
 _MATH = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$([^$]+)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+# Where a chat's turn ends; what a model says after it is no answer.
+_TURN = re.compile(r"<\|(?:im_start|im_end|endoftext|eot_id)\|>|</s>|<｜end▁of▁sentence｜>")
+_HOPE = re.compile(r"\s*I hope (?:it|this) is correct\W*$", re.IGNORECASE)
+_NUMBER_TEXT = r"[-+]?\d+(?:,\d{3})*(?:[.,]\d+)?(?:/\d+)?(?:\s*\\?%)?"
+_NUMBER = re.compile(rf"(?<![\w.,/^-]){_NUMBER_TEXT}(?![\w/^])")
+_STATED = re.compile(
+    rf"(?:[=:]|\b(?:is|are|was|were|be|by|equals?|gives?|has|have|it's)\b)\s*(?:[a-zA-Z]+ ){{0,2}}[$€£]?\s*"
+    rf"({_NUMBER_TEXT})(?![\d/^])"
+)
 _RESULT = re.compile(r"(?:=|\bis|\bare)\s*([^=\s][^=]{0,80}?)\.?$")
 # Longest line that is read for an answer; an answer is short.
 _MAX_LINE = 1000
@@ -63,12 +74,13 @@ def extract_answer(text: str, policy: ExtractionPolicy | None = None) -> str | N
     policy = policy or ExtractionPolicy()
     if policy.require_think_close and "</think>" not in text:
         return None
-    visible = text.rpartition("</think>")[2]
+    visible = _TURN.split(text.rpartition("</think>")[2].lstrip(), maxsplit=1)[0]
     boxed = last_boxed(visible)
     if boxed is not None:
         return boxed.strip() or None
     if policy.require_boxed:
         return None
+    visible = _HOPE.sub("", visible.rstrip())
     marked = _after_marker(visible)
     if marked is None and policy.bare_answers:
         return _bare(visible)
@@ -88,8 +100,12 @@ def _after_marker(text: str) -> str | None:
         return (_group(math) or "") + rest if re.match(r"\s*(?:,|and\b|or\b)\s*\$", rest) else _group(math)
     # A sentence that follows the answer is no part of it.
     line = re.split(r"\.\s+(?=[A-Z])", tail.partition("\n")[0])[0].strip(" \t\r*:.")
-    if not _is_formula(line) and (ending := _ending(line)):
-        return ending
+    if not _is_formula(line):
+        if ending := _ending(line):
+            return ending
+        numbers = _NUMBER.findall(line)
+        if len(numbers) == 1 and line.count(" ") >= 3:
+            return numbers[0].strip()
     return line or None
 
 
@@ -103,7 +119,16 @@ def _bare(text: str) -> str | None:
     line = paragraph.rpartition("\n")[2].strip()
     if re.fullmatch(r"\(?[A-Z][A-Za-z]*\)?", paragraph):
         return paragraph if len(paragraph) < 20 else None
-    return next((found for found in map(_ending, (line, paragraph)) if found), None)
+    return next((found for found in map(_ending, (line, paragraph)) if found), None) or _last_stated(line)
+
+
+def _last_stated(line: str) -> str | None:
+    """The last number or formula that a line states: "there are 12 ways to do so", "it grows by 100%"."""
+    formulas = list(_MATH.finditer(line))
+    blanked = _MATH.sub(lambda match: " " * len(match[0]), line)
+    stated = [(match.start(1), match[1].strip()) for match in _STATED.finditer(blanked)]
+    stated += [(match.start(), _group(match) or "") for match in formulas[-1:]]
+    return max(stated)[1] or None if stated else None
 
 
 def _ending(text: str) -> str | None:

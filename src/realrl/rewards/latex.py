@@ -24,13 +24,14 @@ _RULES = [
         (r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]", ""),
         (r"\\[()\[\]]|\\displaystyle(?![a-zA-Z])|\\\$|\$", " "),
         (r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\.?", ""),
-        (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
+        (r"\\[dtc](frac|binom)(?![a-zA-Z])", r"\\\1"),
+        (r"(?<=\d)\s*\^?\s*\{?\s*⟦?(?:st|nd|rd|th)⟧?\s*\}?(?![a-zA-Z])", ""),
         (r"\s*\{,\s*\}\s*|,\\!\s*|\\!,", ","),
         (r"!=", r"\\ne "),
         (r"\\?%|\b(?:pct|percentage|percent)\b", "%"),
         (r"(?<![\d./^])(\d+) (\d+)/(\d+)(?![\d.])", r"\1\\frac{\2}{\3}"),
         (r"(?<![\d.,])(\d{1,3}(?: \d{3})+)(?![\d,.])", lambda match: match[1].replace(" ", "")),
-        (r"\\(?:quad|qquad|,|;|:|!|>| )(?![a-zA-Z])|~", " "),
+        (r"\\(?:quad|qquad)(?![a-zA-Z])|\\[,;:!> ]|~", " "),
         (r"\^\s*\{?\s*\\circ\s*\}?|\\degrees?(?![a-zA-Z])|\\circ(?![a-zA-Z])", "°"),
         (r"\\(?:leq|leqslant)(?![a-zA-Z])|<=", r"\\le "),
         (r"\\(?:geq|geqslant)(?![a-zA-Z])|>=", r"\\ge "),
@@ -44,7 +45,7 @@ _RULES = [
         (r"\bnp\.|\bmath\.", ""),
     )
 ]
-_GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
+_GROUPED = re.compile(r"(?<![\d.,])(?!0,)\d{1,3}(?:,\d{3})+(?![\d,])")
 # A letter set upright is a letter; after a number it is a unit.
 _LETTER = re.compile(r"(?<![\d)}\s])⟦([a-zA-Z])⟧")
 _BOX = re.compile(r"\\(?:boxed|fbox)\{(.*)\}", re.DOTALL)

@@ -1,0 +1,189 @@
+"""The structure of a final answer: lists, tuples, sets, intervals, matrices, relations; the leaves stay text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from realrl.rewards import expression
+
+_RELATION = re.compile(r"\\(?:le|ge|ne|in|approx|equiv|sim)(?![a-zA-Z])|[=<>]")
+_NAME = re.compile(
+    r"(?:⟦[^⟧]*⟧|\\?[a-zA-Z]+|\([a-zA-Z](?:,\s*[a-zA-Z])*\))(?:_(?:\w|\{[^{}]*\}))?(?:\([a-zA-Z\d, ]*\))?'*|\\angle\s*[A-Z]+"
+)
+_MATRIX = re.compile(r"\\begin\{([pbvBV]?matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}")
+_OR = re.compile(r"⟦\s*(?i:or)\s*⟧|(?<![a-zA-Z])or(?![a-zA-Z])")
+# A letter that an inequality may be solved for.
+_UNKNOWN = re.compile(r"[a-zA-Z](?:\([a-zA-Z]\))?|\\(?!pi|infty)[a-zA-Z]+")
+_MAX_ITEMS = 60
+_MAX_DEPTH = 8
+_CLOSE = {"(": ")]", "[": ")]", "\\{": ("\\}",), "{": "}"}
+
+
+@dataclass(frozen=True)
+class Value:
+    """One answer as read: `kind` is scalar, tuple, set, list, union, matrix or relation."""
+
+    kind: str
+    text: str = ""
+    items: tuple[Value, ...] = ()
+    brackets: str = ""
+    name: str = ""
+    parts: tuple[str, ...] = ()
+
+
+def read(text: str, depth: int = 0) -> Value | None:
+    """The structure of a normalised answer; None where it is too deep or too wide to be an answer."""
+    text = _without_modulus(text.strip())
+    if depth > _MAX_DEPTH:
+        return None
+    matrix = _MATRIX.fullmatch(text)
+    if matrix and "\\begin" not in matrix[2]:
+        rows = [part for part in matrix[2].strip().split("⏎") if part.strip()]
+        values = [_read_items("tuple", row.split("&"), depth) for row in rows]
+        if any(value is None for value in values):
+            return None
+        return Value("matrix", text, tuple(value for value in values if value), "|" if matrix[1][0] in "vV" else "")
+    rows = split(text, re.compile(r";"))
+    if len(rows) > 1 and any(len(split(row, re.compile(r","))) > 1 for row in rows):
+        return _read_items("list", rows, depth)
+    items = split(text, re.compile(r"[,;]|⟦\s*(?i:,?\s*and|or)\s*⟧|(?<![a-zA-Z])(?:and|or)(?![a-zA-Z])"))
+    if len(items) > 1:
+        either = "or" if len(split(text, _OR)) == len(items) else ""
+        return _read_items("list", [item for item in items if item.strip()], depth, either)
+    if "\\pm" in text and not (text.startswith("\\{") and _closes_at_end(text, "\\{")):
+        return _read_items("list", [text], depth)
+    relation = _read_relation(text, depth)
+    if relation is not None:
+        return relation
+    items = split(text, re.compile(r"\\cup(?![a-zA-Z])"))
+    if len(items) > 1:
+        return _read_items("union", items, depth)
+    return _read_bracketed(text, depth)
+
+
+def _without_modulus(text: str) -> str:
+    return re.sub(r"\s*\(?\\(?:pmod|bmod|mod)(?![a-zA-Z])\s*(?:\{[^{}]*\}|\d+)\)?$", "", text)
+
+
+def _read_items(kind: str, texts: Sequence[str], depth: int, brackets: str = "") -> Value | None:
+    if kind in ("list", "set"):
+        # Each "±" stands for two items.
+        texts = [text.replace("\\pm", sign) for text in texts for sign in ("+-" if "\\pm" in text else "+")]
+    if len(texts) > _MAX_ITEMS:
+        return None
+    values = [read(text, depth + 1) for text in texts]
+    if any(value is None for value in values):
+        return None
+    return Value(kind, items=tuple(value for value in values if value is not None), brackets=brackets)
+
+
+def _read_bracketed(text: str, depth: int) -> Value | None:
+    start = "\\{" if text.startswith("\\{") else text[:1]
+    if start in _CLOSE and _closes_at_end(text, start):
+        end = "\\}" if start == "\\{" else text[-1]
+        inside = text[len(start) : -len(end)]
+        items = split(inside, re.compile(r"[,;]"))
+        if start == "{" and len(items) == 1:
+            return read(inside, depth + 1)
+        if start in ("\\{", "{"):
+            if re.search(r"[|:]", inside):
+                return _read_builder(inside, depth) or Value("scalar", text)
+            # Bare braces are invisible in LaTeX, so what they hold may be ordered.
+            return _read_items("set" if start == "\\{" else "list", [item for item in items if item.strip()], depth)
+        if len(items) > 1:
+            return _read_items("tuple", items, depth, start + end)
+        if start + end == "()":
+            return read(inside, depth + 1) if len(inside.strip()) == 1 else Value("scalar", text)
+    return Value("scalar", text)
+
+
+def _read_builder(inside: str, depth: int) -> Value | None:
+    """`x | -1 < x < 1`, the inside of a set, as the interval or the intervals that it is; None for other conditions."""
+    match = re.fullmatch(r"\s*([a-zA-Z])\s*(?:\\in[^|:]*)?[|:](.*)", inside, re.DOTALL)
+    value = read(match[2], depth + 1) if match else None
+    intervals = value.items if value and value.kind == "list" else (value,)
+    return value if value and all(item and item.kind == "tuple" and item.brackets for item in intervals) else None
+
+
+def _closes_at_end(text: str, start: str) -> bool:
+    if not text.endswith(tuple(_CLOSE[start])):
+        return False
+    level = 0
+    for match in re.finditer(r"\\[{}]|[()\[\]{}]", text):
+        level += 1 if match[0] in ("\\{", "(", "[", "{") else -1
+        if level == 0:
+            return match.end() == len(text)
+    return False
+
+
+def split(text: str, separator: re.Pattern[str]) -> list[str]:
+    """`text` cut at the separators outside of every bracket."""
+    parts, level, last, position = [], 0, 0, 0
+    while position < len(text):
+        step = 2 if text.startswith(("\\{", "\\}"), position) else 1
+        symbol = text[position : position + step]
+        if symbol in ("(", "[", "{", "\\{"):
+            level += 1
+        elif symbol in (")", "]", "}", "\\}"):
+            level -= 1
+        elif level == 0 and (match := separator.match(text, position)):
+            parts.append(text[last:position])
+            last = match.end()
+            step = max(match.end() - position, 1)
+        position += step
+    return [*parts, text[last:]]
+
+
+def _read_relation(text: str, depth: int) -> Value | None:
+    """`name = value`, `x \\in S`, chains of inequalities as intervals, other equations and inequalities; None: no relation."""
+    parts = [part.strip() for part in split(text, _RELATION)]
+    if len(parts) == 1 or not all(parts):
+        return None
+    signs = [sign for sign in _signs(text, parts)]
+    if all(sign in ("=", "\\in", "\\approx", "\\equiv", "\\sim") for sign in signs):
+        # What follows the first "≈" is a rounding of what stands before it, unless that is a mere name.
+        if "\\approx" in signs and not (signs[0] == "\\approx" and _NAME.fullmatch(parts[0])):
+            cut = signs.index("\\approx") + 1
+            parts, signs = parts[:cut], signs[: cut - 1]
+            if len(parts) == 1:
+                return read(parts[0], depth + 1)
+        if _NAME.fullmatch(parts[0]):
+            value = read(parts[-1], depth + 1)
+            return value and Value(value.kind, value.text, value.items, value.brackets, parts[0], (parts[0], parts[-1]))
+        values = [expression.parse(part) for part in parts]
+        if len(parts) > 2 or all(value is not None and not expression.variables(value) for value in values):
+            return read(parts[-1], depth + 1)
+        return Value("relation", "=", parts=(parts[0], parts[1]))
+    return _read_inequality(parts, signs, depth)
+
+
+def _signs(text: str, parts: Sequence[str]) -> list[str]:
+    """The relation signs between `parts`, in order."""
+    signs, position = [], 0
+    for part in parts[:-1]:
+        position = text.index(part, position) + len(part)
+        match = _RELATION.search(text, position)
+        signs.append(match[0] if match else "=")
+        position = match.end() if match else position
+    return signs
+
+
+def _read_inequality(parts: Sequence[str], signs: Sequence[str], depth: int) -> Value | None:
+    if all(sign in (">", "\\ge") for sign in signs):
+        parts, signs = parts[::-1], [{">": "<", "\\ge": "\\le"}[sign] for sign in signs][::-1]
+    if not all(sign in ("<", "\\le") for sign in signs) or len(parts) > 3:
+        return Value("relation", " ".join(signs), parts=tuple(parts))
+    if len(parts) == 3 and _UNKNOWN.fullmatch(parts[1]):
+        low, high, opened, closed = parts[0], parts[2], signs[0], signs[1]
+    elif len(parts) == 2 and _UNKNOWN.fullmatch(parts[0]):
+        low, high, opened, closed = "-\\infty", parts[1], "<", signs[0]
+    elif len(parts) == 2 and _UNKNOWN.fullmatch(parts[1]):
+        low, high, opened, closed = parts[0], "\\infty", signs[0], "<"
+    else:
+        return Value("relation", " ".join(signs), parts=tuple(parts))
+    brackets = ("(" if opened == "<" else "[") + (")" if closed == "<" else "]")
+    value = _read_items("tuple", [low, high], depth, brackets)
+    # As an inequality of two sides it can also be held against one that is written another way, such as -x > -1.
+    return value and (replace(value, text=signs[0], parts=tuple(parts)) if len(parts) == 2 else value)
