@@ -163,7 +163,9 @@ def show_config(context: typer.Context, recipe: Annotated[str, typer.Argument(he
 
 @app.command()
 def grade(
-    file: Annotated[str, typer.Argument(help="JSONL with the keys response and answer (text, or a list of accepted ones).")],
+    file: Annotated[
+        str, typer.Argument(help="JSONL with response and answer (text, or a list of accepted ones); label: is it right?")
+    ],
     output: Annotated[str | None, typer.Option("-o", help="Write the rows with their verdicts to this JSONL file.")] = None,
     reward: Annotated[str, typer.Option(help='Verifier: a registered name, or a function as "module:name".')] = "math",
     compare: Annotated[str | None, typer.Option(help="Second grader: math-verify or deepscaler.")] = None,
@@ -179,6 +181,9 @@ def grade(
     report = grade_file(file, output, reward=section, compare=compare)
     for title, counts in (("status", report.statuses), ("stage", report.stages)):
         print(f"{title}: " + ", ".join(f"{name or '-'} {count}" for name, count in counts.most_common()))
+    if any(isinstance(row.get("label"), bool) for row in report.rows):
+        for name in ("status", *([f"status_{compare}"] if compare else [])):
+            print(f"against the labels, {name}: {report.errors(name)}")
     if compare:
         print(f"disagreements with {compare}: {len(report.disagreements)} of {len(report.rows)}")
         for row in report.disagreements[:20]:

@@ -66,7 +66,7 @@ def test_imports_point_one_way(path):
 
 
 def test_the_grading_workers_stay_free_of_torch():
-    for name in ("extract", "judges", "pool", "latex", "expression", "equivalence"):
+    for name in ("extract", "judges", "pool", "latex", "expression", "structure", "equivalence"):
         assert not {module.split(".")[0] for module in imports(SOURCE / "rewards" / f"{name}.py")} & {
             "torch",
             "transformers",

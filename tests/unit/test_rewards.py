@@ -1,4 +1,6 @@
 import asyncio
+import importlib.util
+import json
 import multiprocessing
 import os
 import subprocess
@@ -13,6 +15,7 @@ from realrl.config import RewardSection, parse_config
 from realrl.errors import ConfigError
 from realrl.rewards import build_verifier, extract_answer, grade, last_boxed, verify
 from realrl.rewards.extract import ExtractionPolicy
+from realrl.rewards.judges import judge_reasoning_gym
 from realrl.rewards.pool import Judgement, JudgePool
 
 
@@ -286,3 +289,47 @@ def test_policy():
 def test_unknown_verifier_names_the_nearest():
     with pytest.raises(ConfigError, match="did you mean math"):
         build_verifier(RewardSection(type="maths"))
+
+
+SCHEMA = json.dumps({"type": "object", "required": ["x"], "properties": {"x": {"type": "integer"}}})
+
+
+@pytest.mark.parametrize(
+    ("response", "gold", "status"),
+    [
+        ('{"x": 3}', SCHEMA, "correct"),
+        ('<think>{"x": "no"}</think>so\n```json\n{"x": 3}\n```\nas asked', SCHEMA, "correct"),
+        ('{"x": "3"}', SCHEMA, "wrong"),
+        ("x is 3", SCHEMA, "no_answer"),
+        ("[" * 100_000, SCHEMA, "no_answer"),
+        ('{"x": 3}', '{"type": "nothing"}', "grader_error"),
+        ('{"x": 3}', "{", "grader_error"),
+        ('"' + "a" * 40 + '!"', '{"pattern": "^(a+)+$"}', "grader_error"),  # a pattern that never ends costs its own answer
+        ('{"x": 3}', '{"$ref": "http://127.0.0.1:9/schema.json"}', "grader_error"),
+    ],
+)
+def test_json_is_held_against_a_schema(response, gold, status):
+    with build_verifier(RewardSection(type="json_schema", timeout_s=2, workers=1)) as grader:
+        verdict = grader.score([response], [gold])[0]
+    assert verdict.status == status, verdict
+
+
+ENTRY = json.dumps({"question": "2+2", "answer": "4", "metadata": {"source_dataset": "basic_arithmetic"}})
+
+
+@pytest.mark.skipif(importlib.util.find_spec("reasoning_gym") is None, reason="reasoning-gym is not installed")
+def test_reasoning_gym_scores_its_own_tasks():
+    with build_verifier(RewardSection(type="reasoning_gym", workers=1, timeout_s=60, memory_mib=4096)) as grader:
+        verdicts = grader.score([r"\boxed{4}", r"\boxed{5}", "no", r"\boxed{4}"], [ENTRY, ENTRY, ENTRY, "{}"])
+    assert [verdict.status for verdict in verdicts] == ["correct", "wrong", "no_answer", "grader_error"]
+
+
+@pytest.mark.parametrize("text", ["__import__('os').system('id')", "preview(x)", "().a.b", "S('1')", "lambda: 1", "exec 1"])
+def test_what_could_be_run_is_not_handed_to_reasoning_gym(text):
+    assert judge_reasoning_gym(text, [ENTRY]).stage == "bounds"
+
+
+def test_a_missing_package_names_its_extra(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'realrl\[reasoning-gym\]'"):
+        build_verifier(RewardSection(type="reasoning_gym"))

@@ -28,6 +28,13 @@ class GradeReport:
     stages: Counter[str]
     disagreements: list[dict[str, Any]]
 
+    def errors(self, column: str) -> str:
+        """Of the rows with a `label` (whether the response is right): how often the grader of `column` is wrong, and how."""
+        labelled = [(row["label"], row[column] == "correct") for row in self.rows if isinstance(row.get("label"), bool)]
+        accepted, rejected = (sum(pair == wrong for pair in labelled) for wrong in ((False, True), (True, False)))
+        right = sum(label for label, _ in labelled)
+        return f"{accepted} of {len(labelled) - right} wrong ones accepted, {rejected} of {right} right ones rejected"
+
 
 def grade_file(
     path: str,
@@ -38,6 +45,8 @@ def grade_file(
     progress: Callable[[int], None] | None = None,
 ) -> GradeReport:
     """Grade JSONL rows of `response` and `answer` (a string, or a list of accepted ones); write them with verdicts to `output`.
+
+    A row may say in `label` whether the response is right.
 
     Raises DataError for a row that cannot be graded, naming its line, before any work is done.
     """

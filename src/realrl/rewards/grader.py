@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import difflib
 import functools
+import importlib.util
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -13,7 +14,7 @@ from typing import Any
 from realrl.config import RewardSection
 from realrl.errors import ConfigError
 from realrl.rewards.extract import ExtractionPolicy, last_boxed
-from realrl.rewards.judges import judge_choice, judge_integer, judge_text, quick_math
+from realrl.rewards.judges import extracted, judge_choice, judge_integer, judge_text, quick_math
 from realrl.rewards.pool import Judgement, JudgePool
 from realrl.types import Verdict
 
@@ -84,6 +85,28 @@ class Grader:
         self.close()
 
 
+def _needs(module: str, extra: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise ConfigError(f"this reward.type needs a package that is not installed: pip install 'realrl[{extra}]'")
+
+
+def _whole_response(module: str, extra: str) -> Quick:
+    """Every response goes to the pool as it is; ConfigError where the judge's package is missing."""
+    _needs(module, extra)
+    return lambda response, golds, policy: (response, golds)
+
+
+def _answer_text(module: str, extra: str) -> Quick:
+    """The extracted answer goes to the pool; ConfigError where the judge's package is missing."""
+    _needs(module, extra)
+
+    def quick(response: str, golds: Sequence[str], policy: ExtractionPolicy) -> Judgement | tuple[Any, ...]:
+        answer = extracted(response, policy)
+        return answer if isinstance(answer, Judgement) else (answer, golds)
+
+    return quick
+
+
 _VERIFIERS: dict[str, Callable[[RewardSection], Grader]] = {}
 
 
@@ -101,6 +124,13 @@ register_verifier("exact_integer", lambda reward: Grader(judge_integer, None, re
 register_verifier("exact_match", lambda reward: Grader(judge_text, None, reward))
 register_verifier("multiple_choice", lambda reward: Grader(judge_choice, None, reward))
 register_verifier("regex", lambda reward: Grader(lambda *item: item, _pool("judge_regex", reward), reward))
+register_verifier(
+    "json_schema", lambda reward: Grader(_whole_response("jsonschema", "json"), _pool("judge_json", reward), reward)
+)
+register_verifier(
+    "reasoning_gym",
+    lambda reward: Grader(_answer_text("reasoning_gym", "reasoning-gym"), _pool("judge_reasoning_gym", reward), reward),
+)
 
 
 def list_verifiers() -> list[str]:

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import importlib
 import inspect
+import json
 import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -23,10 +24,16 @@ MAX_ANSWER = 2000
 _MAX_SYMBOLIC = 400
 _MAX_NESTING = 15
 
+# A call, an attribute, a dunder name or a keyword of Python.
+_CODE = re.compile(
+    r"__|\b(?!(?:sqrt|sin|cos|tan|log|exp|abs)\()[A-Za-z_]\w*\(|[A-Za-z_)\]'\"]\.[A-Za-z_]|\b(?:lambda|import|exec|eval)\b"
+)
+
 _NO_ANSWER = Judgement("no_answer", None, "no final answer found", "extraction")
 
 
-def _extracted(response: str, policy: ExtractionPolicy) -> Judgement | str:
+def extracted(response: str, policy: ExtractionPolicy) -> Judgement | str:
+    """The final answer, or the judgement where there is none or it is too long."""
     answer = extract_answer(response, policy)
     if answer is None:
         return _NO_ANSWER
@@ -48,7 +55,7 @@ def judge_integer(response: str, golds: Sequence[str], policy: ExtractionPolicy)
     wanted = [exact_number(gold) for gold in golds]
     if any(value is None or value.denominator != 1 for value in wanted):
         return Judgement("grader_error", None, f"the gold answer {golds[0][:50]!r} is not an integer; use reward.type = 'math'")
-    answer = _extracted(response, policy)
+    answer = extracted(response, policy)
     if isinstance(answer, Judgement):
         return answer
     value = exact_number(answer)
@@ -60,7 +67,7 @@ def judge_integer(response: str, golds: Sequence[str], policy: ExtractionPolicy)
 
 def judge_text(response: str, golds: Sequence[str], policy: ExtractionPolicy) -> Judgement:
     """Right where the extracted answer is a gold, letter by letter but for spaces, case and LaTeX text commands."""
-    answer = _extracted(response, policy)
+    answer = extracted(response, policy)
     if isinstance(answer, Judgement):
         return answer
     right = plain_words(normalise(answer)) in {plain_words(normalise(gold)) for gold in golds}
@@ -69,7 +76,7 @@ def judge_text(response: str, golds: Sequence[str], policy: ExtractionPolicy) ->
 
 def judge_choice(response: str, golds: Sequence[str], policy: ExtractionPolicy) -> Judgement:
     """Right where the extracted answer names the gold letter of a multiple choice (`C`, `(C)`, `C. 12`)."""
-    answer = _extracted(response, policy)
+    answer = extracted(response, policy)
     if isinstance(answer, Judgement):
         return answer
     letter = re.match(r"[⟦(\s]*([A-Za-z])(?![A-Za-z])", normalise(answer))
@@ -81,7 +88,7 @@ def judge_choice(response: str, golds: Sequence[str], policy: ExtractionPolicy) 
 
 def judge_regex(response: str, golds: Sequence[str], policy: ExtractionPolicy) -> Judgement:
     """Right where the whole extracted answer matches a gold regular expression; runs in a worker, for a pattern may hang."""
-    answer = _extracted(response, policy)
+    answer = extracted(response, policy)
     if isinstance(answer, Judgement):
         return answer
     right = any(re.fullmatch(gold, answer) for gold in golds)
@@ -90,7 +97,7 @@ def judge_regex(response: str, golds: Sequence[str], policy: ExtractionPolicy) -
 
 def quick_math(response: str, golds: Sequence[str], policy: ExtractionPolicy) -> Judgement | tuple[Any, ...]:
     """What is decided without a computer-algebra system; otherwise the item for `judge_symbolic`."""
-    answer = _extracted(response, policy)
+    answer = extracted(response, policy)
     if isinstance(answer, Judgement):
         return answer
     open_golds = []
@@ -145,6 +152,55 @@ def _unfit(text: str) -> str:
     return ""
 
 
+def judge_json(response: str, golds: Sequence[str]) -> Judgement:
+    """Right where the response's JSON fits a gold JSON schema; runs in a worker, for a pattern may hang.
+
+    The JSON is the last fenced block, or else all that follows `</think>`. References of a schema are not fetched.
+    """
+    from jsonschema import Draft202012Validator, SchemaError, ValidationError
+    from referencing import Registry
+
+    visible = response.rpartition("</think>")[2]
+    blocks = re.findall(r"```(?:json)?\s*\n(.*?)```", visible, re.DOTALL)
+    text = (blocks[-1] if blocks else visible).strip()
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        return Judgement("no_answer", None, "no JSON found", "extraction")
+    reason = ""
+    for gold in golds:
+        try:
+            schema = json.loads(gold)
+            Draft202012Validator.check_schema(schema)
+            Draft202012Validator(schema, registry=Registry()).validate(document)
+            return Judgement("correct", text[:MAX_ANSWER], "fits the schema", "json_schema")
+        except ValidationError as error:
+            reason = f"{error.json_path}: {error.message}"[:200]
+        except (ValueError, SchemaError) as error:
+            return Judgement("grader_error", None, f"the gold answer is no JSON schema: {error}"[:200], "json_schema")
+    return Judgement("wrong", text[:MAX_ANSWER], reason, "json_schema")
+
+
+def judge_reasoning_gym(answer: str, golds: Sequence[str]) -> Judgement:
+    """The score in [0, 1] of reasoning-gym's own scorer; a gold is one of its entries as JSON. Runs in a worker.
+
+    Some of those scorers hand the answer to sympy's parser, which evaluates it: what could call anything is refused here.
+    """
+    if _CODE.search(answer):
+        return Judgement("wrong", answer[:200], "looks like code, and is not handed to the scorer", "bounds")
+    from reasoning_gym import get_score_answer_fn  # pyright: ignore[reportMissingImports]
+
+    best = 0.0
+    for gold in golds:
+        try:
+            entry = json.loads(gold)
+            scorer = get_score_answer_fn(entry["metadata"]["source_dataset"])
+        except (ValueError, KeyError, TypeError) as error:
+            return Judgement("grader_error", None, f"the gold answer is no entry of reasoning-gym: {error!r}"[:200])
+        best = max(best, float(scorer(answer, entry)))
+    return Judgement("correct" if best == 1 else "wrong", answer, f"reasoning-gym: {best:g}", "reasoning_gym", score=best)
+
+
 @functools.cache
 def load_function(path: str) -> Callable[..., Any]:
     """The user's function at "module:name"."""
@@ -189,7 +245,7 @@ def judge_deepscaler(response: str, golds: Sequence[str]) -> Judgement:
 
     Items are equal in value where the gold is no integer or fraction; its computer algebra is our own evaluation here.
     """
-    answer = _extracted(response, ExtractionPolicy(require_boxed=True, require_think_close=True))
+    answer = extracted(response, ExtractionPolicy(require_boxed=True, require_think_close=True))
     if isinstance(answer, Judgement):
         return answer
     for gold in golds:
