@@ -12,11 +12,13 @@ from realrl.config import RewardSection
 from realrl.errors import DataError
 from realrl.eval import pass_at_k
 from realrl.eval.benchmarks import COLUMNS, PAPER_ROWS
+from realrl.eval.compare import compare_evaluations
 from realrl.eval.intervals import interval, sign_flip_p_value, standard_error
 from realrl.eval.passk import majority
 from realrl.eval.runner import answer_missed, evaluate, grade_generations
 from realrl.eval.store import Generation, Store
 from realrl.eval.tables import Table, average, notes, summary_table
+from realrl.logging import write_rollouts
 from realrl.rewards import build_verifier
 from realrl.sampling import SamplingParams
 from realrl.types import Problem, Prompt, Rollout
@@ -256,6 +258,24 @@ def test_the_papers_averages_are_those_of_its_columns():
         assert len(values) == len(COLUMNS)
         if mean is not None:
             assert mean == pytest.approx(statistics.mean(values), abs=0.0011), row
+
+
+def test_a_comparison_pairs_the_problems_of_both(tmp_path):
+    # Shares of right samples by problem; p3 is in one folder only. Differences b − a: 0.5, 0.5, 0.
+    shares = {"a": {"p0": [0, 0], "p1": [0, 1], "p2": [1, 1], "p3": [1, 1]}, "b": {"p2": [1], "p1": [1], "p0": [0, 1]}}
+    for folder, problems in shares.items():
+        rows = [
+            {"id": identity, "status": "correct" if right else "wrong"} for identity, own in problems.items() for right in own
+        ]
+        (tmp_path / folder / "samples").mkdir(parents=True)
+        write_rollouts(tmp_path / folder / "samples" / "aime24.parquet", rows)
+    table, (record,) = compare_evaluations(tmp_path / "a", tmp_path / "b")
+    assert (record["problems"], record["left_out"], record["a"], record["b"]) == (3, 1, 0.5, pytest.approx(2.5 / 3))
+    assert record["difference"] == pytest.approx(1 / 3)
+    # Of the four sign patterns of 0.5 and 0.5, two are as far from 0 as this one.
+    assert record["p_value"] == 0.5
+    assert record["interval"] == (0.0, 0.5)
+    assert "3 (1 not in both)" in table.markdown() and "+0.3333" in table.markdown()
 
 
 def test_tables_in_markdown_and_latex():

@@ -182,7 +182,7 @@ def same_scalar(answer: str, gold: str) -> bool | None:
         hundred = ("num", Fraction(100))
         x = ("div", x, hundred) if percent[0] else ("mul", x, hundred)
         return _same_value(x, y, "", b)
-    if not equal and degrees[0] != degrees[1] and "\\pi" in (b if degrees[0] else a):
+    if not equal and degrees[0] != degrees[1]:
         radian = ("div", ("const", "pi"), ("num", Fraction(180)))
         x, y = (("mul", x, radian), y) if degrees[0] else (x, ("mul", y, radian))
         return _same_value(x, y, "", "")
