@@ -1,13 +1,14 @@
 """Log-probabilities of response tokens from any transformers causal language model.
 
-Temperature-scaled, in float32, with the prompt of a group computed once, gradient included, where the model's cache
-allows it (exact: the same attention over the same keys, three times cheaper on short answers).
+Temperature-scaled, in float32. Only response tokens reach the head, and that in chunks (`head.py`). The prompt of a group is
+computed once, gradient included, where the model's cache allows it (exact: the same attention over the same keys).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,10 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from realrl.head import Head, head_of, token_stats
 from realrl.types import Batch
-
-# Entropy needs a second pass over the logits; this many tokens at a time keep its memory small.
-_ENTROPY_CHUNK = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +61,17 @@ def response_logprobs(
     groups, prompt_of_row = torch.unique(batch.group_ids, return_inverse=True)
     prompt_ids, prompt_attention = left_pad([batch.prompts[g].token_ids for g in groups.tolist()], device)
     share = shares_prompts(model) if share_prompts is None else share_prompts
-    logits_of = _shared_prompt_logits if share else _full_logits
+    head = head_of(model)
+    passes = _shared_prompt_passes if share else _full_passes
     stats_NT = [torch.zeros(batch.loss_mask.shape, device=device) for _ in range(2)]
-    for columns, logits in logits_of(model, prompt_ids, prompt_attention, prompt_of_row, batch):
+    for columns, states in passes(model, head, prompt_ids, prompt_attention, prompt_of_row, batch):
         counted = batch.loss_mask[:, columns]
-        values = _token_stats(logits[counted], batch.response_ids[:, columns][counted], temperature)
+        ids = batch.response_ids[:, columns][counted]
+        values = (
+            _eager_stats(states[counted], ids, temperature)
+            if head is None
+            else token_stats(head, states[counted], ids, temperature)
+        )
         for index, value in enumerate(values):
             placed = torch.zeros(batch.loss_mask.shape, device=device)
             where = torch.zeros_like(batch.loss_mask)
@@ -79,57 +84,68 @@ def _positions(attention: Int[Tensor, "N L"]) -> Int[Tensor, "N L"]:
     return (attention.cumsum(dim=1) - 1).clamp(min=0)
 
 
-def _shared_prompt_logits(model, prompt_ids, prompt_attention, prompt_of_row, batch: Batch):
-    """Logits of the first response token from the prompt pass, of the others from a pass over the responses alone."""
-    prompt = model(
+def _states(model: PreTrainedModel, head: Head | None, keep: int, **inputs: Any) -> tuple[Tensor, Any]:
+    """Hidden states (logits, where the head is not known) of the last `keep` positions (0: all), and the cache."""
+    if head is None:
+        out = model(**inputs, logits_to_keep=keep)
+        return out.logits, out.past_key_values
+    out = model.base_model(**inputs)
+    return out.last_hidden_state[:, -keep:], out.past_key_values
+
+
+def _shared_prompt_passes(model, head, prompt_ids, prompt_attention, prompt_of_row, batch: Batch):
+    """States of the first response token from the prompt pass, of the others from a pass over the responses alone."""
+    states, cache = _states(
+        model,
+        head,
+        keep=1,
         input_ids=prompt_ids,
         attention_mask=prompt_attention,
         position_ids=_positions(prompt_attention),
         past_key_values=DynamicCache(config=model.config),
         use_cache=True,
-        logits_to_keep=1,
     )
-    yield slice(0, 1), prompt.logits[prompt_of_row]
+    yield slice(0, 1), states[prompt_of_row]
     if batch.response_ids.shape[1] == 1:
         return
-    cache = prompt.past_key_values
     cache.batch_select_indices(prompt_of_row)
     attention = torch.cat([prompt_attention[prompt_of_row], batch.loss_mask[:, :-1].long()], dim=1)
-    rest = model(
+    states, _ = _states(
+        model,
+        head,
+        keep=0,
         input_ids=batch.response_ids[:, :-1],
         attention_mask=attention,
         position_ids=_positions(attention)[:, prompt_ids.shape[1] :],
         past_key_values=cache,
         use_cache=True,
     )
-    yield slice(1, None), rest.logits
+    yield slice(1, None), states
 
 
-def _full_logits(model, prompt_ids, prompt_attention, prompt_of_row, batch: Batch):
-    """Logits from one pass over each row's prompt and response; only response positions reach the head."""
+def _full_passes(model, head, prompt_ids, prompt_attention, prompt_of_row, batch: Batch):
+    """States from one pass over each row's prompt and response."""
     ids = torch.cat([prompt_ids[prompt_of_row], batch.response_ids], dim=1)
     attention = torch.cat([prompt_attention[prompt_of_row], batch.loss_mask.long()], dim=1)
-    out = model(
+    states, _ = _states(
+        model,
+        head,
+        keep=batch.response_ids.shape[1] + 1,
         input_ids=ids,
         attention_mask=attention,
         position_ids=_positions(attention),
         use_cache=False,
-        logits_to_keep=batch.response_ids.shape[1] + 1,
     )
-    yield slice(None), out.logits[:, :-1]
+    yield slice(None), states[:, :-1]
 
 
-def _token_stats(logits: Float[Tensor, "M V"], ids: Int[Tensor, " M"], temperature: float) -> tuple[Tensor, Tensor]:
+def _eager_stats(logits: Float[Tensor, "M V"], ids: Int[Tensor, " M"], temperature: float) -> tuple[Tensor, Tensor]:
+    """For a model whose head is not known: through its own logits."""
     scaled = logits.float() / temperature
     normaliser = scaled.logsumexp(dim=-1)
     logprobs = scaled.gather(1, ids[:, None])[:, 0] - normaliser
     with torch.no_grad():
-        entropy = torch.cat(
-            [
-                lse - (chunk.softmax(dim=-1) * chunk).sum(dim=-1)
-                for chunk, lse in zip(scaled.split(_ENTROPY_CHUNK), normaliser.split(_ENTROPY_CHUNK), strict=True)
-            ]
-        )
+        entropy = normaliser - (scaled.softmax(dim=-1) * scaled).sum(dim=-1)
     return logprobs, entropy
 
 

@@ -194,7 +194,7 @@ def judge_reasoning_gym(answer: str, golds: Sequence[str]) -> Judgement:
     for gold in golds:
         try:
             entry = json.loads(gold)
-            scorer = get_score_answer_fn(entry["metadata"]["source_dataset"])
+            scorer: Any = get_score_answer_fn(entry["metadata"]["source_dataset"])
         except (ValueError, KeyError, TypeError) as error:
             return Judgement("grader_error", None, f"the gold answer is no entry of reasoning-gym: {error!r}"[:200])
         best = max(best, float(scorer(answer, entry)))

@@ -12,6 +12,7 @@ from realrl.config import Config, SamplingSection
 from realrl.data import load_problems, render_prompts, training_problems
 from realrl.data.stream import PromptStream
 from realrl.errors import ConfigError, DataError
+from realrl.head import head_of, tokens_at_once
 from realrl.models import load_model, load_tokenizer
 from realrl.objectives import Objective, build_objective
 from realrl.rewards import Grader, build_verifier
@@ -163,17 +164,20 @@ def _arithmetic(config: Config, model: PreTrainedModel, sample: Prompt, has_refe
     train, group_size = config.train, config.sampling.group_size
     parameters = sum(p.numel() for p in model.parameters())
     width = 4 if config.model.dtype == "float32" else 2
-    # Weights, gradients and two moments; the sampling copy and the reference model; logits of one micro-batch in float32
-    # with their gradient and one temporary.
+    # Weights, gradients and two moments; the sampling copy and the reference model; logits of one chunk (of a micro-batch,
+    # where the head is not known) in float32 with their gradient and one temporary.
     held = parameters * width * (4 + has_reference) + (parameters * 2 if config.sampling.dtype == "bfloat16" else 0)
     tokens = min(train.micro_batch_tokens, train.mini_batch_prompts * group_size * config.sampling.max_new_tokens)
-    logits = tokens * model.config.get_text_config().vocab_size * 12
+    vocabulary = model.config.get_text_config().vocab_size
+    if head_of(model) is not None:
+        tokens = min(tokens, tokens_at_once(vocabulary))
+    logits = tokens * vocabulary * 12
     lines = [
         f"{train.prompts_per_step} prompts × {group_size} rollouts = {train.prompts_per_step * group_size:,} rollouts a step, "
         f"{config.updates_per_step} optimizer step{'s' if config.updates_per_step > 1 else ''} of "
         f"{train.mini_batch_prompts} groups, {train.steps:,} steps",
         f"model {config.model.path}: {parameters / 1e6:,.1f} M parameters; memory estimate: weights, gradients and optimizer "
-        f"{held / 2**30:.1f} GiB, logits of a micro-batch up to {logits / 2**30:.1f} GiB, activations not counted",
+        f"{held / 2**30:.1f} GiB, logits up to {logits / 2**30:.1f} GiB, activations not counted",
         f"data columns: id, problem, answer; first gold: {sample.problem.answer!r}",
         f"first prompt ({len(sample.token_ids)} tokens): {sample.text!r}",
     ]
