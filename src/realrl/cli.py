@@ -38,7 +38,8 @@ def main() -> None:
     try:
         app()
     except RealrlError as error:
-        print(f"realrl: error: {error}", file=sys.stderr)
+        rank = f" (rank {os.environ['RANK']})" if "RANK" in os.environ else ""
+        print(f"realrl: error{rank}: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("realrl: interrupted; train goes on with --resume, eval with the same command", file=sys.stderr)
@@ -53,7 +54,7 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run folder.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse data with any bad row (data.strict).")] = False,
 ) -> None:
-    """Train a model as the recipe says."""
+    """Train a model as the recipe says; on several devices: torchrun --nproc-per-node 8 -m realrl train RECIPE.toml."""
     from realrl.config import load_config
     from realrl.train import train as run_training
 
@@ -61,6 +62,8 @@ def train(
     config = load_config(recipe, overrides)
     _quiet_libraries()
     summary = run_training(config, resume=resume, overwrite=overwrite)
+    if summary is None:
+        return
     if config.log.figure:
         from realrl.analysis.figures import learning_curve
 

@@ -6,7 +6,7 @@ import difflib
 import math
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -31,6 +31,26 @@ class RunSection(Section):
     threads: int = Field(default=0, ge=0, description="CPU threads of torch; 0 keeps torch's own choice")
 
 
+class LoraSection(Section):
+    """Low-rank adapters beside frozen weights: W + (alpha / rank) B A."""
+
+    rank: PositiveInt = 16
+    alpha: PositiveInt = 32
+    dropout: float = 0.0
+    targets: str | tuple[str, ...] = Field(
+        default="all-linear", description="all-linear (every linear layer but the head), a regular expression, or names"
+    )
+
+    @model_validator(mode="after")
+    def _no_dropout(self) -> LoraSection:
+        if self.dropout:
+            raise ValueError(
+                f"dropout = {self.dropout} would make two passes of the same weights differ, so that the log-ratio of a policy "
+                "that has not moved is not 0; set dropout = 0.0 (a lower rank or lr also regularises)"
+            )
+        return self
+
+
 class ModelSection(Section):
     path: str
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -39,6 +59,18 @@ class ModelSection(Section):
     compile: bool = False
     gradient_checkpointing: bool = False
     trust_remote_code: bool = False
+    lora: LoraSection | None = Field(default=None, description="train adapters only; absent: every weight")
+    quantize: Literal["none", "4bit"] = Field(default="none", description="4bit: the frozen weights under LoRA (QLoRA)")
+    offload_reference: bool = Field(default=False, description="the reference model rests in main memory between passes")
+
+    @model_validator(mode="after")
+    def _quantised_weights_are_frozen(self) -> ModelSection:
+        if self.quantize != "none" and self.lora is None:
+            raise ValueError(
+                f"quantize = {self.quantize!r} freezes the weights, so adapters have to learn: add lora = {{ rank = 16 }}, or "
+                "set quantize = 'none'"
+            )
+        return self
 
 
 class Example(Section):
@@ -88,7 +120,7 @@ class RewardSection(Section):
 
 
 class SamplingSection(Section):
-    engine: Literal["hf"] = "hf"
+    engine: Literal["hf", "vllm"] = "hf"
     group_size: PositiveInt = 8
     temperature: float = Field(default=1.0, gt=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
@@ -96,6 +128,16 @@ class SamplingSection(Section):
     max_new_tokens: PositiveInt = 256
     dtype: Literal["same", "bfloat16"] = "same"
     batch_rows: PositiveInt = Field(default=256, description="rows sampled at once at most")
+    gpu_memory: float = Field(default=0.4, gt=0, le=1, description="vllm: share of the GPU's memory for weights and KV cache")
+    sleep: bool = Field(default=False, description="vllm: give that memory back while the policy is updated")
+    steps_ahead: Literal[0, 1] = Field(
+        default=0, description="1: the next step is sampled while the policy is updated, from weights one update old"
+    )
+    importance_cap: float = Field(
+        default=0.0,
+        ge=0,
+        description="weight each token's gradient with min(trainer / sampler probability, cap); 0: no weights",
+    )
 
 
 class TrainSection(Section):
@@ -104,11 +146,16 @@ class TrainSection(Section):
     mini_batch_prompts: PositiveInt = 16
     micro_batch_tokens: PositiveInt = 32768
     gradient_route: Literal["auto", "direct", "two_pass"] = "auto"
+    parallel: Literal["ddp", "fsdp2"] = Field(
+        default="ddp", description="under torchrun: every rank holds the whole model, or a shard of it"
+    )
     shuffle_rollouts: bool = False
     max_nonfinite_steps: PositiveInt = 5
 
 
 class OptimSection(Section):
+    type: Literal["adamw", "adamw_8bit"] = Field(default="adamw", description="adamw_8bit: moments in 8 bits (bitsandbytes)")
+    master_weights: bool = Field(default=False, description="a float32 copy of bfloat16 weights takes the updates")
     lr: float = Field(default=2e-6, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
@@ -174,6 +221,20 @@ class Config(Section):
                 f"train.mini_batch_prompts = {mini} does not divide train.prompts_per_step = {prompts}; "
                 f"choose one of {[d for d in range(1, prompts + 1) if prompts % d == 0]}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _sharded(self) -> Config:
+        unfit = {
+            "model.lora": self.model.lora is not None,
+            "model.offload_reference": self.model.offload_reference,
+            "optim.type = 'adamw_8bit'": self.optim.type == "adamw_8bit",
+        }
+        for name, wanted in unfit.items():
+            if wanted and self.train.parallel == "fsdp2":
+                raise ValueError(
+                    f"train.parallel = 'fsdp2' does not go with {name}; use train.parallel = 'ddp', or leave it out"
+                )
         return self
 
     @model_validator(mode="after")
@@ -270,7 +331,9 @@ def _known_keys(location: list[str], document: dict[str, Any]) -> list[str]:
             model = type(build_objective({"type": document["objective"]["type"]}).config)
             continue
         annotation = model.model_fields[name].annotation if name in model.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        # An optional section is a union with None.
+        sections = [a for a in (get_args(annotation) or (annotation,)) if isinstance(a, type) and issubclass(a, BaseModel)]
+        if not sections:
             return []
-        model = annotation
+        model = sections[0]
     return list(model.model_fields)

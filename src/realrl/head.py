@@ -1,7 +1,7 @@
-"""The head of a language model in chunks of tokens: log-probabilities without logits of all tokens in memory.
+"""The head of a language model in tiles of tokens × vocabulary: log-probabilities without logits of all tokens in memory.
 
-Where there are several chunks backward computes their logits again, so that memory holds one chunk × vocabulary whatever the
-number of tokens.
+Sums over the vocabulary run from tile to tile, so that memory holds one tile whatever the number of tokens and the size of the
+vocabulary. Backward computes the logits again, except where all of them together are small enough to keep.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-# Logits of one chunk: about 128 MiB in float32, but never fewer tokens than it takes to keep a matrix product busy.
-_CHUNK_ELEMENTS = 1 << 25
-_FEWEST_TOKENS = 256
+# A tile has to keep a matrix product busy, and on a CPU to stay in its cache between the passes over it.
+_TILE_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 25}
+_TILE_TOKENS = {"cpu": 512, "cuda": 2048}
+# Exponentials of up to 128 MiB in float32 are kept for backward.
+_KEPT_ELEMENTS = 1 << 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +40,18 @@ class Head:
 
 
 def tokens_at_once(vocabulary: int) -> int:
-    """How many tokens' logits are in memory together."""
-    return max(_FEWEST_TOKENS, _CHUNK_ELEMENTS // vocabulary)
+    """How many tokens' logits are in memory together, at most."""
+    return max(1, _KEPT_ELEMENTS // vocabulary)
+
+
+def without_wrapper(model: torch.nn.Module) -> PreTrainedModel:
+    """The transformers model in a PEFT wrapper, whose adapter lies within its layers; ValueError for an adapter of prompts."""
+    inner: Any = model
+    if hasattr(model, "get_base_model"):
+        if inner.active_peft_config.is_prompt_learning:
+            raise ValueError("log-probabilities do not see learnt prompts: take an adapter within the layers, such as LoRA")
+        inner = inner.get_base_model()
+    return inner
 
 
 _known: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictionary()
@@ -82,79 +94,141 @@ def _agrees(model: PreTrainedModel, head: Head) -> bool:
 
 def token_stats(
     head: Head, hidden: Float[Tensor, "M H"], ids: Int[Tensor, " M"], temperature: float
-) -> tuple[Float[Tensor, " M"], Float[Tensor, " M"]]:
-    """Log-probability (with gradient) and entropy (without) of each token, of logits divided by `temperature`; in nats."""
-    logprobs, entropy = _ChunkedStats.apply(hidden, head.weight, head.bias, head.softcap, head.scale / temperature, ids)  # pyright: ignore[reportGeneralTypeIssues]
-    return logprobs, entropy
+) -> tuple[Float[Tensor, " M"], Float[Tensor, " M"], Float[Tensor, " M"]]:
+    """Of logits divided by `temperature`, in float32: each token's log-probability (nats, with gradient), the entropy of its
+    distribution (nats, without) and 1 where no other token is more probable, else 0 (without)."""
+    keep = torch.is_grad_enabled() and len(hidden) * len(head.weight) <= _KEPT_ELEMENTS and head.softcap is None
+    return _TiledStats.apply(hidden, head.weight, head.bias, head.softcap, head.scale / temperature, ids, keep)  # pyright: ignore[reportReturnType]
 
 
-class _ChunkedStats(torch.autograd.Function):
+class _TiledStats(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None, scale: float, ids: Tensor
-    ):
+    def forward(ctx: Any, hidden, weight, bias, softcap: float | None, scale: float, ids: Tensor, keep: bool):
         kind = hidden.device.type
         ctx.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-        ctx.softcap, ctx.scale = softcap, scale
-        ctx.rows = tokens_at_once(len(weight))
-        logprobs, entropy, normaliser = (torch.empty(len(hidden), device=hidden.device) for _ in range(3))
+        ctx.softcap, ctx.scale, ctx.kept = softcap, scale, {} if keep else None
+        total_M, weighted_M, picked_M = (torch.zeros(len(hidden), device=hidden.device) for _ in range(3))
+        # Finite, so that nothing times the first tile's difference is 0, not NaN.
+        highest_M = torch.full_like(total_M, -1e30)
         with torch.autocast(kind, enabled=False):
-            for part in _slices(len(hidden), ctx.rows):
-                logits, slope = _scaled_logits(ctx, hidden[part], weight, bias)
-                lse = logits.logsumexp(dim=-1)
-                normaliser[part] = lse
-                logprobs[part] = logits.gather(1, ids[part, None])[:, 0] - lse
-                probs = (logits - lse[:, None]).exp_()
-                entropy[part] = lse - torch.linalg.vecdot(probs, logits)
-        # One chunk is small enough to keep; several are computed again.
-        ctx.kept = (probs, slope) if 0 < len(hidden) <= ctx.rows else None
-        ctx.save_for_backward(hidden, weight, bias, ids, normaliser)
-        ctx.mark_non_differentiable(entropy)
-        return logprobs, entropy
+            low = hidden.to(ctx.dtype)
+            row_blocks, column_blocks, logits_out, exps_out = _tiling(len(hidden), len(weight), hidden.device, buffers=2)
+            for columns in column_blocks:
+                part = _cast(ctx, weight, bias, columns)
+                for rows in row_blocks:
+                    logits = _tile_logits(ctx, low[rows], *part, logits_out)
+                    column, inside = _column(ids[rows], columns)
+                    picked_M[rows] += torch.where(inside, logits.gather(1, column[:, None])[:, 0], 0)
+                    before, highest = highest_M[rows], torch.maximum(highest_M[rows], logits.amax(dim=1))
+                    logits.sub_(highest[:, None])
+                    exps = torch.exp(logits, out=None if keep else _view(exps_out, logits.shape))
+                    # Sums of e and of e · (logit − highest), moved to the new highest logit.
+                    shrink = torch.exp(before - highest)
+                    weighted_M[rows] = shrink * (weighted_M[rows] + (before - highest) * total_M[rows])
+                    total_M[rows] = shrink * total_M[rows] + exps.sum(dim=1)
+                    weighted_M[rows] += logits.mul_(exps).sum(dim=1)
+                    highest_M[rows] = highest
+                    if ctx.kept is not None:
+                        ctx.kept[rows.start, columns.start] = exps, highest
+        spread_M = total_M.log()
+        logprobs_M, entropy_M = picked_M - highest_M - spread_M, spread_M - weighted_M / total_M
+        top1_M = (picked_M >= highest_M).float()
+        ctx.save_for_backward(hidden, weight, bias, ids, highest_M + spread_M)
+        ctx.mark_non_differentiable(entropy_M, top1_M)
+        return logprobs_M, entropy_M, top1_M
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor):
-        hidden, weight, bias, ids, normaliser = ctx.saved_tensors
-        grad_M = gradients[0]
+        hidden, weight, bias, ids, normaliser_M = ctx.saved_tensors
         want_hidden, want_weight, want_bias = ctx.needs_input_grad[:3]
-        to_hidden = torch.empty_like(hidden) if want_hidden else None
-        to_weight = torch.zeros_like(weight) if want_weight else None
-        to_bias = torch.zeros_like(bias) if want_bias else None
+        # d logprob / d logits = one-hot − softmax. Its negative is formed in a tile; the rest of the chain rule multiplies
+        # rows, which hidden states and their gradient have fewer columns for.
+        outer_M1 = (gradients[0] * -ctx.scale)[:, None]
+        to_hidden = torch.zeros(hidden.shape, device=hidden.device) if want_hidden else None
+        to_weight = torch.empty_like(weight) if want_weight else None
+        to_bias = torch.zeros(len(weight), device=weight.device) if want_bias else None
         with torch.autocast(hidden.device.type, enabled=False):
-            for part in _slices(len(hidden), ctx.rows):
-                if ctx.kept is not None:
-                    probs, slope = ctx.kept
-                else:
-                    logits, slope = _scaled_logits(ctx, hidden[part], weight, bias)
-                    probs = logits.sub_(normaliser[part, None]).exp_()
-                # d logprob / d logits = one-hot − softmax, times the slope of scale and soft cap.
-                delta = probs * -grad_M[part, None] if ctx.kept is not None else probs.mul_(-grad_M[part, None])
-                delta.scatter_add_(1, ids[part, None], grad_M[part, None])
-                delta = (delta if slope is None else delta.mul_(slope)).mul_(ctx.scale)
-                if to_bias is not None:
-                    to_bias += delta.sum(dim=0).to(to_bias.dtype)
-                delta = delta.to(ctx.dtype)
-                if to_hidden is not None:
-                    to_hidden[part] = (delta @ weight.to(ctx.dtype)).to(hidden.dtype)
-                if to_weight is not None:
-                    if to_weight.dtype == ctx.dtype:
-                        to_weight.addmm_(delta.T, hidden[part].to(ctx.dtype))
+            low, outer = hidden.to(ctx.dtype), (hidden * outer_M1).to(ctx.dtype)
+            row_blocks, column_blocks, out = _tiling(len(hidden), len(weight), hidden.device, buffers=1)
+            for columns in column_blocks:
+                part = _cast(ctx, weight, bias, columns)
+                # In float32 over all tokens, whatever the weight's own type.
+                sums = torch.zeros(part[0].shape, device=weight.device) if want_weight else None
+                for rows in row_blocks:
+                    slope = None
+                    if ctx.kept is not None:
+                        exps, highest = ctx.kept[rows.start, columns.start]
+                        shrink = torch.exp(highest - normaliser_M[rows])
+                        delta = torch.mul(exps, shrink[:, None], out=_view(out, exps.shape))
                     else:
-                        to_weight += (delta.T @ hidden[part].to(ctx.dtype)).to(to_weight.dtype)
-        return to_hidden, to_weight, to_bias, None, None, None
+                        logits = _tile_logits(ctx, low[rows], *part, out)
+                        if ctx.softcap is not None:
+                            slope = 1 - (logits / (ctx.softcap * ctx.scale)).square_()
+                        delta = logits.sub_(normaliser_M[rows, None]).exp_()
+                    column, inside = _column(ids[rows], columns)
+                    delta.scatter_add_(1, column[:, None], -inside.float()[:, None])
+                    if slope is not None:
+                        delta.mul_(slope)
+                    if to_bias is not None:
+                        to_bias[columns] += (delta.T @ outer_M1[rows])[:, 0]
+                    delta = delta.to(ctx.dtype)
+                    if to_hidden is not None:
+                        _add_product(to_hidden[rows], delta, part[0])
+                    if sums is not None:
+                        _add_product(sums, delta.T, outer[rows])
+                if to_weight is not None and sums is not None:
+                    to_weight[columns] = sums
+        return (
+            None if to_hidden is None else to_hidden.mul_(outer_M1).to(hidden.dtype),
+            to_weight,
+            None if to_bias is None else to_bias.to(bias.dtype),
+            *[None] * 4,
+        )
 
 
-def _slices(length: int, rows: int) -> list[slice]:
-    return [slice(first, min(first + rows, length)) for first in range(0, length, rows)]
+def _tiling(tokens: int, vocabulary: int, device: torch.device, buffers: int):
+    """Blocks of rows and of columns, and room for tiles in float32: made once, since fresh memory costs more than a pass."""
+    kind = "cpu" if device.type == "cpu" else "cuda"
+    rows = max(1, min(tokens, _TILE_TOKENS[kind]))
+    columns = min(vocabulary, max(1, _TILE_ELEMENTS[kind] // rows))
+    room = [torch.empty(rows * columns, device=device) for _ in range(buffers)]
+    return _slices(tokens, rows), _slices(vocabulary, columns), *room
 
 
-def _scaled_logits(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Logits of a chunk times the scale, in float32, and the slope of the soft cap where there is one."""
-    out = torch.nn.functional.linear(
-        hidden.to(ctx.dtype), weight.to(ctx.dtype), None if bias is None else bias.to(ctx.dtype)
-    ).float()
-    slope = None
-    if ctx.softcap is not None:
-        capped = torch.tanh(out / ctx.softcap)
-        slope, out = 1 - capped**2, capped * ctx.softcap
-    return out.mul_(ctx.scale), slope
+def _slices(length: int, size: int) -> list[slice]:
+    return [slice(first, min(first + size, length)) for first in range(0, length, size)]
+
+
+def _view(room: Tensor, shape: torch.Size) -> Tensor:
+    return room[: shape[0] * shape[1]].view(shape)
+
+
+def _cast(ctx: Any, weight: Tensor, bias: Tensor | None, columns: slice) -> tuple[Tensor, Tensor | None]:
+    return weight[columns].to(ctx.dtype), None if bias is None else bias[columns].to(ctx.dtype)
+
+
+def _column(ids: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
+    """Each token's column in a tile, and whether it has one there (any column where it has none)."""
+    inside = (ids >= columns.start) & (ids < columns.stop)
+    return torch.where(inside, ids - columns.start, 0), inside
+
+
+def _tile_logits(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, room: Tensor) -> Tensor:
+    """Logits of a tile times the scale, in float32, in `room`."""
+    out = _view(room, torch.Size((len(hidden), len(weight))))
+    product = out if ctx.dtype == torch.float32 else hidden.new_empty(out.shape)
+    # The factor goes into the product, which costs no pass and no rounding of the hidden state.
+    factor = ctx.scale if ctx.softcap is None else 1 / ctx.softcap
+    torch.addmm(
+        product if bias is None else bias, hidden, weight.T, beta=0 if bias is None else factor, alpha=factor, out=product
+    )
+    if product is not out:
+        out.copy_(product)
+    return out if ctx.softcap is None else out.tanh_().mul_(ctx.softcap * ctx.scale)
+
+
+def _add_product(into: Tensor, left: Tensor, right: Tensor) -> None:
+    if left.dtype == into.dtype:
+        into.addmm_(left, right)
+    else:
+        into += left @ right

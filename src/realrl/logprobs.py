@@ -1,34 +1,51 @@
 """Log-probabilities of response tokens from any transformers causal language model.
 
-Temperature-scaled, in float32. Only response tokens reach the head, and that in chunks (`head.py`). The prompt of a group is
-computed once, gradient included, where the model's cache allows it (exact: the same attention over the same keys).
+Temperature-scaled, in float32. Only response tokens reach the head, and that in tiles (`head.py`). Three layouts give the same
+values and gradients:
+
+shared   one row without padding, in which the prompt of a group stands once; attention lets each response follow its prompt
+packed   one row without padding, in which each response follows a prompt of its own; position ids that start again at 0
+         keep them apart
+padded   a row of its own for each prompt and response
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import inspect
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from realrl.head import Head, head_of, token_stats
-from realrl.types import Batch
+from realrl.head import Head, head_of, token_stats, without_wrapper
+from realrl.types import Batch, Problem, Prompt
+
+Layout = Literal["shared", "packed", "padded"]
+
+_VARIABLE_LENGTH = {"flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention"}
 
 
 @dataclass(frozen=True, slots=True)
 class TokenStats:
-    """Per response token: log-probability (nats, with gradient) and entropy of the distribution (nats, without).
+    """Per response token: log-probability (nats, with gradient), entropy of its distribution (nats, without gradient) and
+    `top1`, 1 where no other token is more probable, else 0 (without gradient).
 
-    Both are 0 on padding.
+    All are 0 on padding.
     """
 
     logprobs: Float[Tensor, "N T"]
     entropy: Float[Tensor, "N T"]
+    top1: Float[Tensor, "N T"]
 
 
 def left_pad(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Int[Tensor, "P L"], Int[Tensor, "P L"]]:
@@ -42,111 +59,275 @@ def left_pad(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[
     return ids.to(device), attention.to(device)
 
 
-def shares_prompts(model: PreTrainedModel) -> bool:
-    """Whether a prompt's keys and values can be computed once and used by all of its responses, gradient included."""
-    # Gradient checkpointing drops the cache, and layers with a window or a state do not keep the whole prompt.
-    checkpointing = model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
-    return not checkpointing and all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
-
-
-def response_logprobs(
-    model: PreTrainedModel, batch: Batch, *, temperature: float, share_prompts: bool | None = None
-) -> TokenStats:
+def response_logprobs(model: torch.nn.Module, batch: Batch, *, temperature: float, layout: Layout | None = None) -> TokenStats:
     """log π(o_t | q, o_<t) of each response token, of logits divided by `temperature`, in float32.
 
-    `batch` is (N, T) with the prompts of its groups; rows may come in any order and from any part of a group.
-    `share_prompts` None takes the shared-prompt path where the model allows it.
+    `batch` is (N, T) with the prompts of its groups; rows may come in any order and from any part of a group. `model` may be in
+    a PEFT wrapper. `layout` None takes `layout_of(model)`; ValueError for one that the model cannot have.
     """
-    device = batch.response_ids.device
-    groups, prompt_of_row = torch.unique(batch.group_ids, return_inverse=True)
-    prompt_ids, prompt_attention = left_pad([batch.prompts[g].token_ids for g in groups.tolist()], device)
-    share = shares_prompts(model) if share_prompts is None else share_prompts
-    head = head_of(model)
-    passes = _shared_prompt_passes if share else _full_passes
-    stats_NT = [torch.zeros(batch.loss_mask.shape, device=device) for _ in range(2)]
-    for columns, states in passes(model, head, prompt_ids, prompt_attention, prompt_of_row, batch):
-        counted = batch.loss_mask[:, columns]
-        ids = batch.response_ids[:, columns][counted]
-        values = (
-            _eager_stats(states[counted], ids, temperature)
-            if head is None
-            else token_stats(head, states[counted], ids, temperature)
+    inner = without_wrapper(model)
+    if layout is None:
+        layout = layout_of(inner)
+    elif not _keeps_apart(inner, layout):
+        raise ValueError(
+            f"layout={layout!r} does not keep the rows of {type(inner).__name__} apart; leave layout out, or take 'padded'"
         )
-        for index, value in enumerate(values):
-            placed = torch.zeros(batch.loss_mask.shape, device=device)
-            where = torch.zeros_like(batch.loss_mask)
-            where[:, columns] = counted
-            stats_NT[index] = stats_NT[index] + placed.masked_scatter(where, value)
-    return TokenStats(logprobs=stats_NT[0], entropy=stats_NT[1])
+    return _stats(inner, batch, temperature, layout)
 
 
-def _positions(attention: Int[Tensor, "N L"]) -> Int[Tensor, "N L"]:
-    return (attention.cumsum(dim=1) - 1).clamp(min=0)
+def layout_of(model: torch.nn.Module) -> Layout:
+    """Shared where the model can have it; else packed where its attention has a kernel for rows of any length; else padded.
+
+    A model is tried once, with a few small forward passes: where several processes hold one model, all must come here.
+    """
+    inner = without_wrapper(model)
+    if shares_prompts(inner):
+        return "shared"
+    kernel = inner.config.get_text_config()._attn_implementation
+    return "packed" if inner.device.type == "cuda" and kernel in _VARIABLE_LENGTH and packs(inner) else "padded"
 
 
-def _states(model: PreTrainedModel, head: Head | None, keep: int, **inputs: Any) -> tuple[Tensor, Any]:
-    """Hidden states (logits, where the head is not known) of the last `keep` positions (0: all), and the cache."""
-    if head is None:
-        out = model(**inputs, logits_to_keep=keep)
-        return out.logits, out.past_key_values
-    out = model.base_model(**inputs)
-    return out.last_hidden_state[:, -keep:], out.past_key_values
+def shares_prompts(model: torch.nn.Module) -> bool:
+    """Whether a prompt can be computed once for all of its responses, gradient included."""
+    inner = without_wrapper(model)
+    # Checkpointing repeats the forward pass within backward, where attention is the model's own again.
+    checkpointing = inner.training and any(getattr(module, "gradient_checkpointing", False) for module in inner.modules())
+    return not checkpointing and _keeps_apart(inner, "shared")
 
 
-def _shared_prompt_passes(model, head, prompt_ids, prompt_attention, prompt_of_row, batch: Batch):
-    """States of the first response token from the prompt pass, of the others from a pass over the responses alone."""
-    states, cache = _states(
-        model,
-        head,
-        keep=1,
-        input_ids=prompt_ids,
-        attention_mask=prompt_attention,
-        position_ids=_positions(prompt_attention),
-        past_key_values=DynamicCache(config=model.config),
-        use_cache=True,
+def packs(model: torch.nn.Module) -> bool:
+    """Whether rows can follow one another in one row, kept apart by their position ids alone."""
+    return _keeps_apart(without_wrapper(model), "packed")
+
+
+_tried: weakref.WeakKeyDictionary[PreTrainedModel, dict[tuple[str, str | None], bool]] = weakref.WeakKeyDictionary()
+
+
+def _keeps_apart(model: PreTrainedModel, layout: Layout) -> bool:
+    """Tried on a few tokens, once for each model and kind of attention, so that no model's peculiarity goes unseen."""
+    if layout == "padded":
+        return True
+    config: Any = model.config.get_text_config()
+    # A window is longer than a trial, so it would go unseen.
+    if layout == "shared" and not all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers):
+        return False
+    if "position_ids" not in inspect.signature(model.base_model.forward).parameters:
+        return False
+    tried = _tried.setdefault(model, {})
+    key = (layout, config._attn_implementation)
+    if key not in tried:
+        tried[key] = _equals_padded(model, layout, config.vocab_size)
+    return tried[key]
+
+
+@torch.no_grad()
+def _equals_padded(model: PreTrainedModel, layout: Layout, vocabulary: int) -> bool:
+    """Whether what a layout changes is small beside what another prompt changes."""
+    loss_mask = torch.tensor([[True, True, True, False], [True] * 4, [True, True, False, False]], device=model.device)
+    groups = torch.tensor([0, 1, 0], device=model.device)
+    batch = Batch(
+        prompts=[Prompt(Problem("", "", ""), "", tuple(i % vocabulary for i in ids)) for ids in ((3, 1, 4, 15, 9), (2, 6))],
+        response_ids=torch.arange(12, device=model.device).view(3, 4) * 7 % vocabulary,
+        loss_mask=loss_mask,
+        group_ids=groups,
+        rewards=torch.zeros(3, device=model.device),
+        levels=groups,
+        logprobs_sampler=torch.zeros(loss_mask.shape, device=model.device),
     )
-    yield slice(0, 1), states[prompt_of_row]
-    if batch.response_ids.shape[1] == 1:
-        return
-    cache.batch_select_indices(prompt_of_row)
-    attention = torch.cat([prompt_attention[prompt_of_row], batch.loss_mask[:, :-1].long()], dim=1)
-    states, _ = _states(
+    training = model.training
+    model.eval()
+    try:
+        got = _stats(model, batch, 1.0, layout).logprobs
+        wanted = _stats(model, batch, 1.0, "padded").logprobs
+        other = _stats(model, replace(batch, group_ids=1 - groups), 1.0, "padded").logprobs
+    except _Refused:
+        return False
+    finally:
+        model.train(training)
+    # In float32 it is below 2e-6 for models that keep rows apart, in bfloat16 below 4e-3.
+    tolerance = 1e-3 if model.dtype == torch.float32 else 0.05
+    return bool((got - wanted).norm() < tolerance * (other - wanted).norm())
+
+
+def _stats(model: PreTrainedModel, batch: Batch, temperature: float, layout: Layout) -> TokenStats:
+    head = head_of(model)
+    states_M, cells_M = {"shared": _shared, "packed": _packed, "padded": _padded}[layout](model, head, batch)
+    ids_M = batch.response_ids.flatten()[cells_M]
+    values = token_stats(head, states_M, ids_M, temperature) if head else _eager_stats(states_M, ids_M, temperature)
+    empty = torch.zeros(batch.loss_mask.numel(), device=cells_M.device)
+    return TokenStats(*(empty.index_copy(0, cells_M, value).view(batch.loss_mask.shape) for value in values))
+
+
+def _states(model: PreTrainedModel, head: Head | None, at_M: Tensor, keep: int, **inputs: Any) -> Tensor:
+    """Hidden states (logits, where the head is not known) at `at_M`, indices into the last `keep` positions of all rows."""
+    if head is not None:
+        out = model.base_model(**inputs, use_cache=False).last_hidden_state
+    elif len(inputs["input_ids"]) == 1:
+        return model(**inputs, use_cache=False, logits_to_keep=at_M).logits[0]
+    else:
+        out = model(**inputs, use_cache=False, logits_to_keep=keep).logits
+    return out[:, -keep:].flatten(0, 1).index_select(0, at_M)
+
+
+class _Prompts:
+    """The prompts of a batch, right-padded; a response's own by `of_row`."""
+
+    def __init__(self, batch: Batch) -> None:
+        device = batch.response_ids.device
+        groups, self.of_row_N = torch.unique(batch.group_ids, return_inverse=True)
+        rows = [torch.tensor(batch.prompts[group].token_ids, dtype=torch.long) for group in groups.tolist()]
+        self.ids_PL = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
+        self.lengths_P = torch.tensor([len(row) for row in rows], device=device)
+        self.mask_PL = torch.arange(self.ids_PL.shape[1], device=device) < self.lengths_P[:, None]
+
+
+def _padded(model: PreTrainedModel, head: Head | None, batch: Batch) -> tuple[Tensor, Tensor]:
+    """One pass over each row's prompt, padded on the left, and its response, padded on the right."""
+    groups, of_row_N = torch.unique(batch.group_ids, return_inverse=True)
+    ids_PL, attention_PL = left_pad([batch.prompts[group].token_ids for group in groups.tolist()], batch.response_ids.device)
+    attention = torch.cat([attention_PL[of_row_N], batch.loss_mask.long()], dim=1)
+    tokens = batch.response_ids.shape[1]
+    cells_M = batch.loss_mask.flatten().nonzero()[:, 0]
+    states_M = _states(
         model,
         head,
-        keep=0,
-        input_ids=batch.response_ids[:, :-1],
+        # The state before a token predicts it.
+        cells_M + cells_M // tokens,
+        keep=tokens + 1,
+        input_ids=torch.cat([ids_PL[of_row_N], batch.response_ids], dim=1),
         attention_mask=attention,
-        position_ids=_positions(attention)[:, prompt_ids.shape[1] :],
-        past_key_values=cache,
-        use_cache=True,
+        position_ids=(attention.cumsum(dim=1) - 1).clamp(min=0),
     )
-    yield slice(1, None), states
+    return states_M, cells_M
 
 
-def _full_passes(model, head, prompt_ids, prompt_attention, prompt_of_row, batch: Batch):
-    """States from one pass over each row's prompt and response."""
-    ids = torch.cat([prompt_ids[prompt_of_row], batch.response_ids], dim=1)
-    attention = torch.cat([prompt_attention[prompt_of_row], batch.loss_mask.long()], dim=1)
-    states, _ = _states(
+def _packed(model: PreTrainedModel, head: Head | None, batch: Batch) -> tuple[Tensor, Tensor]:
+    """One pass over one row of all prompts and responses; no state is wanted after the last token of a response."""
+    prompts = _Prompts(batch)
+    width = prompts.ids_PL.shape[1]
+    real = torch.cat([prompts.mask_PL[prompts.of_row_N], batch.loss_mask[:, 1:]], dim=1)
+    ids = torch.cat([prompts.ids_PL[prompts.of_row_N], batch.response_ids[:, :-1]], dim=1)
+    # The state at the last token of a prompt and at each of a response but the last.
+    wanted = real.clone()
+    wanted[:, :width] = torch.arange(width, device=real.device) == prompts.lengths_P[prompts.of_row_N, None] - 1
+    states_M = _states(
         model,
         head,
-        keep=batch.response_ids.shape[1] + 1,
-        input_ids=ids,
-        attention_mask=attention,
-        position_ids=_positions(attention),
-        use_cache=False,
+        wanted[real].nonzero()[:, 0],
+        keep=int(real.sum()),
+        input_ids=ids[real][None],
+        position_ids=(real.cumsum(dim=1) - 1)[real][None],
     )
-    yield slice(None), states[:, :-1]
+    return states_M, batch.loss_mask.flatten().nonzero()[:, 0]
 
 
-def _eager_stats(logits: Float[Tensor, "M V"], ids: Int[Tensor, " M"], temperature: float) -> tuple[Tensor, Tensor]:
+def _shared(model: PreTrainedModel, head: Head | None, batch: Batch) -> tuple[Tensor, Tensor]:
+    """One pass over one row: every prompt once, then every response but for its last token."""
+    prompts = _Prompts(batch)
+    rest_NT = batch.loss_mask[:, 1:]
+    positions_NT = prompts.lengths_P[prompts.of_row_N, None] + torch.arange(rest_NT.shape[1], device=rest_NT.device)
+    positions_PL = torch.arange(prompts.ids_PL.shape[1], device=rest_NT.device).expand_as(prompts.ids_PL)
+    attention = _SharedAttention(prompts, rest_NT)
+    # A response's first token is predicted at the end of its prompt, the others in its own part of the row.
+    ends_P = prompts.lengths_P.cumsum(0) - 1
+    prompt_tokens = int(ends_P[-1]) + 1
+    length = prompt_tokens + int(rest_NT.sum())
+    with attention.installed(model):
+        states_M = _states(
+            model,
+            head,
+            torch.cat([ends_P[prompts.of_row_N], torch.arange(prompt_tokens, length, device=rest_NT.device)]),
+            keep=length,
+            input_ids=torch.cat([prompts.ids_PL[prompts.mask_PL], batch.response_ids[:, :-1][rest_NT]])[None],
+            position_ids=torch.cat([positions_PL[prompts.mask_PL], positions_NT[rest_NT]])[None],
+        )
+    if not attention.used:
+        raise _Refused
+    cells_NT = torch.arange(batch.loss_mask.numel(), device=rest_NT.device).view_as(batch.loss_mask)
+    return states_M, torch.cat([cells_NT[:, 0], cells_NT[:, 1:][rest_NT]])
+
+
+class _Refused(Exception):
+    """A model's attention is not plain causal attention through the common interface."""
+
+
+class _SharedAttention:
+    """Causal attention over one row of prompts and responses, in which each response follows the prompt of its group."""
+
+    name = "realrl_shared"
+
+    def __init__(self, prompts: _Prompts, rest_NT: Bool[Tensor, "N R"]) -> None:
+        self.of_row_N = prompts.of_row_N
+        self.shape_PL, self.shape_NT = prompts.mask_PL.shape, rest_NT.shape
+        # Where the tokens of the row lie among the cells of padded prompts and padded responses.
+        self.cells_S = torch.cat([prompts.mask_PL.flatten(), rest_NT.flatten()]).nonzero()[:, 0]
+        causal = torch.ones(rest_NT.shape[1], rest_NT.shape[1], dtype=torch.bool, device=rest_NT.device).tril()
+        # Prompts of one length need one mask for all rows.
+        prompt = prompts.mask_PL[:1] if bool(prompts.mask_PL.all()) else prompts.mask_PL[self.of_row_N]
+        self.mask = torch.cat([prompt[:, None].expand(-1, len(causal), -1), causal.expand(len(prompt), -1, -1)], dim=2)[:, None]
+        self.bias: Tensor | None = None
+        self.used = False
+
+    @contextmanager
+    def installed(self, model: PreTrainedModel) -> Iterator[None]:
+        """The model's attention is this one within."""
+        config: Any = model.config.get_text_config()
+        before = config._attn_implementation
+        ALL_ATTENTION_FUNCTIONS.register(self.name, self)
+        ALL_MASK_ATTENTION_FUNCTIONS.register(self.name, lambda *args, **kwargs: None)
+        config._attn_implementation = self.name
+        try:
+            yield
+        finally:
+            config._attn_implementation = before
+
+    def __call__(
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+        dropout: float = 0.0, scaling: float | None = None, **kwargs: Any,
+    ) -> tuple[Tensor, None]:  # fmt: skip
+        """Query, key and value (1, heads, S, D) → (1, S, heads, D)."""
+        if attention_mask is not None or any(
+            kwargs.get(name) is not None for name in ("sliding_window", "softcap", "s_aux", "position_bias")
+        ):
+            raise _Refused
+        self.used = True
+        (prompt_q, q), (prompt_k, k), (prompt_v, v) = (self._padded(states) for states in (query, key, value))
+        settings: dict[str, Any] = {"dropout_p": dropout, "scale": scaling, "enable_gqa": key.shape[1] != query.shape[1]}
+        outs = [scaled_dot_product_attention(prompt_q, prompt_k, prompt_v, is_causal=True, **settings)]
+        if q.shape[2]:
+            k, v = (torch.cat([p[self.of_row_N], own], dim=2) for p, own in ((prompt_k, k), (prompt_v, v)))
+            if settings["enable_gqa"] and query.device.type != "cpu":
+                # With a mask other devices have no fast kernel for fewer key heads.
+                k, v = (states.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for states in (k, v))
+                settings["enable_gqa"] = False
+            if self.bias is None or self.bias.dtype != q.dtype:
+                self.bias = torch.zeros(self.mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~self.mask, -torch.inf)
+            outs.append(scaled_dot_product_attention(q, k, v, attn_mask=self.bias, **settings))
+        flat = torch.cat([out.transpose(1, 2).flatten(0, 1).flatten(1) for out in outs])
+        return flat.index_select(0, self.cells_S).view(1, len(self.cells_S), query.shape[1], -1), None
+
+    def _padded(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """(1, heads, S, D) → prompts (P, heads, L, D) and responses (N, heads, R, D), 0 on padding."""
+        heads, width = states.shape[1], states.shape[3]
+        (prompts, longest), (rows, tokens) = self.shape_PL, self.shape_NT
+        flat = states[0].transpose(0, 1).flatten(1)
+        cells = flat.new_zeros(prompts * longest + rows * tokens, flat.shape[1]).index_copy(0, self.cells_S, flat)
+        first, rest = cells.split([prompts * longest, rows * tokens])
+        return (
+            first.view(prompts, longest, heads, width).transpose(1, 2),
+            rest.view(rows, tokens, heads, width).transpose(1, 2),
+        )
+
+
+def _eager_stats(logits: Float[Tensor, "M V"], ids: Int[Tensor, " M"], temperature: float) -> tuple[Tensor, Tensor, Tensor]:
     """For a model whose head is not known: through its own logits."""
     scaled = logits.float() / temperature
     normaliser = scaled.logsumexp(dim=-1)
-    logprobs = scaled.gather(1, ids[:, None])[:, 0] - normaliser
+    own = scaled.gather(1, ids[:, None])[:, 0]
     with torch.no_grad():
         entropy = normaliser - (scaled.softmax(dim=-1) * scaled).sum(dim=-1)
-    return logprobs, entropy
+        top1 = (own >= scaled.amax(dim=-1)).float()
+    return own - normaliser, entropy, top1
 
 
 def masked_mean(values: Float[Tensor, "N T"], loss_mask: Bool[Tensor, "N T"]) -> Float[Tensor, " N"]:

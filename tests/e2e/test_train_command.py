@@ -205,6 +205,31 @@ def test_an_exploding_run_stops_with_its_last_good_checkpoint(tmp_path):
     assert all(torch.isfinite(tensor).all() for tensor in saved.values())
 
 
+def test_sampling_one_step_ahead_uses_the_weights_of_one_update_ago(tmp_path):
+    ahead, still = tmp_path / "ahead", tmp_path / "still"
+    train(ahead, "--train.steps 3 --sampling.steps_ahead 1")
+    # With steps of 1e-30 the weights stay what they were, so every step is sampled from the initial ones.
+    train(still, "--train.steps 3 --optim.lr 1e-30")
+
+    def rollouts(run, step):
+        return pq.read_table(run / "rollouts" / f"step_{step:06}.parquet").to_pylist()
+
+    same = [
+        [row["response"] for row in rollouts(ahead, k)] == [row["response"] for row in rollouts(still, k)] for k in (1, 2, 3)
+    ]
+    assert same == [True, True, False]
+    assert [r["sampler/updates_behind"] for r in records(ahead) if "loss" in r] == [0, 1, 1]
+    assert [r["sampler/updates_behind"] for r in records(still) if "loss" in r] == [0, 0, 0]
+    # Of rollouts of former weights, s is not 0 at the first update.
+    assert any(row["score"] != 0 for row in rollouts(ahead, 2)) and not any(row["score"] for row in rollouts(ahead, 1))
+
+
+def test_a_bfloat16_sampler_is_followed_by_its_gap(tmp_path):
+    out = train(tmp_path / "run", "--train.steps 2 --sampling.dtype bfloat16 --sampling.importance_cap 2").stdout
+    gaps = [r["sampler/logprob_gap"] for r in records(tmp_path / "run") if "loss" in r]
+    assert "ALARM: sampler and trainer differ" not in out and all(0 < gap < 0.1 for gap in gaps)
+
+
 def test_show_config_prints_the_resolved_recipe(tmp_path):
     out = realrl("show-config", TINY, "--optim.lr 3e-4").stdout
     assert "lr = 0.0003" in out and "degenerate_groups" in out

@@ -6,7 +6,6 @@ import statistics
 
 import numpy as np
 import pytest
-import torch
 
 from realrl.config import RewardSection
 from realrl.errors import DataError
@@ -103,7 +102,7 @@ class ScriptedSampler:
         self.texts = texts
         self.truncated = truncated
 
-    def sample(self, prompts, *, group_size, params, generator):
+    def sample(self, prompts, *, group_size, params, seeds, on_finished=None):
         return [
             Rollout(index, tuple(range(len(text))), (0.0,) * len(text), text, truncated=text in self.truncated)
             for index, _ in enumerate(prompts)
@@ -120,7 +119,7 @@ PROMPTS = [Prompt(Problem(f"p{i}", f"question {i}", answer), f"question {i}", (i
 def run_evaluate(sampler, samples):
     with build_verifier(RewardSection(type="exact_integer")) as grader:
         params = SamplingParams(temperature=1.0)
-        return evaluate(sampler, PROMPTS, grader, samples=samples, params=params, generator=torch.Generator())
+        return evaluate(sampler, PROMPTS, grader, samples=samples, params=params, seed=0)
 
 
 def test_evaluate_counts_what_was_sampled():

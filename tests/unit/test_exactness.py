@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from realrl.config import parse_config
-from realrl.models import load_model
+from realrl.models import Reference, load_model
 from realrl.objectives import build_objective
+from realrl.train.distributed import World, shard, whole
 from realrl.train.loop import update_policy
 from realrl.train.setup import Run
 from realrl.types import Batch, Problem, Prompt
@@ -35,7 +36,7 @@ def ragged_batch(vocabulary: int) -> Batch:
     )
 
 
-def three_steps(folder, objective, **train):
+def three_steps(folder, objective, world=None, **train):
     """Three optimizer steps of one sampling round; returns the flat weights."""
     config = parse_config(
         {
@@ -53,19 +54,25 @@ def three_steps(folder, objective, **train):
         reference = load_model(str(folder), dtype=torch.float32).requires_grad_(False).eval()
         with torch.no_grad():
             reference.lm_head.weight.mul_(1.1)
+    world = world or World()
+    if world.size > 1 and config.train.parallel == "fsdp2":
+        for one in (model, reference):
+            if one is not None:
+                shard(one, bfloat16=False)
     run = Run(
         config=config,
         model=model,
-        reference=reference,
+        reference=None if reference is None else Reference(reference),
         objective=built,
         # Plain gradient descent: Adam would blow tiny rounding differences of near-zero gradients up to full steps.
         optimizer=torch.optim.SGD(model.parameters(), lr=0.5),
         device=torch.device("cpu"),
+        world=world,
         **dict.fromkeys(("tokenizer", "sampler", "grader", "prompts", "held_out", "notes")),
     )
     updates, _ = update_policy(run, ragged_batch(model.config.vocab_size), step=0, bad_in_a_row=0)
     assert len(updates) == 3 and all(update.finite for update in updates)
-    return torch.cat([p.detach().flatten() for p in model.parameters()]), updates
+    return torch.cat([whole(p.detach()).flatten() for p in model.parameters()]), updates
 
 
 OBJECTIVES = [

@@ -1,10 +1,25 @@
-"""Every row of a padded batch must give the log-probabilities of the same row alone."""
+"""Every row of a batch must give the log-probabilities of the same row alone, in every layout."""
+
+from dataclasses import replace
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
-from realrl.logprobs import response_logprobs, shares_prompts
+from realrl.logprobs import layout_of, packs, response_logprobs, shares_prompts
 from realrl.types import Batch, Problem, Prompt
 
 SIZES = {
@@ -22,21 +37,29 @@ SIZES = {
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 50, "n_positions": 64, "bos_token_id": 1, "eos_token_id": 2}
 
 
-@pytest.fixture(params=["qwen2", "llama", "gpt2"])
-def model(request):
+def make(name: str, attention: str = "sdpa"):
     torch.manual_seed(0)
-    if request.param == "qwen2":
-        model = Qwen2ForCausalLM(Qwen2Config(**SIZES))
-    elif request.param == "llama":
-        model = LlamaForCausalLM(LlamaConfig(**SIZES))
-    else:
-        model = GPT2LMHeadModel(GPT2Config(**GPT2))
-    model.eval()
+    config, model = {
+        "qwen2": lambda: (Qwen2Config(**SIZES), Qwen2ForCausalLM),
+        "llama": lambda: (LlamaConfig(**SIZES), LlamaForCausalLM),
+        "gpt2": lambda: (GPT2Config(**GPT2), GPT2LMHeadModel),
+        # Windows shorter than the prompts.
+        "mistral": lambda: (MistralConfig(**SIZES, sliding_window=4), MistralForCausalLM),
+        "gemma2": lambda: (Gemma2Config(**SIZES, head_dim=8, sliding_window=4), Gemma2ForCausalLM),
+    }[name]()
+    # Gemma 2 caps the logits of attention, which only eager attention does.
+    config._attn_implementation = "eager" if name == "gemma2" else attention
+    model = model(config).eval()
     # Random initial logits are nearly flat; sharper ones make a wrong position visible.
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(4)
     return model
+
+
+@pytest.fixture(params=["qwen2", "llama", "gpt2"])
+def model(request):
+    return make(request.param)
 
 
 def ragged_batch(seed: int = 0) -> Batch:
@@ -59,38 +82,185 @@ def ragged_batch(seed: int = 0) -> Batch:
 
 
 def alone(model, batch: Batch, row: int, temperature: float):
-    """Log-probabilities and entropy of one row, unpadded, through the plain forward pass in float64."""
+    """Log-probabilities, entropy and top-1 of one row, unpadded, through the plain forward pass in float64."""
     length = int(batch.loss_mask[row].sum())
     prompt = list(batch.prompts[int(batch.group_ids[row])].token_ids)
     response = batch.response_ids[row, :length].tolist()
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([prompt + response])).logits[0].double()
     table = (logits[len(prompt) - 1 : -1] / temperature).log_softmax(-1)
-    return table[range(length), response], -(table.exp() * table).sum(-1)
+    top1 = [float(token == best) for token, best in zip(response, table.argmax(-1).tolist(), strict=True)]
+    return table[range(length), response], -(table.exp() * table).sum(-1), top1
 
 
-@pytest.mark.parametrize("share", [True, False])
-@pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_padded_rows_equal_rows_alone(model, share, temperature):
+def assert_rows_equal_rows_alone(model, layout, temperature):
     batch = ragged_batch()
-    stats = response_logprobs(model, batch, temperature=temperature, share_prompts=share)
+    stats = response_logprobs(model, batch, temperature=temperature, layout=layout)
     assert stats.logprobs.dtype == torch.float32
     for row in range(len(batch)):
         length = int(batch.loss_mask[row].sum())
-        logprobs, entropy = alone(model, batch, row, temperature)
+        logprobs, entropy, top1 = alone(model, batch, row, temperature)
         torch.testing.assert_close(stats.logprobs[row, :length].double(), logprobs, atol=2e-5, rtol=1e-5)
         torch.testing.assert_close(stats.entropy[row, :length].double(), entropy, atol=2e-5, rtol=1e-5)
-        assert not stats.logprobs[row, length:].any()
+        assert stats.top1[row, :length].tolist() == top1
+        for values in (stats.logprobs, stats.entropy, stats.top1):
+            assert not values[row, length:].any()
 
 
-def test_gradient_through_the_shared_prompt_is_the_full_gradient(model):
+@pytest.mark.parametrize("layout", ["shared", "packed", "padded"])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_rows_equal_rows_alone(model, layout, temperature):
+    assert_rows_equal_rows_alone(model, layout, temperature)
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+@pytest.mark.parametrize("name", ["mistral", "gemma2"])
+def test_layers_with_a_window_keep_it(name, layout):
+    model = make(name)
+    assert not shares_prompts(model) and layout_of(model) == "padded"
+    assert_rows_equal_rows_alone(model, layout, 0.6)
+
+
+@pytest.mark.parametrize("layout", ["shared", "packed"])
+def test_eager_attention(layout):
+    assert_rows_equal_rows_alone(make("qwen2", "eager"), layout, 0.6)
+
+
+def test_the_most_probable_token_counts_as_top1():
+    model, batch = make("qwen2"), ragged_batch()
+    greedy = []
+    for row in range(len(batch)):
+        tokens = list(batch.prompts[int(batch.group_ids[row])].token_ids)
+        with torch.no_grad():
+            for _ in range(batch.response_ids.shape[1]):
+                tokens.append(int(model(input_ids=torch.tensor([tokens])).logits[0, -1].argmax()))
+        greedy.append(tokens[-batch.response_ids.shape[1] :])
+    batch = replace(batch, response_ids=torch.tensor(greedy))
+    for layout in ("shared", "packed", "padded"):
+        assert torch.equal(response_logprobs(model, batch, temperature=0.6, layout=layout).top1, batch.loss_mask.float())
+
+
+def gradient(model, batch, layout):
+    model.zero_grad()
+    response_logprobs(model, batch, temperature=0.6, layout=layout).logprobs.pow(2).sum().backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+
+
+@pytest.mark.parametrize("layout", ["shared", "packed"])
+def test_gradients_equal_the_padded_ones(model, layout):
     batch = ragged_batch(1)
-    gradients = []
-    for share in (True, False):
-        model.zero_grad()
-        response_logprobs(model, batch, temperature=0.6, share_prompts=share).logprobs.pow(2).sum().backward()
-        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
-    assert (gradients[0] - gradients[1]).norm() / gradients[1].norm() < 1e-5
+    wanted = gradient(model, batch, "padded")
+    assert (gradient(model, batch, layout) - wanted).norm() / wanted.norm() < 1e-5
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("name", ["qwen2", "gpt2", "mistral", "gemma2"])
+def test_packed_rows_with_gradient_checkpointing(name, reentrant):
+    model = make(name)
+    for part in model.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.0
+    batch = ragged_batch(1)
+    wanted = gradient(model, batch, "padded")
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    if reentrant:
+        model.enable_input_require_grads()
+    model.train()
+    assert (gradient(model, batch, "packed") - wanted).norm() / wanted.norm() < 1e-5
+
+
+def test_an_unknown_head_goes_through_the_models_logits():
+    class Odd(Qwen2ForCausalLM):
+        def forward(self, *args, **kwargs):
+            out = super().forward(*args, **kwargs)
+            out.logits = out.logits.flip(-1)
+            return out
+
+    torch.manual_seed(0)
+    model = Odd(Qwen2Config(**SIZES)).eval()
+    torch.nn.init.normal_(model.lm_head.weight)
+    for layout in ("shared", "packed", "padded"):
+        assert_rows_equal_rows_alone(model, layout, 0.6)
+
+
+def test_a_model_whose_rows_would_mix_is_padded():
+    """A state runs through the whole row whatever the position ids say."""
+    torch.manual_seed(0)
+    model = MambaForCausalLM(MambaConfig(hidden_size=16, num_hidden_layers=1, vocab_size=50, state_size=4))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    assert not packs(model) and not shares_prompts(model) and layout_of(model) == "padded"
+    with pytest.raises(ValueError, match="packed.*MambaForCausalLM"):
+        response_logprobs(model, ragged_batch(), temperature=1.0, layout="packed")
+
+
+def test_position_ids_that_a_model_ignores_are_noticed():
+    class Deaf(Qwen2ForCausalLM):
+        def __init__(self, config):
+            super().__init__(config)
+            inner = self.model.forward
+            self.model.forward = lambda *args, position_ids=None, **kwargs: inner(*args, **kwargs)
+
+    torch.manual_seed(0)
+    model = Deaf(Qwen2Config(**SIZES))
+    assert not packs(model) and layout_of(model) == "padded"
+
+
+def test_a_soft_cap_in_attention_is_not_shared():
+    torch.manual_seed(0)
+    config = Gemma2Config(**SIZES, head_dim=8, layer_types=["full_attention"] * 2, attn_implementation="eager")
+    assert layout_of(Gemma2ForCausalLM(config)) == "padded"
+
+
+def test_the_models_own_attention_is_back_afterwards():
+    model = make("qwen2")
+    response_logprobs(model, ragged_batch(), temperature=1.0, layout="shared")
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_gradient_of_one_group_whose_responses_are_of_one_length():
+    """Nothing is padded, and all rows share one mask."""
+    model, batch = make("qwen2"), ragged_batch()
+    batch = replace(batch, group_ids=torch.zeros(6, dtype=torch.long), loss_mask=torch.ones_like(batch.loss_mask))
+    wanted = gradient(model, batch, "padded")
+    assert (gradient(model, batch, "shared") - wanted).norm() / wanted.norm() < 1e-5
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "down_proj"], ["q_proj", "lm_head"], ["q_proj", "embed_tokens"]])
+@pytest.mark.parametrize("tied", [False, True])
+def test_lora_gives_the_values_and_gradients_of_the_models_own_logits(targets, tied):
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    base = Qwen2ForCausalLM(Qwen2Config(**SIZES, tie_word_embeddings=tied))
+    model = peft.get_peft_model(base, peft.LoraConfig(r=3, target_modules=targets)).eval()
+    adapter = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with torch.no_grad():
+        for parameter in adapter:
+            parameter.normal_(std=0.3)
+    batch = ragged_batch(1)
+    loss = torch.tensor(0.0)
+    for row in range(len(batch)):
+        length = int(batch.loss_mask[row].sum())
+        prompt = list(batch.prompts[int(batch.group_ids[row])].token_ids)
+        response = batch.response_ids[row, :length]
+        logits = model(input_ids=torch.tensor([prompt + response.tolist()])).logits[0]
+        loss = loss + (logits[len(prompt) - 1 : -1] / 0.6).log_softmax(-1)[range(length), response].pow(2).sum()
+    wanted = torch.autograd.grad(loss, adapter)
+    for layout in ("shared", "packed", "padded"):
+        ours = response_logprobs(model, batch, temperature=0.6, layout=layout).logprobs.pow(2).sum()
+        torch.testing.assert_close(ours, loss, atol=1e-4, rtol=1e-5)
+        for mine, theirs in zip(torch.autograd.grad(ours, adapter), wanted, strict=True):
+            assert theirs.any() and (mine - theirs).norm() < 1e-4 * theirs.norm()
+    with model.disable_adapter():
+        assert_rows_equal_rows_alone(base, None, 0.6)
+
+
+def test_learnt_prompts_are_refused():
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(make("qwen2"), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    with pytest.raises(ValueError, match="LoRA"):
+        response_logprobs(model, ragged_batch(), temperature=1.0)
 
 
 def test_single_token_responses(model):
@@ -100,13 +270,14 @@ def test_single_token_responses(model):
 
     one = select_rows(batch, rows)
     assert one.response_ids.shape == (1, 1)
-    logprobs, _ = alone(model, batch, 1, 1.0)
-    stats = response_logprobs(model, one, temperature=1.0)
-    torch.testing.assert_close(stats.logprobs[0].double(), logprobs, atol=2e-5, rtol=1e-5)
+    logprobs, _, _ = alone(model, batch, 1, 1.0)
+    for layout in ("shared", "packed", "padded"):
+        stats = response_logprobs(model, one, temperature=1.0, layout=layout)
+        torch.testing.assert_close(stats.logprobs[0].double(), logprobs, atol=2e-5, rtol=1e-5)
 
 
 def test_checkpointing_turns_prompt_sharing_off(model):
     assert shares_prompts(model)
     model.gradient_checkpointing_enable()
     model.train()
-    assert not shares_prompts(model)
+    assert not shares_prompts(model) and layout_of(model) == "padded"

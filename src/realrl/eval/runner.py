@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
 from realrl.eval.intervals import interval, standard_error
@@ -17,6 +16,7 @@ from realrl.eval.store import Generation
 from realrl.rewards import Grader, last_boxed
 from realrl.rewards.equivalence import compare
 from realrl.sampling import Sampler, SamplingParams
+from realrl.seeding import derive_seed
 from realrl.types import Problem, Prompt
 
 # Characters at the end of a response in which a missed answer is looked for.
@@ -66,10 +66,15 @@ def evaluate(
     *,
     samples: int,
     params: SamplingParams,
-    generator: torch.Generator,
+    seed: int,
 ) -> EvalResult:
-    """`samples` responses to each prompt, graded. Rows come in the order of the prompts."""
-    rollouts = sampler.sample([prompt.token_ids for prompt in prompts], group_size=samples, params=params, generator=generator)
+    """`samples` responses to each prompt, graded. Rows come in the order of the prompts; every sample has a seed of its own."""
+    rollouts = sampler.sample(
+        [prompt.token_ids for prompt in prompts],
+        group_size=samples,
+        params=params,
+        seeds=[derive_seed(seed, prompt, sample) for prompt in range(len(prompts)) for sample in range(samples)],
+    )
     problems = [prompt.problem for prompt in prompts]
     generations = [
         Generation(problems[r.prompt_index].id, index % samples, "", r.text, len(r.token_ids), r.truncated)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -14,7 +15,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from realrl.errors import ConfigError
-from realrl.models import adder, smollm2
+from realrl.models import adapters, adder, smollm2
+from realrl.models.adapters import ADAPTER_CONFIG
 
 # name → (folder in the cache, builder of that folder, hub name where the builder has no source)
 BUILT_IN: dict[str, tuple[str, Callable[[Path], None], str | None]] = {
@@ -33,10 +35,11 @@ def cache_folder() -> Path:
 def resolve_model(path: str) -> str:
     """A local folder or a hub name for `model.path`; a built-in model is made in the cache at its first use.
 
-    Raises ConfigError for a local path that is no model folder or an unknown plain name.
+    A folder with an adapter alone is one, too. Raises ConfigError for a local path that is no model folder or an unknown
+    plain name.
     """
     local = Path(path).expanduser()
-    if (local / "config.json").is_file():
+    if (local / "config.json").is_file() or (local / ADAPTER_CONFIG).is_file():
         return str(local)
     if path in BUILT_IN:
         folder_name, build, hub = BUILT_IN[path]
@@ -59,15 +62,19 @@ def resolve_model(path: str) -> str:
 def weights_fingerprint(path: str) -> str:
     """What tells one model's weights from another's: a hub commit, or a digest of parts of a folder's safetensors files.
 
+    An adapter's own files and settings count together with its base model.
     Raises ConfigError for a model that cannot be had.
     """
     name = resolve_model(path)
-    if not Path(name).is_dir():
+    digest = hashlib.sha256()
+    if (folder := _adapter_folder(name)) is not None:
+        settings = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")) | {"base_model_name_or_path": None}
+        digest.update(json.dumps(settings, sort_keys=True).encode() + weights_fingerprint(_base_model(folder)).encode())
+    elif not Path(name).is_dir():
         try:
             return str(getattr(AutoConfig.from_pretrained(name), "_commit_hash", None))
         except (OSError, ValueError) as error:
             raise _unloadable("configuration", path, name, error) from error
-    digest = hashlib.sha256()
     for file in sorted(Path(name).glob("*.safetensors")):
         size = file.stat().st_size
         digest.update(f"{file.name} {size}".encode())
@@ -79,8 +86,10 @@ def weights_fingerprint(path: str) -> str:
 
 
 def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The model's tokenizer; ConfigError where it cannot be had."""
+    """The model's tokenizer, an adapter's own or its base model's; ConfigError where it cannot be had."""
     name = resolve_model(path)
+    if (folder := _adapter_folder(name)) is not None and not (folder / "tokenizer_config.json").is_file():
+        return load_tokenizer(_base_model(folder), trust_remote_code=trust_remote_code)
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
@@ -88,18 +97,62 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedT
 
 
 def load_model(
-    path: str, *, dtype: torch.dtype, device: torch.device | str = "cpu", trust_remote_code: bool = False
+    path: str,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    trust_remote_code: bool = False,
+    quantize: str = "none",
 ) -> PreTrainedModel:
-    """The causal LM in `dtype` on `device`; ConfigError where it cannot be had."""
+    """The causal LM in `dtype` on `device`, with `quantize` "4bit" its linear layers in 4 bits.
+
+    A folder with an adapter gives its base model with the adapter in it, the only part that requires a gradient. An adapter
+    whose base is an adapter in turn has that one merged. Raises ConfigError where the model cannot be had.
+    """
     name = resolve_model(path)
+    if (folder := _adapter_folder(name)) is not None:
+        base = _base_model(folder)
+        model = load_model(base, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quantize=quantize)
+        adapters.merge_adapters(model)
+        adapters.load_adapter(model, folder)
+        model.name_or_path = str(folder.resolve())
+        return model
+    quantised = {"quantization_config": adapters.quantisation(dtype), "device_map": {"": device}} if quantize != "none" else {}
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True
+            name, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True, **quantised
         )
-        torch.nn.Module.to(model, device)
+        if quantised:
+            adapters.guard_quantised(model)
+        else:
+            torch.nn.Module.to(model, device)
+        # What an adapter saved from this model will name as its base, from whatever folder it is read.
+        model.name_or_path = str(Path(name).resolve()) if Path(name).is_dir() else name
         return model
     except (OSError, ValueError) as error:
         raise _unloadable("model", path, name, error) from error
+
+
+def _adapter_folder(name: str) -> Path | None:
+    """The folder `name`, where it holds an adapter without its base model."""
+    folder = Path(name)
+    return folder if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file() else None
+
+
+def _base_model(folder: Path) -> str:
+    """The base model of the adapter in `folder`: a folder, a hub name or a built-in model that can be had here.
+
+    The cache folder of a built-in model is known by its name, so that adapters move between machines.
+    """
+    base = adapters.base_of(folder)
+    built_in = {cached: name for name, (cached, _, _) in BUILT_IN.items()}.get(Path(base).name)
+    try:
+        return resolve_model(built_in if built_in and not Path(base).is_dir() else base)
+    except ConfigError as error:
+        raise ConfigError(
+            f"the base model of the adapter {folder} cannot be found: {error}; correct base_model_name_or_path in its "
+            f"{ADAPTER_CONFIG}"
+        ) from error
 
 
 def _unloadable(what: str, path: str, name: str, error: Exception) -> ConfigError:

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from realrl.rewards.extract import ExtractionPolicy, extract_answer, last_boxed
     from realrl.rewards.grader import Grader, build_verifier, grade, list_verifiers, register_verifier, verify
+    from realrl.rewards.grading import Grading
 
 __all__ = [
     "ExtractionPolicy",
     "Grader",
+    "Grading",
     "build_verifier",
     "extract_answer",
     "grade",
@@ -29,6 +31,6 @@ def __getattr__(name: str) -> Any:
         from realrl.rewards import extract
 
         return getattr(extract, name)
-    from realrl.rewards import grader
+    from realrl.rewards import grader, grading
 
-    return getattr(grader, name)
+    return getattr(grading if name == "Grading" else grader, name)

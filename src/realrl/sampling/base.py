@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-import torch
 from transformers import PreTrainedModel
 
 from realrl.types import Rollout
@@ -26,11 +25,22 @@ class SamplingParams:
     batch_rows: int = 256
 
 
+@runtime_checkable
 class Sampler(Protocol):
-    """Rollouts come ordered by prompt, then by sample; every draw comes from `generator`."""
+    """Rollouts come ordered by prompt, then by sample.
+
+    `seeds` holds one 63-bit seed for each rollout, in that order; its draws depend on that seed alone. `on_finished(index,
+    rollout)` is called as soon as a rollout has ended, while others are still sampled; `index` is its place in the list.
+    """
 
     def sample(
-        self, prompts: Sequence[Sequence[int]], *, group_size: int, params: SamplingParams, generator: torch.Generator
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        group_size: int,
+        params: SamplingParams,
+        seeds: Sequence[int],
+        on_finished: Callable[[int, Rollout], None] | None = None,
     ) -> list[Rollout]: ...
 
     def update_weights(self, model: PreTrainedModel) -> None: ...

@@ -1,53 +1,75 @@
-"""Sampling with transformers: prompts prefilled once a group, finished rows leave the batch, draws by inverse CDF."""
+"""Sampling with transformers: prompts prefilled once a group, finished rows leave, waiting ones enter, draws by inverse CDF."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from realrl.errors import ConfigError
+from realrl.head import Head, head_of
 from realrl.logprobs import left_pad
 from realrl.sampling.base import SamplingParams
+from realrl.sampling.cache import BLOCK, RowCache, supports
 from realrl.types import Rollout
+
+# Rows whose logits are in memory together.
+_LOGITS_ROWS = 128
+# Tokens whose probabilities are summed before one of them is looked for.
+_CDF_BLOCK = 512
+# Waiting prompts enter when this share of the rows is free: every entry copies the cache once.
+_ENTER_SHARE = 8
+# Most likely tokens in which a nucleus is looked for before the whole vocabulary is sorted.
+_NUCLEUS = 1024
 
 
 class HFSampler:
-    """Samples from a transformers causal LM; with a `dtype` other than the model's, from a copy in that dtype.
+    """Samples from a transformers causal LM; with `copy`, or a `dtype` other than the model's, from a copy of it.
 
-    Raises ConfigError for a model whose cache cannot be repeated and shortened row by row (sliding windows, states).
+    Raises ConfigError for a model whose cache is not one of keys and values (states, chunks).
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, dtype: torch.dtype | None = None) -> None:
-        layers = DynamicCache(config=model.config).layers
-        if not all(type(layer) is DynamicLayer for layer in layers):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        dtype: torch.dtype | None = None,
+        copy: bool = False,
+    ) -> None:
+        if not supports(model.config):
             raise ConfigError(
-                f"sampling.engine = 'hf' does not support the cache of {model.config.model_type!r} "
-                f"({', '.join(sorted({type(layer).__name__ for layer in layers}))}); use a model with full attention"
+                f"sampling.engine = 'hf' does not support the cache of {model.config.model_type!r}; "
+                "use a model whose layers all have full or sliding-window attention"
             )
-        self._copied = dtype is not None and dtype != model.dtype
+        self._copied = copy or (dtype is not None and dtype != model.dtype)
         self._model = model
         if self._copied:
-            self._model = copy.deepcopy(model)
+            self._model = deepcopy(model)
             torch.nn.Module.to(self._model, dtype).requires_grad_(False).eval()
         self._tokenizer = tokenizer
         self._end_ids = end_token_ids(model, tokenizer)
 
+    @torch.no_grad()
     def update_weights(self, model: PreTrainedModel) -> None:
-        """Take over the weights of the model in training (nothing to do where it is the same module)."""
+        """Take over the weights that are trained, and the buffers (nothing to do where it is the same module).
+
+        Sharded parameters are gathered one at a time: every rank has to call this.
+        """
         if not self._copied:
             return
-        with torch.no_grad():
-            for own, new in zip(self._model.parameters(), model.parameters(), strict=True):
-                own.copy_(new)
-            for own, new in zip(self._model.buffers(), model.buffers(), strict=True):
-                own.copy_(new)
+        for own, new in zip(self._model.parameters(), model.parameters(), strict=True):
+            if new.requires_grad:
+                own.copy_(_whole(new))
+        for own, new in zip(self._model.buffers(), model.buffers(), strict=True):
+            own.copy_(_whole(new))
 
     def sample(
         self,
@@ -55,88 +77,214 @@ class HFSampler:
         *,
         group_size: int,
         params: SamplingParams,
-        generator: torch.Generator | Sequence[torch.Generator],
+        seeds: Sequence[int],
+        on_finished: Callable[[int, Rollout], None] | None = None,
     ) -> list[Rollout]:
-        """`group_size` rollouts of each prompt. The draws of a row do not depend on the other rows or on `batch_rows`.
+        """`group_size` rollouts of each prompt; see `Sampler`."""
+        rollouts: dict[int, Rollout] = {}
+        for finished in self.stream(prompts, sizes=[group_size] * len(prompts), params=params, seeds=seeds):
+            for index, rollout in finished:
+                rollouts[index] = rollout
+                if on_finished is not None:
+                    on_finished(index, rollout)
+        return [rollouts[index] for index in range(len(seeds))]
 
-        With one generator for each rollout its draws depend on that generator alone.
-        """
+    def stream(
+        self, prompts: Sequence[Sequence[int]], *, sizes: Sequence[int], params: SamplingParams, seeds: Sequence[int]
+    ) -> Iterator[list[tuple[int, Rollout]]]:
+        """`sizes[p]` rollouts of prompt p, as they end; each with its place in the order by prompt, then by sample."""
+        if len(seeds) != sum(sizes):
+            raise ValueError(f"got {len(seeds)} seeds for {sum(sizes)} rollouts; every rollout needs one of its own")
+        waiting = _groups(prompts, sizes, params.batch_rows, seeds)
         training = self._model.training
         self._model.eval()
-        rollouts: list[Rollout] = []
-        prompts_each = max(1, params.batch_rows // group_size)
         try:
-            for first in range(0, len(prompts), prompts_each):
-                chunk = prompts[first : first + prompts_each]
-                rows = slice(first * group_size, (first + len(chunk)) * group_size)
-                uniforms = self._uniforms(generator, rows, params.max_new_tokens)
-                rollouts += self._decode(chunk, first, group_size, params, uniforms)
+            rows = _Rows(self._model, params, self._end_ids, min(len(seeds), params.batch_rows))
+            while waiting or rows.groups:
+                free = params.batch_rows - len(rows.groups)
+                if waiting and len(waiting[0].seeds) <= free and _ENTER_SHARE * free >= params.batch_rows:
+                    entering = []
+                    while waiting and len(waiting[0].seeds) <= free:
+                        entering.append(waiting.popleft())
+                        free -= len(entering[-1].seeds)
+                    rows.enter(entering)
+                else:
+                    rows.step()
+                if finished := rows.finished():
+                    yield [self._rollout(*one) for one in finished]
         finally:
             self._model.train(training)
-        return rollouts
 
-    def _uniforms(self, generator: torch.Generator | Sequence[torch.Generator], rows: slice, length: int) -> Tensor:
-        """Uniform draws (R, T) of the rollouts in `rows`."""
-        device = self._model.device
-        if isinstance(generator, torch.Generator):
-            return torch.rand(rows.stop - rows.start, length, generator=generator, device=device)
-        return torch.stack([torch.rand(length, generator=own, device=device) for own in generator[rows]])
+    def _rollout(self, index: int, prompt_index: int, tokens: list[int], logprobs: list[float]) -> tuple[int, Rollout]:
+        return index, Rollout(
+            prompt_index=prompt_index,
+            token_ids=tuple(tokens),
+            logprobs_sampler=tuple(logprobs),
+            text=str(self._tokenizer.decode(tokens, skip_special_tokens=True)),
+            truncated=tokens[-1] not in self._end_ids,
+        )
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """The tensor itself, or all of one that is sharded over ranks."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Rollouts of one prompt that enter together: those from place `first` on, one for each seed."""
+
+    prompt_index: int
+    prompt: Sequence[int]
+    first: int
+    seeds: Sequence[int]
+
+
+def _groups(prompts: Sequence[Sequence[int]], sizes: Sequence[int], most: int, seeds: Sequence[int]) -> deque[_Group]:
+    """The rollouts of each prompt, in parts of at most `most`."""
+    groups: deque[_Group] = deque()
+    first = 0
+    for index, (prompt, size) in enumerate(zip(prompts, sizes, strict=True)):
+        for start in range(first, first + size, most):
+            groups.append(_Group(index, prompt, start, seeds[start : min(start + most, first + size)]))
+        first += size
+    return groups
+
+
+class _Rows:
+    """Rows under way. Row i of every tensor and of the cache is one rollout; only the first `len(self.groups)` are in use.
+
+    Each row ends at the cache's last column, so that it is padded on the left.
+    """
+
+    def __init__(self, model: PreTrainedModel, params: SamplingParams, end_ids: set[int], rows: int) -> None:
+        device, length = model.device, params.max_new_tokens
+        self._model, self._params, self._head = model, params, head_of(model)
+        self._end_ids = torch.tensor(sorted(end_ids), device=device)
+        # The group of each row, and its place in the order of all rollouts.
+        self.groups: list[_Group] = []
+        self._places: list[int] = []
+        self._tokens = torch.zeros(rows, length, dtype=torch.long, device=device)
+        self._logprobs = torch.zeros(rows, length, device=device)
+        self._uniforms = torch.zeros(rows, length, device=device)
+        self._lengths = torch.zeros(rows, dtype=torch.long, device=device)
+        self._positions = torch.zeros(rows, 1, dtype=torch.long, device=device)
+        self._starts = torch.zeros(rows, dtype=torch.long, device=device)
+        self._cache = RowCache(model.config, min(BLOCK, length))
+        self._attention: Tensor | None = None
+        self._logits: Tensor | None = None
 
     @torch.no_grad()
-    def _decode(
-        self, prompts: Sequence[Sequence[int]], first: int, group_size: int, params: SamplingParams, uniforms: Tensor
-    ) -> list[Rollout]:
-        device, rows = self._model.device, len(prompts) * group_size
-        ids, attention = left_pad(prompts, device)
-        tokens = torch.zeros(rows, params.max_new_tokens, dtype=torch.long, device=device)
-        logprobs = torch.zeros(rows, params.max_new_tokens, device=device)
-        lengths = torch.full((rows,), params.max_new_tokens, device=device)
-        ended = torch.zeros(rows, dtype=torch.bool, device=device)
-        end_ids = torch.tensor(sorted(self._end_ids), device=device)
-        positions = (attention.cumsum(dim=1) - 1).clamp(min=0)
-        cache = DynamicCache(config=self._model.config)
-        live = torch.arange(rows, device=device)
-        repeat = live // group_size
-        for step in range(params.max_new_tokens):
-            out = self._model(
-                input_ids=ids,
-                attention_mask=attention,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            logits = out.logits[:, -1].float()
-            if step == 0:
-                logits, positions, attention = logits[repeat], positions[repeat], attention[repeat]
-                cache.batch_select_indices(repeat)
-            drawn, logprob = draw(logits, uniforms[live, step], params)
-            tokens[live, step], logprobs[live, step] = drawn, logprob
-            done = torch.isin(drawn, end_ids)
-            if bool(done.any()):
-                lengths[live[done]] = step + 1
-                ended[live[done]] = True
-                keep = (~done).nonzero().flatten()
-                if not len(keep):
-                    break
-                live, drawn, positions, attention = live[keep], drawn[keep], positions[keep], attention[keep]
-                cache.batch_select_indices(keep)
-            ids, positions = drawn[:, None], positions[:, -1:] + 1
-            attention = torch.cat([attention, attention.new_ones(len(live), 1)], dim=1)
-        return [
-            self._rollout(first + row // group_size, tokens[row, :length], logprobs[row, :length], not bool(ended[row]))
-            for row, length in enumerate(lengths.tolist())
+    def enter(self, groups: Sequence[_Group]) -> None:
+        """Prefill the prompts and draw the first token of each of their rollouts."""
+        device, old = self._model.device, len(self.groups)
+        sizes = torch.tensor([len(group.seeds) for group in groups], device=device)
+        repeat = torch.arange(len(groups), device=device).repeat_interleave(sizes)
+        ids, attention = left_pad([group.prompt for group in groups], device)
+        prompts = RowCache(self._model.config)
+        padded = len({len(group.prompt) for group in groups}) > 1
+        hidden = self._forward(ids, attention if padded else None, (attention.cumsum(dim=1) - 1).clamp(min=0), prompts)
+        self.groups += [group for group in groups for _ in group.seeds]
+        self._places += [group.first + sample for group in groups for sample in range(len(group.seeds))]
+        new, width = slice(old, len(self.groups)), self._cache.get_seq_length()
+        drop = int(self._starts[:old].min()) if old else 0
+        self._cache.admit(prompts, repeat, drop)
+        self._lengths[new] = 0
+        self._positions[new] = attention.sum(dim=1, keepdim=True)[repeat]
+        self._starts[:old] += self._cache.get_seq_length() - width
+        self._starts[new] = self._cache.get_seq_length() - self._positions[new, 0]
+        uniforms = [
+            torch.rand(self._tokens.shape[1], generator=torch.Generator().manual_seed(s)) for g in groups for s in g.seeds
         ]
+        self._uniforms[new] = torch.stack(uniforms).to(device)
+        columns = torch.arange(self._cache.get_seq_length() + self._tokens.shape[1], device=device)
+        counts = columns >= self._starts[: new.stop, None]
+        self._attention = None if bool(counts.all()) else counts
+        self._take(new, hidden[repeat])
 
-    def _rollout(self, prompt_index: int, tokens: Tensor, logprobs: Tensor, truncated: bool) -> Rollout:
-        ids = tokens.tolist()
-        return Rollout(
-            prompt_index=prompt_index,
-            token_ids=tuple(ids),
-            logprobs_sampler=tuple(logprobs.tolist()),
-            text=str(self._tokenizer.decode(ids, skip_special_tokens=True)),
-            truncated=truncated,
-        )
+    @torch.no_grad()
+    def step(self) -> None:
+        """Draw one more token of every row."""
+        rows = slice(0, len(self.groups))
+        ids = self._tokens[rows].gather(1, self._lengths[rows, None] - 1)
+        attention = None if self._attention is None else self._attention[rows, : self._cache.get_seq_length() + 1]
+        hidden = self._forward(ids, attention, self._positions[rows], self._cache)
+        self._positions[rows] += 1
+        self._take(rows, hidden)
+
+    def finished(self) -> list[tuple[int, int, list[int], list[float]]]:
+        """Let the rows go that have ended: (place, prompt, tokens, log-probabilities). Others move up into their places."""
+        rows = len(self.groups)
+        lengths = self._lengths[:rows]
+        last = self._tokens[:rows].gather(1, lengths[:, None] - 1)
+        ended = ((last == self._end_ids).any(dim=1) | (lengths == self._tokens.shape[1])).nonzero().flatten().tolist()
+        if not ended:
+            return []
+        found = []
+        for row in ended:
+            length = int(lengths[row])
+            values = self._tokens[row, :length].tolist(), self._logprobs[row, :length].tolist()
+            found.append((self._places[row], self.groups[row].prompt_index, *values))
+        stay = rows - len(ended)
+        gone = set(ended)
+        targets = [row for row in ended if row < stay]
+        sources = [row for row in range(stay, rows) if row not in gone]
+        for target, source in zip(targets, sources, strict=True):
+            self.groups[target], self._places[target] = self.groups[source], self._places[source]
+        del self.groups[stay:], self._places[stay:]
+        to, of = (torch.tensor(rows, dtype=torch.long, device=lengths.device) for rows in (targets, sources))
+        state = [self._tokens, self._logprobs, self._uniforms, self._lengths, self._positions, self._starts]
+        for tensor in state if self._attention is None else [*state, self._attention]:
+            tensor[to] = tensor[of]
+        self._cache.move(of, to, stay)
+        return found
+
+    def _forward(self, ids: Tensor, attention: Tensor | None, positions: Tensor, cache: RowCache) -> Tensor:
+        """Hidden states of the last position (R, H); logits (R, V), where the head is not known."""
+        inputs: dict[str, Any] = {
+            "input_ids": ids,
+            "attention_mask": attention,
+            "position_ids": positions,
+            "past_key_values": cache,
+            "use_cache": True,
+        }
+        if self._head is None:
+            return self._model(**inputs, logits_to_keep=1).logits[:, -1]
+        return self._model.base_model(**inputs).last_hidden_state[:, -1]
+
+    def _take(self, rows: slice, hidden: Tensor) -> None:
+        """Draw the next token of each of the rows."""
+        steps = self._lengths[rows, None]
+        uniforms = self._uniforms[rows].gather(1, steps)[:, 0]
+        parts = [
+            draw(self._logits_of(states), at, self._params)
+            for states, at in zip(hidden.split(_LOGITS_ROWS), uniforms.split(_LOGITS_ROWS), strict=True)
+        ]
+        tokens, logprobs = (torch.cat(values)[:, None] for values in zip(*parts, strict=True))
+        self._tokens[rows].scatter_(1, steps, tokens)
+        self._logprobs[rows].scatter_(1, steps, logprobs)
+        self._lengths[rows] += 1
+
+    def _logits_of(self, hidden: Tensor) -> Float[Tensor, "R V"]:
+        """Logits in float32, in memory that is used again at every token where the head allows it."""
+        head = self._head
+        if head is None:
+            return hidden.float()
+        if not _plain(head, hidden):
+            return head.logits(hidden)
+        if self._logits is None:
+            self._logits = hidden.new_empty(min(_LOGITS_ROWS, len(self._tokens)), len(head.weight))
+        return self._logits[: len(hidden)].addmm_(hidden, head.weight.T, beta=0, alpha=head.scale)
+
+
+def _plain(head: Head, hidden: Tensor) -> bool:
+    """Whether the head's logits are one product in float32."""
+    return (
+        head.bias is None
+        and head.softcap is None
+        and hidden.dtype == head.weight.dtype == torch.float32
+        and not torch.is_autocast_enabled(hidden.device.type)
+    )
 
 
 def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
@@ -158,31 +306,60 @@ def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 def draw(
     logits: Float[Tensor, "R V"], uniforms: Float[Tensor, " R"], params: SamplingParams
 ) -> tuple[Int[Tensor, " R"], Float[Tensor, " R"]]:
-    """Next tokens by inverse CDF at `uniforms`, and their log-probabilities before top-k and top-p.
+    """Next tokens by inverse CDF at `uniforms`, and their log-probabilities before top-k and top-p. Overwrites `logits`.
 
     The nucleus is the smallest set of most likely tokens that holds `top_p`; the draw is from it, renormalised.
     """
-    greedy = params.temperature == 0
-    logprobs = (logits if greedy else logits / params.temperature).log_softmax(dim=-1)
-    if greedy:
-        tokens = logprobs.argmax(dim=-1)
+    if params.temperature == 0:
+        tokens = logits.argmax(dim=-1)
+        probs = torch.softmax(logits, dim=-1, out=logits)
     else:
-        probs = _truncate(logprobs.exp(), params)
-        # float64: in float32 the tail of a large vocabulary would vanish in the running sum.
-        cdf = probs.double().cumsum(dim=-1)
-        at = uniforms.double()[:, None] * cdf[:, -1:]
-        tokens = torch.searchsorted(cdf, at, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
-    return tokens, logprobs.gather(1, tokens[:, None])[:, 0]
+        if params.temperature != 1:
+            logits.div_(params.temperature)
+        probs = torch.softmax(logits, dim=-1, out=logits)
+        tokens = _at(_truncate(probs, params), uniforms)
+    return tokens, probs.gather(1, tokens[:, None])[:, 0].log()
+
+
+def _at(probs: Float[Tensor, "R V"], uniforms: Float[Tensor, " R"]) -> Int[Tensor, " R"]:
+    """The first token at which the running sum of `probs` exceeds the share `uniforms` of the whole.
+
+    The sum runs in float64, in which the tail of a large vocabulary does not vanish: over blocks, then in the one that is hit.
+    """
+    vocabulary, shares = probs.shape[1], uniforms.double()[:, None]
+    if vocabulary <= 4 * _CDF_BLOCK:
+        return _search(probs.double().cumsum(dim=-1), shares)[:, 0]
+    whole = vocabulary - vocabulary % _CDF_BLOCK
+    sums = probs[:, :whole].unflatten(1, (-1, _CDF_BLOCK)).sum(dim=-1)
+    if whole < vocabulary:
+        sums = torch.cat([sums, probs[:, whole:].sum(dim=-1, keepdim=True)], dim=1)
+    ends = sums.double().cumsum(dim=-1)
+    block = _search(ends, shares)
+    mass = sums.gather(1, block).double()
+    shares = (1 - (ends.gather(1, block) - shares * ends[:, -1:]) / mass).clamp(0, 1)
+    ids = block * _CDF_BLOCK + torch.arange(_CDF_BLOCK, device=probs.device)
+    inside = probs.gather(1, ids.clamp(max=vocabulary - 1)).masked_fill(ids >= vocabulary, 0)
+    token = _search(inside.double().cumsum(dim=-1), shares)
+    return (block * _CDF_BLOCK + token).clamp(max=vocabulary - 1)[:, 0]
+
+
+def _search(ends: Float[Tensor, "R B"], shares: Float[Tensor, "R 1"]) -> Int[Tensor, "R 1"]:
+    """Where the running sum `ends` exceeds the share of its total; never an item without weight."""
+    # Rounding must not lead to the total itself, beyond which no item lies; NaN, of a model that has diverged, does.
+    at = (shares * ends[:, -1:]).clamp(max=ends[:, -1:] * (1 - 2**-50))
+    return torch.searchsorted(ends, at, right=True).clamp(max=ends.shape[1] - 1)
 
 
 def _truncate(probs: Float[Tensor, "R V"], params: SamplingParams) -> Float[Tensor, "R V"]:
     """Probabilities with 0 outside the top-k and the nucleus, not renormalised."""
     if params.top_k and params.top_k < probs.shape[1]:
         values, places = probs.topk(params.top_k, dim=-1)
-        probs = torch.zeros_like(probs).scatter(1, places, values)
+        probs = torch.zeros_like(probs).scatter_(1, places, values)
     if params.top_p < 1:
-        ordered, order = probs.sort(dim=-1, descending=True)
+        wanted = params.top_p * probs.sum(dim=-1, keepdim=True)
+        ordered, order = probs.topk(min(_NUCLEUS, probs.shape[1]), dim=-1)
+        if bool((ordered.sum(dim=-1, keepdim=True) < wanted).any()):
+            ordered, order = probs.sort(dim=-1, descending=True)
         before = ordered.cumsum(dim=-1) - ordered
-        ordered = torch.where(before < params.top_p * ordered.sum(dim=-1, keepdim=True), ordered, 0)
-        probs = torch.zeros_like(probs).scatter(1, order, ordered)
+        probs = torch.zeros_like(probs).scatter_(1, order, torch.where(before < wanted, ordered, 0))
     return probs

@@ -1,57 +1,46 @@
-"""Evaluation with vLLM, where it is installed: continuous batching, responses as they are done."""
+"""Sampling with vLLM, where it is installed: continuous batching, responses as they are done, for training and evaluation."""
 
 from __future__ import annotations
 
+import copy
+import logging
+import math
 import os
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from pydantic import ValidationError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from realrl.errors import ConfigError
 from realrl.sampling.base import SamplingParams, TextRequest, TextResponse
+from realrl.sampling.hf import end_token_ids
+from realrl.sampling.weights import merged_weights
+from realrl.types import Rollout
+
+# Of vLLM's KV cache on CPU; a prompt is shared in whole blocks only.
+_CPU_BLOCK = 128
 
 
 class VLLMEngine:
     """An in-process vLLM engine. Raises ConfigError where vLLM is not installed or cannot load the model."""
 
     def __init__(self, model: str, params: SamplingParams, *, dtype: str, longest_prompt: int, seed: int) -> None:
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-        try:
-            from vllm import EngineArgs, LLMEngine  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise ConfigError(
-                f"--engine vllm needs vLLM, which is not importable here ({error}); pip install vllm, or use --engine hf"
-            ) from error
         self._params = params
-        try:
-            self._engine: Any = LLMEngine.from_engine_args(
-                EngineArgs(
-                    model=model,
-                    dtype=dtype,
-                    max_model_len=longest_prompt + params.max_new_tokens,
-                    max_num_seqs=params.batch_rows,
-                    # On CPU vLLM fails where a seeded request's prompt is read in chunks.
-                    enable_chunked_prefill=torch.cuda.is_available(),
-                    seed=seed,
-                )
-            )
-        except (ValueError, OSError, RuntimeError) as error:
-            raise ConfigError(f"vLLM cannot load {model!r}: {str(error).strip().splitlines()[0]}") from error
+        self._engine = _start(
+            model=model,
+            dtype=dtype,
+            max_model_len=longest_prompt + params.max_new_tokens,
+            max_num_seqs=params.batch_rows,
+            seed=seed,
+        )
 
     def generate(self, requests: Sequence[TextRequest]) -> Iterator[list[tuple[int, TextResponse]]]:
         """Responses in the order in which they are done."""
-        from vllm import SamplingParams as VLLMParams  # pyright: ignore[reportMissingImports]
-
         for index, request in enumerate(requests):
-            wanted = VLLMParams(
-                temperature=self._params.temperature,
-                top_p=self._params.top_p,
-                top_k=self._params.top_k,
-                max_tokens=self._params.max_new_tokens,
-                seed=request.seed,
-            )
+            wanted = _vllm_params(self._params, seed=request.seed)
             self._engine.add_request(str(index), {"prompt_token_ids": list(request.token_ids)}, wanted)
         while self._engine.has_unfinished_requests():
             done = [output for output in self._engine.step() if output.finished]
@@ -60,6 +49,291 @@ class VLLMEngine:
 
     def close(self) -> None:
         """Nothing to end: the engine goes with the process."""
+
+
+class VLLMSampler:
+    """Rollouts for training from an engine in this process that holds a copy of the model's weights in `dtype`.
+
+    Every rollout is a request of its own with a seed of its own; the rollouts of a prompt share its prefill through the
+    prefix cache. `max_model_len` counts prompt and response, `batch_rows` rows decoded together at most (the one of the
+    sampling parameters is not looked at). `gpu_memory` is the share of the GPU's memory for weights and KV cache; on CPU
+    the KV cache takes at most this share of the main memory. `sleep`: between `sample` and the next use the engine gives
+    its GPU memory back (weights rest in main memory); nothing on CPU. `cuts`: whether top-k or top-p will be used.
+
+    Raises ConfigError where vLLM is not installed or cannot run the model.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        dtype: torch.dtype,
+        max_model_len: int,
+        batch_rows: int,
+        gpu_memory: float = 0.4,
+        seed: int = 0,
+        sleep: bool = False,
+        cuts: bool = False,
+    ) -> None:
+        cuda = torch.cuda.is_available()
+        self._tokenizer = tokenizer
+        self._end_ids = end_token_ids(model, tokenizer)
+        self._dtype = dtype
+        self._max_model_len = max_model_len
+        self._sleeps = sleep and cuda
+        self._asleep = False
+        if cuts:
+            # The newer runner has no place where log-probabilities before the cut could be taken.
+            os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
+        self._folder = tempfile.TemporaryDirectory(prefix="realrl-vllm-")
+        _write_config(model, self._folder.name)
+        options: dict[str, Any] = {"gpu_memory_utilization": gpu_memory} if cuda else {}
+        if not cuda:
+            options["kv_cache_memory_bytes"] = _kv_bytes(model, dtype, batch_rows, max_model_len, gpu_memory)
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            # An engine of its own on every rank, which must not open a process group of its own.
+            options["distributed_executor_backend"] = "external_launcher"
+        self._engine = _start(
+            model=self._folder.name,
+            # The weights come from the model in training, whatever it was made from.
+            load_format="dummy",
+            skip_tokenizer_init=True,
+            dtype=str(dtype).removeprefix("torch."),
+            max_model_len=max_model_len,
+            max_num_seqs=batch_rows,
+            # Of the logits divided by the temperature.
+            logprobs_mode="processed_logprobs",
+            enable_prefix_caching=True,
+            enable_sleep_mode=self._sleeps,
+            seed=seed,
+            **options,
+        )
+        self._cuts = cuts
+        if cuts and not all(self._engine.collective_rpc(_report_before_cut)):
+            raise ConfigError(
+                "this model runner of vLLM reports log-probabilities after top-p and top-k; set VLLM_USE_V2_MODEL_RUNNER=0, "
+                "or sample with top_p = 1 and top_k = 0"
+            )
+        self.update_weights(model)
+
+    def update_weights(self, model: PreTrainedModel) -> None:
+        """Copy the weights of the model in training into the engine, adapters merged, and forget cached prompts.
+
+        Raises ConfigError where a parameter of vLLM's model is not among them.
+        """
+        self._wake()
+        # It warns of every layer without weights of its own, such as rotary embeddings.
+        logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
+        weights = ((name, tensor.to(self._dtype)) for name, tensor in merged_weights(model))
+        (missing,) = self._engine.collective_rpc(_reload, args=(weights,))
+        if missing:
+            raise ConfigError(
+                f"vLLM found no new weights for {', '.join(sorted(missing)[:3])} ({len(missing)} in all) among those of "
+                f"{type(model).__name__}; use sampling.engine = 'hf'"
+            )
+        self._engine.apply_model(_refresh_tied_head)
+        self._engine.reset_prefix_cache()
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        group_size: int,
+        params: SamplingParams,
+        seeds: Sequence[int],
+        on_finished: Callable[[int, Rollout], None] | None = None,
+    ) -> list[Rollout]:
+        """`group_size` rollouts of each prompt; see `Sampler`.
+
+        Raises ValueError for a wrong number of seeds, a prompt that leaves no room for `max_new_tokens`, or top-p or
+        top-k where the sampler was not made for `cuts`.
+        """
+        self._check(prompts, group_size, params, seeds)
+        rollouts: dict[int, Rollout] = {}
+        self._wake()
+        try:
+            # vLLM draws from torch's global generators beside the requests' own; the trainer must not notice.
+            with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+                for index, seed in enumerate(seeds):
+                    prompt = {"prompt_token_ids": list(prompts[index // group_size])}
+                    self._engine.add_request(str(index), prompt, self._request(params, seed))
+                while self._engine.has_unfinished_requests():
+                    for output in self._engine.step():
+                        if output.finished:
+                            index = int(output.request_id)
+                            rollouts[index] = self._rollout(index // group_size, output.outputs[0])
+                            if on_finished is not None:
+                                on_finished(index, rollouts[index])
+        finally:
+            unfinished = [str(index) for index in range(len(seeds)) if index not in rollouts]
+            if unfinished:
+                self._engine.abort_request(unfinished)
+            self._sleep()
+        return [rollouts[index] for index in range(len(seeds))]
+
+    def _check(self, prompts: Sequence[Sequence[int]], group_size: int, params: SamplingParams, seeds: Sequence[int]) -> None:
+        if len(seeds) != len(prompts) * group_size:
+            raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts × {group_size} rollouts; give one a rollout")
+        longest = max(map(len, prompts), default=0)
+        # vLLM would quietly end the response where its length is used up.
+        if longest + params.max_new_tokens > self._max_model_len:
+            raise ValueError(
+                f"a prompt of {longest} tokens and max_new_tokens = {params.max_new_tokens} are more than the engine's "
+                f"{self._max_model_len}; raise data.max_prompt_tokens, or lower sampling.max_new_tokens"
+            )
+        if (params.top_p < 1 or params.top_k) and not self._cuts:
+            raise ValueError(f"top_p = {params.top_p} and top_k = {params.top_k} need a sampler made with cuts = True")
+
+    def _request(self, params: SamplingParams, seed: int) -> Any:
+        from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
+
+        return _vllm_params(
+            params,
+            seed=seed,
+            logprobs=0,
+            detokenize=False,
+            stop_token_ids=sorted(self._end_ids),
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _rollout(self, prompt_index: int, output: Any) -> Rollout:
+        ids = list(output.token_ids)
+        return Rollout(
+            prompt_index=prompt_index,
+            token_ids=tuple(ids),
+            logprobs_sampler=tuple(step[token].logprob for step, token in zip(output.logprobs, ids, strict=True)),
+            text=str(self._tokenizer.decode(ids, skip_special_tokens=True)),
+            truncated=ids[-1] not in self._end_ids,
+        )
+
+    def _wake(self) -> None:
+        if self._asleep:
+            # What the trainer's allocator keeps for later is needed now.
+            torch.cuda.empty_cache()
+            self._engine.wake_up()
+            self._asleep = False
+
+    def _sleep(self) -> None:
+        if self._sleeps:
+            self._engine.reset_prefix_cache()
+            self._engine.sleep(level=1)
+            self._asleep = True
+
+
+def _start(**arguments: Any) -> Any:
+    """An in-process engine; ConfigError where vLLM is missing or refuses `arguments` (of vLLM's EngineArgs)."""
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    try:
+        from vllm import EngineArgs, LLMEngine  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ConfigError(
+            f"the engine vllm needs vLLM, which is not importable here ({error}); pip install 'realrl[vllm]', or use engine hf"
+        ) from error
+    cuda = torch.cuda.is_available()
+    # On CPU vLLM replaces this function by one that does nothing, and sets variables that ranks and child processes read.
+    set_num_threads = torch.set_num_threads
+    variables = {name: os.environ.get(name) for name in ("LOCAL_WORLD_SIZE", "LD_PRELOAD")}
+    try:
+        return LLMEngine.from_engine_args(
+            EngineArgs(
+                # On CPU vLLM fails where a seeded request's prompt is read in chunks, and compiles long for little.
+                enable_chunked_prefill=cuda,
+                enforce_eager=not cuda,
+                disable_log_stats=True,
+                **arguments,
+            )
+        )
+    except (ValueError, OSError, RuntimeError) as error:
+        raise ConfigError(f"vLLM cannot run {arguments['model']!r}: {_reason(error)}") from error
+    finally:
+        torch.set_num_threads = set_num_threads
+        for name, value in variables.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _reason(error: Exception) -> str:
+    """One line of the error; pydantic's first line only counts its faults."""
+    text = str(error.errors()[0]["msg"]) if isinstance(error, ValidationError) else str(error)
+    return (text.strip() or type(error).__name__).splitlines()[0]
+
+
+def _vllm_params(params: SamplingParams, **more: Any) -> Any:
+    from vllm import SamplingParams as VLLMParams  # pyright: ignore[reportMissingImports]
+
+    return VLLMParams(
+        temperature=params.temperature, top_p=params.top_p, top_k=params.top_k, max_tokens=params.max_new_tokens, **more
+    )
+
+
+def _write_config(model: PreTrainedModel, folder: str) -> None:
+    """The model's config.json as vLLM reads it: the class named, and no quantisation, since plain weights are handed over."""
+    config: Any = copy.deepcopy(model.config)
+    if not config.architectures:
+        # FSDP2 puts a class of its own in front.
+        config.architectures = [next(c.__name__ for c in type(model).__mro__ if not c.__name__.startswith("FSDP"))]
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    config.save_pretrained(folder)
+
+
+def _kv_bytes(model: PreTrainedModel, dtype: torch.dtype, rows: int, length: int, share: float) -> int:
+    """Bytes of the KV cache of `rows` full rows in whole blocks, at most `share` of the main memory."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    tokens = (rows + 1) * math.ceil(length / _CPU_BLOCK) * _CPU_BLOCK
+    wanted = tokens * config.num_hidden_layers * 2 * heads * width * dtype.itemsize
+    return min(wanted, int(share * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
+
+
+def _report_before_cut(worker: Any) -> bool:
+    """Let a worker's sampler report log-probabilities before top-k and top-p; False where it has no place for that."""
+    cut: Any = getattr(getattr(worker.model_runner, "sampler", None), "topk_topp_sampler", None)
+    if cut is None:
+        return False
+    forward = cut.forward
+    # Its own, after the cut, need not be computed.
+    cut.logprobs_mode = "raw_logprobs"
+
+    def draw(logits: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        logprobs = logits.log_softmax(dim=-1, dtype=torch.float32)
+        return forward(logits, *rest)[0], logprobs
+
+    cut.forward = draw
+    return True
+
+
+def _reload(worker: Any, weights: Iterator[tuple[str, torch.Tensor]]) -> set[str]:
+    """Put `weights` in place of a worker's; the names of parameters that were not among them."""
+    model = worker.get_model()
+    names = {name for name, _ in model.named_parameters()}
+    load = model.load_weights
+    loaded: set[str] = set()
+
+    def recording(weights: Any) -> set[str]:
+        loaded.update(load(weights))
+        return loaded
+
+    # vLLM itself only logs what is missing.
+    model.load_weights = recording
+    try:
+        worker.reload_weights(weights_iterator=weights)
+    finally:
+        del model.load_weights
+    return names - loaded
+
+
+def _refresh_tied_head(model: Any) -> None:
+    """On CPU the head is a packed copy, which vLLM's weight update passes over where it is tied to the embedding."""
+    head = getattr(model, "lm_head", None)
+    if head is not None and getattr(model.config, "tie_word_embeddings", False) and hasattr(head, "tie_weights"):
+        model.lm_head = head.tie_weights(model.model.embed_tokens)
+        model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
 
 
 def _response(output: Any) -> TextResponse:

@@ -12,6 +12,7 @@ from realrl.errors import ConfigError, TrainingError
 from realrl.eval.runner import EvalResult
 from realrl.logging import Display, MetricsFile, build_trackers, check_trackers
 from realrl.train.checkpoint import list_checkpoints, load_optimizer, read_state
+from realrl.train.distributed import World, join_world
 from realrl.train.loop import StopRequest, train_loop
 from realrl.train.recorder import Recorder
 from realrl.train.setup import prepare
@@ -30,32 +31,28 @@ class Summary:
     evaluations: list[tuple[int, str, str, EvalResult]]
 
 
-def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> Summary:
-    """Run a recipe. An existing run folder is refused unless `resume` or `overwrite` is given.
+def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> Summary | None:
+    """Run a recipe, with its peers where torchrun started several (then None on all ranks but the first). An existing run
+    folder is refused unless `resume` or `overwrite` is given.
 
     Raises ConfigError or DataError for input that cannot be used, before anything is written, and TrainingError for a run
     that must stop.
     """
+    with join_world() as world:
+        summary = _train(config, world, resume=resume, overwrite=overwrite)
+        return summary if world.is_main else None
+
+
+def _train(config: Config, world: World, *, resume: bool, overwrite: bool) -> Summary:
     folder = Path(config.run.dir)
     newest = _check_folder(folder, resume=resume, overwrite=overwrite)
     check_trackers(config.log)
     start = int(read_state(newest)["step"]) if newest else 0
-    run = prepare(config, weights=str(newest) if newest else None)
+    run = prepare(config, world, weights=str(newest) if newest else None)
     if newest:
         load_optimizer(newest, run.model, run.optimizer)
-    elif folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     changed = _changed_keys(folder, config) if newest else []
-    (folder / "config.toml").write_text(dump_config(config))
-    display = Display(config.train.steps, start, rich=config.log.rich)
-    recorder = Recorder(
-        folder,
-        display,
-        MetricsFile(folder / "metrics.jsonl", resume_step=start),
-        build_trackers(config.log, folder, config),
-        save_rollouts=config.log.rollouts,
-    )
+    recorder = _recorder(config, folder, world, start)
     recorder.last_checkpoint = newest
     try:
         for note in run.notes:
@@ -70,6 +67,26 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> S
         recorder.close()
         run.grader.close()
     return Summary(folder, steps, config.train.steps, recorder.last_checkpoint, recorder.evaluations)
+
+
+def _recorder(config: Config, folder: Path, world: World, start: int) -> Recorder:
+    """The run folder, emptied for a fresh run, and its recorder; on the first rank alone it writes."""
+    # No rank removes what another still looks at.
+    world.wait()
+    if not world.is_main:
+        return Recorder(folder, world, None, None, [], save_rollouts=False)
+    if start == 0 and folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.toml").write_text(dump_config(config))
+    return Recorder(
+        folder,
+        world,
+        Display(config.train.steps, start, rich=config.log.rich),
+        MetricsFile(folder / "metrics.jsonl", resume_step=start),
+        build_trackers(config.log, folder, config),
+        save_rollouts=config.log.rollouts,
+    )
 
 
 def _check_folder(folder: Path, *, resume: bool, overwrite: bool) -> Path | None:

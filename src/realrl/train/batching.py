@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from realrl.types import Batch, Prompt, Rollout, Verdict
+
+# What one more pass through the model costs besides its tokens, in tokens: launches, masks, the optimizer's waiting.
+_PASS_TOKENS = 256
 
 
 def make_batch(
@@ -57,53 +61,71 @@ def mini_batches(batch: Batch, groups_each: int, generator: torch.Generator) -> 
 
 
 def plan_micro_batches(batch: Batch, rows: Tensor, budget: int, *, whole_groups: bool, sort: bool = True) -> list[Tensor]:
-    """Split `rows` so that each part costs at most `budget` tokens, padding counted and each group's prompt once.
+    """Split `rows` into the micro-batches that cost least, each of at most `budget` tokens.
 
-    A unit is a group (`whole_groups`) or a row; a unit above the budget stands alone. `sort` puts units of like
-    length together, so that little is padding.
+    The cost of a part is its padded tokens, each group's prompt counted once, and a constant for one more pass through the
+    model. A unit is a group (`whole_groups`) or a row; a unit above the budget stands alone. With `sort` units are put in
+    order of length or, where that is cheaper because prompts are shared, row by row of each group.
     """
-    lengths = batch.loss_mask.sum(dim=1).tolist()
-    group_of = batch.group_ids.tolist()
-    row_list = rows.tolist()
+    if not len(rows):
+        return []
+    lengths = batch.loss_mask.sum(dim=1).cpu()[rows].numpy()
+    groups = batch.group_ids.cpu()[rows].numpy()
+    longest_of_group = np.zeros(int(groups.max()) + 1, dtype=np.int64)
+    np.maximum.at(longest_of_group, groups, lengths)
+    by_group = np.lexsort((lengths, groups, longest_of_group[groups]))
     if whole_groups:
-        members: dict[int, list[int]] = {}
-        for row in row_list:
-            members.setdefault(group_of[row], []).append(row)
-        units = list(members.values())
+        orders = [by_group if sort else np.argsort(groups, kind="stable")]
     else:
-        units = [[row] for row in row_list]
-    if sort:
-        # Rows of one group stay neighbours, so that their prompt is computed once in most parts.
-        longest_of_group: dict[int, int] = {}
-        for row in row_list:
-            longest_of_group[group_of[row]] = max(longest_of_group.get(group_of[row], 0), lengths[row])
-        units.sort(key=lambda unit: (longest_of_group[group_of[unit[0]]], group_of[unit[0]]))
-    parts: list[list[int]] = []
-    groups: set[int] = set()
-    longest_prompt = longest_response = 0
-    for unit in units:
-        group = group_of[unit[0]]
-        prompt = max(longest_prompt, len(batch.prompts[group].token_ids))
-        response = max(longest_response, *(lengths[row] for row in unit))
-        rows_with_unit = len(unit) + (len(parts[-1]) if parts else 0)
-        if not parts or len(groups | {group}) * prompt + rows_with_unit * response > budget:
-            parts.append([])
-            groups = set()
-            prompt, response = len(batch.prompts[group].token_ids), max(lengths[row] for row in unit)
-        parts[-1].extend(unit)
-        groups.add(group)
-        longest_prompt, longest_response = prompt, response
-    return [torch.tensor(part) for part in parts]
+        orders = [by_group, np.argsort(lengths, kind="stable")] if sort else [np.arange(len(groups))]
+    prompts = np.array([len(prompt.token_ids) for prompt in batch.prompts])
+    plans = [
+        (cost, [rows[torch.from_numpy(order[part])] for part in parts])
+        for order in orders
+        for cost, parts in [_cheapest_cut(lengths[order], groups[order], prompts, budget, whole_groups)]
+    ]
+    return min(plans, key=lambda plan: plan[0])[1]
 
 
-def largest_group_tokens(batch: Batch, rows: Tensor) -> int:
-    """Tokens of the most expensive whole group among `rows`: its prompt once, its responses padded."""
-    lengths = batch.loss_mask.sum(dim=1)
-    return max(
-        (
-            len(batch.prompts[group].token_ids) + int(own.sum()) * int(lengths[rows][own].max())
-            for group in batch.group_ids[rows].unique().tolist()
-            if (own := batch.group_ids[rows] == group).any()
-        ),
-        default=0,
-    )
+def padded_tokens(batch: Batch, parts: Sequence[Tensor]) -> list[int]:
+    """Tokens of each micro-batch that go through the model: responses padded, prompts padded and once a group."""
+    lengths = batch.loss_mask.sum(dim=1).cpu()
+    groups = [batch.group_ids.cpu()[rows].unique().tolist() for rows in parts]
+    return [
+        len(rows) * int(lengths[rows].max()) + len(own) * max(len(batch.prompts[group].token_ids) for group in own)
+        for rows, own in zip(parts, groups, strict=True)
+    ]
+
+
+def _cheapest_cut(
+    lengths: np.ndarray, groups: np.ndarray, prompts: np.ndarray, budget: int, whole_groups: bool
+) -> tuple[float, list[slice]]:
+    """The cheapest cut of rows in this order into consecutive parts, by dynamic programming: its cost and the parts."""
+    count = len(lengths)
+    starts = np.arange(count)
+    last_of_group: dict[int, int] = {}
+    distinct = np.zeros(count, dtype=np.int64)  # groups in [start, end)
+    longest_response = np.zeros(count, dtype=np.int64)
+    longest_prompt = np.zeros(count, dtype=np.int64)
+    best = np.concatenate([[0.0], np.full(count, np.inf)])
+    cut = np.zeros(count + 1, dtype=np.int64)
+    for end in range(1, count + 1):
+        group = int(groups[end - 1])
+        distinct[last_of_group.get(group, -1) + 1 : end] += 1
+        last_of_group[group] = end - 1
+        np.maximum(longest_response[:end], lengths[end - 1], out=longest_response[:end])
+        np.maximum(longest_prompt[:end], prompts[group], out=longest_prompt[:end])
+        if whole_groups and end < count and groups[end] == group:
+            continue
+        tokens = distinct[:end] * longest_prompt[:end] + (end - starts[:end]) * longest_response[:end]
+        # One unit may stand alone whatever it costs.
+        allowed = (tokens <= budget) | (distinct[:end] == 1 if whole_groups else starts[:end] == end - 1)
+        total = np.where(allowed, best[:end] + tokens + _PASS_TOKENS, np.inf)
+        cut[end] = int(total.argmin())
+        best[end] = total[cut[end]]
+    parts: list[slice] = []
+    end = count
+    while end:
+        parts.append(slice(int(cut[end]), end))
+        end = int(cut[end])
+    return float(best[count]), parts[::-1]

@@ -12,8 +12,10 @@ from realrl.errors import TrainingError
 from realrl.logging import Alarms
 from realrl.seeding import derive_seed, generator
 from realrl.train.batching import make_batch, mini_batches, select_rows
+from realrl.train.distributed import sum_gradients, whole
 from realrl.train.recorder import Recorder
-from realrl.train.setup import Run, sampling_params
+from realrl.train.rollouts import Collector
+from realrl.train.setup import Run
 from realrl.train.step import GradientStep, StepReport, StepSettings
 from realrl.types import Batch
 
@@ -24,33 +26,23 @@ def train_loop(run: Run, recorder: Recorder, stop: StopRequest, start: int = 0) 
     A `stop` request ends it after the step in progress. Raises TrainingError after too many non-finite updates in a row.
     """
     config, seed = run.config, run.config.run.seed
-    params = sampling_params(config.sampling)
     alarms = Alarms()
+    collector = Collector(run)
     bad_in_a_row = 0
     for step in range(start, config.train.steps):
         torch.manual_seed(derive_seed(seed, "torch", step))
         clock = Clock()
         recorder.phase("sampling")
-        prompts = run.prompts.step(step, config.train.prompts_per_step)
-        rollouts = run.sampler.sample(
-            [prompt.token_ids for prompt in prompts],
-            group_size=config.sampling.group_size,
-            params=params,
-            generator=generator(seed, "sampling", step, device=run.device),
-        )
-        clock.lap("sample")
-        recorder.phase("grading")
-        answers = [prompts[rollout.prompt_index].problem.golds for rollout in rollouts]
-        verdicts = run.grader.score([rollout.text for rollout in rollouts], answers)
-        clock.lap("grade")
+        collected = collector.collect(step)
+        clock.lap("collect")
         recorder.phase("updating")
-        batch = make_batch(prompts, rollouts, verdicts, run.device)
+        batch = make_batch(collected.prompts, collected.rollouts, collected.verdicts, run.device)
         learning_rate = set_learning_rate(run, step)
-        updates, bad_in_a_row = update_policy(run, batch, step, bad_in_a_row)
+        updates, bad_in_a_row = update_policy(run, batch, step, bad_in_a_row, on_policy=collected.updates_behind == 0)
         clock.lap("update")
-        run.sampler.update_weights(run.model)
+        collector.update_sampler()
         clock.lap("sync")
-        metrics = recorder.step(step + 1, batch, rollouts, verdicts, updates, learning_rate, clock.seconds)
+        metrics = recorder.step(step + 1, batch, collected, updates, learning_rate, clock.seconds)
         for message in alarms.check(metrics):
             recorder.alarm(step + 1, message)
         if bad_in_a_row >= config.train.max_nonfinite_steps:
@@ -58,12 +50,14 @@ def train_loop(run: Run, recorder: Recorder, stop: StopRequest, start: int = 0) 
                 f"{bad_in_a_row} updates in a row were not finite (step {step + 1}); the last good checkpoint is "
                 f"{recorder.last_checkpoint or 'none yet'}. Lower optim.lr or optim.max_grad_norm, then --resume"
             )
-        last = step + 1 == config.train.steps or stop.requested
-        if (last or (config.eval.every and (step + 1) % config.eval.every == 0)) and not stop.requested:
+        stopping = bool(run.world.largest(int(stop.requested), run.device))
+        last = step + 1 == config.train.steps or stopping
+        if (last or (config.eval.every and (step + 1) % config.eval.every == 0)) and not stopping:
             recorder.evaluate(run, step + 1)
         if last or (config.checkpoint.every and (step + 1) % config.checkpoint.every == 0):
             recorder.checkpoint(run, step + 1)
         if last:
+            collector.close()
             return step + 1
     return start
 
@@ -79,11 +73,12 @@ class Update:
         self.forwards, self.backwards = work
 
 
-def update_policy(run: Run, batch: Batch, step: int, bad_in_a_row: int) -> tuple[list[Update], int]:
+def update_policy(run: Run, batch: Batch, step: int, bad_in_a_row: int, *, on_policy: bool = True) -> tuple[list[Update], int]:
     """The optimizer steps of one sampling round, over mini-batches of whole groups in random order.
 
     Old log-probabilities are computed only for mini-batches after the first, and before the first update: until then the
-    policy is the one that sampled. Non-finite updates are skipped; returns how many came in a row, too.
+    policy is the one that sampled. Rollouts of earlier weights (not `on_policy`) have the sampler's own for all of them.
+    Non-finite updates are skipped; returns how many came in a row, too.
     """
     config, seed = run.config, run.config.run.seed
     settings = StepSettings(
@@ -92,18 +87,17 @@ def update_policy(run: Run, batch: Batch, step: int, bad_in_a_row: int) -> tuple
         route=config.train.gradient_route,
         autocast=torch.bfloat16 if config.model.autocast == "bfloat16" else None,
         shuffle=generator(seed, "shuffle", step) if config.train.shuffle_rollouts else None,
+        importance_cap=config.sampling.importance_cap,
     )
-    gradient = GradientStep(run.model, run.objective, settings)
+    gradient = GradientStep(run.model, run.objective, settings, run.world)
     minis = mini_batches(batch, config.train.mini_batch_prompts, generator(seed, "mini_batches", step))
     active = run.objective.carries_gradient(batch.rewards, batch.group_ids, batch.levels)
     later = active.clone()
     later[minis[0]] = False
-    old_NT = gradient.token_logprobs(batch, later)
-    ref_NT = None
-    if run.reference is not None:
-        ref_NT = GradientStep(run.reference, run.objective, settings).token_logprobs(batch, active)
+    old_NT = gradient.token_logprobs(batch, later) if on_policy else batch.logprobs_sampler
+    ref_NT = reference_logprobs(run, batch, active, settings)
     updates: list[Update] = []
-    fresh = True
+    fresh = on_policy
     before = 0, 0
     for rows in minis:
         mini = select_rows(batch, rows)
@@ -117,7 +111,8 @@ def update_policy(run: Run, batch: Batch, step: int, bad_in_a_row: int) -> tuple
         grad_norm = 0.0
         finite = True
         if report.computed_N.any():
-            grad_norm = float(torch.nn.utils.clip_grad_norm_(run.model.parameters(), config.optim.max_grad_norm))
+            sum_gradients(run.model, run.world)
+            grad_norm = float(whole(torch.nn.utils.clip_grad_norm_(run.model.parameters(), config.optim.max_grad_norm)))
             finite = torch.isfinite(torch.tensor([grad_norm, report.loss])).all().item()
             if finite:
                 run.optimizer.step()
@@ -126,6 +121,14 @@ def update_policy(run: Run, batch: Batch, step: int, bad_in_a_row: int) -> tuple
         updates.append(Update(rows, report, grad_norm, bool(finite), work))
     run.optimizer.zero_grad(set_to_none=True)
     return updates, bad_in_a_row
+
+
+def reference_logprobs(run: Run, batch: Batch, rows_N: torch.Tensor, settings: StepSettings) -> torch.Tensor | None:
+    """Token log-probabilities of the marked rows under the frozen initial model, where the objective reads them."""
+    if run.reference is None:
+        return None
+    with run.reference as model:
+        return GradientStep(model, run.objective, settings, run.world).token_logprobs(batch, rows_N)
 
 
 def set_learning_rate(run: Run, step: int) -> float:

@@ -12,8 +12,10 @@ import torch
 from realrl.eval.runner import EvalResult, evaluate
 from realrl.logging import Display, MetricsFile, Tracker, printable, write_rollouts
 from realrl.rewards import last_boxed
-from realrl.seeding import generator
+from realrl.seeding import derive_seed
 from realrl.train.checkpoint import save_checkpoint
+from realrl.train.distributed import World
+from realrl.train.rollouts import Collected, SharedSampler
 from realrl.train.setup import Run, sampling_params
 from realrl.types import Batch, Rollout, Verdict
 
@@ -22,12 +24,23 @@ if TYPE_CHECKING:
 
 
 class Recorder:
-    """Owns the run folder: everything that a run writes or prints passes here."""
+    """Owns the run folder: everything that a run writes or prints passes here.
+
+    Every rank calls the same methods; only the first writes and prints, and only it has a display and files.
+    """
 
     def __init__(
-        self, folder: Path, display: Display, metrics: MetricsFile, trackers: Sequence[Tracker], *, save_rollouts: bool
+        self,
+        folder: Path,
+        world: World,
+        display: Display | None,
+        metrics: MetricsFile | None,
+        trackers: Sequence[Tracker],
+        *,
+        save_rollouts: bool,
     ) -> None:
         self.folder = folder
+        self._world = world
         self.last_checkpoint: Path | None = None
         self.evaluations: list[tuple[int, str, str, EvalResult]] = []
         self.skipped_updates = 0
@@ -37,31 +50,36 @@ class Recorder:
         self._save_rollouts = save_rollouts
 
     def phase(self, name: str) -> None:
-        self._display.phase(name)
+        if self._display:
+            self._display.phase(name)
 
     def line(self, text: str) -> None:
-        self._display.line(printable(text))
+        if self._display:
+            self._display.line(printable(text))
 
     def alarm(self, step: int, message: str) -> None:
         self.line(f"step {step}: {message}")
-        with (self.folder / "alarms.txt").open("a") as file:
-            file.write(f"step {step}: {message}\n")
+        if self._world.is_main:
+            with (self.folder / "alarms.txt").open("a") as file:
+                file.write(f"step {step}: {message}\n")
 
     def step(
         self,
         step: int,
         batch: Batch,
-        rollouts: Sequence[Rollout],
-        verdicts: Sequence[Verdict],
+        collected: Collected,
         updates: Sequence[Update],
         learning_rate: float,
         seconds: dict[str, float],
     ) -> dict[str, float]:
         """Metrics of a finished step (names and units: docs/metrics.md), written, sent to the trackers and shown."""
         metrics = {
-            **_reward_metrics(batch, rollouts, verdicts),
+            **_reward_metrics(batch, collected.rollouts, collected.verdicts),
             **_update_metrics(batch, updates),
+            "sampler/updates_behind": float(collected.updates_behind),
             "optim/lr": learning_rate,
+            "time/sample_s": collected.sample_s,
+            "time/grade_s": collected.grade_s,
             **{f"time/{name}_s": value for name, value in seconds.items()},
         }
         elapsed = sum(seconds.values())
@@ -69,31 +87,33 @@ class Recorder:
         metrics["throughput/tokens_per_s"] = float(batch.loss_mask.sum()) / elapsed
         self.skipped_updates += int(metrics["train/nonfinite"])
         self._write(step, metrics)
-        self._display.step(step, metrics)
-        if self._save_rollouts:
+        if self._display:
+            self._display.step(step, metrics)
+        if self._save_rollouts and self._world.is_main:
             (self.folder / "rollouts").mkdir(exist_ok=True)
             write_rollouts(
                 self.folder / "rollouts" / f"step_{step:06}.parquet",
-                _rollout_rows(step, batch, rollouts, verdicts, updates),
+                _rollout_rows(step, batch, collected.rollouts, collected.verdicts, updates),
             )
         return metrics
 
     def evaluate(self, run: Run, step: int) -> None:
-        """Pass@1 on each held-out set, sampled and greedy; the same draws at every call."""
+        """Pass@1 on each held-out set, sampled and greedy; the same draws at every call. Ranks share the sampling."""
         config = run.config
-        (self.folder / "eval").mkdir(exist_ok=True)
         for name, prompts in run.held_out.items():
             self.phase(f"evaluating {name}")
             for mode in ("sampled", "greedy") if config.eval.greedy else ("sampled",):
                 result = evaluate(
-                    run.sampler,
+                    SharedSampler(run.sampler, run.world),
                     prompts,
                     run.grader,
                     samples=1 if mode == "greedy" else config.eval.samples,
                     params=sampling_params(config.sampling, greedy=mode == "greedy", top_p=config.eval.top_p),
-                    generator=generator(config.run.seed, "eval", name, device=run.device),
+                    seed=derive_seed(config.run.seed, "eval", name),
                 )
                 self.evaluations.append((step, name, mode, result))
+                if not self._world.is_main:
+                    continue
                 prefix = f"eval/{name}/{mode}"
                 self._write(
                     step,
@@ -105,6 +125,7 @@ class Recorder:
                     },
                 )
                 safe = "".join(char if char.isalnum() or char in "-_." else "_" for char in name)
+                (self.folder / "eval").mkdir(exist_ok=True)
                 write_rollouts(self.folder / "eval" / f"{safe}_{mode}_step_{step:06}.parquet", result.samples)
                 self.line(
                     f"eval step {step}: {name} {mode} accuracy {result.accuracy:.3f} ± {result.standard_error:.3f} "
@@ -122,16 +143,20 @@ class Recorder:
             run.optimizer,
             {"seed": run.config.run.seed, "skipped_updates": self.skipped_updates},
             run.config.checkpoint.keep,
+            run.world,
         )
 
     def close(self) -> None:
-        self._display.close()
-        self._metrics.close()
+        if self._display:
+            self._display.close()
+        if self._metrics:
+            self._metrics.close()
         for tracker in self._trackers:
             tracker.close()
 
     def _write(self, step: int, metrics: dict[str, float]) -> None:
-        self._metrics.write(step, {name: value for name, value in metrics.items() if math.isfinite(value)})
+        if self._metrics:
+            self._metrics.write(step, {name: value for name, value in metrics.items() if math.isfinite(value)})
         for tracker in self._trackers:
             tracker.log(metrics, step)
 
@@ -165,15 +190,17 @@ def _update_metrics(batch: Batch, updates: Sequence[Update]) -> dict[str, float]
         return torch.cat([getattr(update.report, name)[update.report.computed_N] for update in updates])
 
     scores, weights = gather("scores_N"), gather("weights_N")
-    gaps = [_sampler_gap(batch, update) for update in updates]
+    gaps = torch.cat([_sampler_gap(batch, update) for update in updates])
     metrics = {
         "loss": sum(update.report.loss for update in updates) / len(updates),
         "grad/norm": max(update.grad_norm for update in updates),
         "policy/entropy": _mean(gather("entropy_N")),
+        "policy/top1_share": _mean(gather("top1_N")),
         "score/positive_mean": _mean(scores[right]),
         "score/negative_mean": _mean(scores[~right]),
         "weight/abs_max": float(weights.abs().max()) if len(weights) else 0.0,
-        "sampler/logprob_gap": _mean(torch.cat(gaps)),
+        "sampler/logprob_gap": _mean(gaps.abs()),
+        "sampler/importance_max": float(gaps.exp().max()) if len(gaps) else 1.0,
         "compute/forwards": float(sum(update.forwards for update in updates)),
         "compute/backwards": float(sum(update.backwards for update in updates)),
         "compute/rollouts_share": len(computed) / len(batch),
@@ -185,13 +212,13 @@ def _update_metrics(batch: Batch, updates: Sequence[Update]) -> dict[str, float]
 
 
 def _sampler_gap(batch: Batch, update: Update) -> torch.Tensor:
-    """|log π_policy − log π_sampler| of the tokens of an update that was made with the weights that sampled."""
+    """log π_policy − log π_sampler of the tokens of an update that was made with the weights that sampled."""
     report = update.report
     if bool((report.scores_N != 0).any()):
         return torch.zeros(0)
     rows = update.rows[report.computed_N.cpu()]
     width = report.logprobs_NT.shape[1]
-    gap = (report.logprobs_NT[report.computed_N] - batch.logprobs_sampler[rows, :width]).abs()
+    gap = report.logprobs_NT[report.computed_N] - batch.logprobs_sampler[rows, :width]
     return gap[batch.loss_mask[rows, :width]].cpu()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import torch
@@ -13,10 +12,13 @@ from realrl.data import load_problems, render_prompts, training_problems
 from realrl.data.stream import PromptStream
 from realrl.errors import ConfigError, DataError
 from realrl.head import head_of, tokens_at_once
-from realrl.models import load_model, load_tokenizer
+from realrl.models import Reference, load_model, load_tokenizer
+from realrl.models.adapters import add_lora, check_same_lora, merge_adapters
 from realrl.objectives import Objective, build_objective
 from realrl.rewards import Grader, build_verifier
-from realrl.sampling import HFSampler, Sampler, SamplingParams
+from realrl.sampling import Sampler, SamplingParams, build_sampler
+from realrl.train.distributed import World, shard
+from realrl.train.optim import build_optimizer, state_bytes
 from realrl.types import Prompt
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -28,7 +30,7 @@ class Run:
 
     config: Config
     model: PreTrainedModel
-    reference: PreTrainedModel | None
+    reference: Reference | None
     tokenizer: PreTrainedTokenizerBase
     sampler: Sampler
     grader: Grader
@@ -38,59 +40,105 @@ class Run:
     held_out: dict[str, list[Prompt]]
     device: torch.device
     notes: list[str]
+    world: World = World()
 
 
-def prepare(config: Config, weights: str | None = None) -> Run:
+def prepare(config: Config, world: World, weights: str | None = None) -> Run:
     """Load data, model and grader; `weights` is a checkpoint to start from instead of `model.path`.
 
-    Everything that can be wrong with the recipe's inputs is found here, before the run folder is touched.
+    With several ranks under FSDP2 the model is sharded after the sampler has taken its copy. Everything that can be wrong with
+    the recipe's inputs is found here, before the run folder is touched.
     """
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     torch.manual_seed(config.run.seed)
-    device = choose_device(config.model.device)
+    device = choose_device(config.model.device, world.local_rank)
     trust = config.model.trust_remote_code
-    tokenizer = load_tokenizer(config.model.path, trust_remote_code=trust)
+    with world.main_first():
+        # A built-in model is made at its first use.
+        tokenizer = load_tokenizer(config.model.path, trust_remote_code=trust)
     notes: list[str] = []
     prompts, sample = _training_prompts(config, tokenizer, notes)
     held_out = {name: _held_out(config, name, tokenizer, notes) for name in config.data.eval}
     grader = build_verifier(config.reward)
     objective = build_objective(config.objective)
-    dtype = _DTYPES[config.model.dtype]
-    load = functools.partial(load_model, dtype=dtype, device=device, trust_remote_code=trust)
-    model = load(weights or config.model.path)
-    reference = load(config.model.path).requires_grad_(False).eval() if objective.needs_ref else None
+    model = _load_policy(config, device, weights)
+    reference = _load_reference(config, device, model) if objective.needs_ref else None
     model.train()
     if config.model.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        # Newer versions of transformers warn of the older name.
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
     if config.model.compile:
         model.compile()
-    sampling_dtype = None if config.sampling.dtype == "same" else _DTYPES[config.sampling.dtype]
-    optim = config.optim
-    notes[:0] = _arithmetic(config, model, sample, reference is not None)
+    notes[:0] = _arithmetic(config, model, sample, reference)
+    if world.size > 1:
+        notes.insert(0, f"{world.size} ranks, {config.train.parallel}")
+    sharded = world.size > 1 and config.train.parallel == "fsdp2"
+    # Sampled ahead or token by token, the weights must be whole and must not change meanwhile.
+    copy = sharded or config.sampling.steps_ahead > 0
+    sampler = build_sampler(config, model, tokenizer, config.data.max_prompt_tokens, copy=copy)
+    if sharded:
+        for one in (model, reference and reference.own):
+            if one is not None:
+                shard(one, bfloat16=config.model.autocast == "bfloat16")
     return Run(
         config=config,
         model=model,
         reference=reference,
         tokenizer=tokenizer,
-        sampler=HFSampler(model, tokenizer, dtype=sampling_dtype),
+        sampler=sampler,
         grader=grader,
         objective=objective,
-        optimizer=torch.optim.AdamW(
-            model.parameters(), lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay
-        ),
+        optimizer=build_optimizer(config.optim, model),
         prompts=prompts,
         held_out=held_out,
         device=device,
         notes=notes,
+        world=world,
     )
 
 
-def choose_device(name: str) -> torch.device:
-    """`auto` takes CUDA where there is one; asking for CUDA without one is a ConfigError."""
+def _load_policy(config: Config, device: torch.device, weights: str | None) -> PreTrainedModel:
+    """The model in training: the checkpoint's, or `model.path` with its adapters merged and fresh ones where asked."""
+    section = config.model
+    if section.quantize != "none" and config.sampling.dtype not in ("same", section.dtype):
+        raise ConfigError(
+            f"model.quantize = {section.quantize!r} samples from the model in training, whose dtype is {section.dtype}, and "
+            f"sampling.dtype = {config.sampling.dtype!r} asks for a copy; set sampling.dtype = 'same'"
+        )
+    model = load_model(
+        weights or section.path,
+        dtype=_DTYPES[section.dtype],
+        device=device,
+        trust_remote_code=section.trust_remote_code,
+        quantize=section.quantize,
+    )
+    if weights:
+        check_same_lora(model, section.lora, weights)
+        return model
+    merge_adapters(model)
+    if section.lora is not None:
+        add_lora(model, section.lora, seed=config.run.seed)
+    return model
+
+
+def _load_reference(config: Config, device: torch.device, policy: PreTrainedModel) -> Reference:
+    """The model that the run started from: the policy without its adapters, or a copy on `device` or in main memory."""
+    section = config.model
+    if section.lora is not None:
+        return Reference(policy, shared=True)
+    rest = torch.device("cpu") if section.offload_reference else device
+    model = load_model(section.path, dtype=_DTYPES[section.dtype], device=rest, trust_remote_code=section.trust_remote_code)
+    merge_adapters(model)
+    return Reference(model, device=device if section.offload_reference else None)
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """`auto` takes CUDA where there is one, each rank of a machine its own; asking for CUDA without one is a ConfigError."""
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("model.device = 'cuda', but torch sees no CUDA device; use 'auto' or install a CUDA build of torch")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    return torch.device("cuda", local_rank) if name != "cpu" and torch.cuda.is_available() else torch.device("cpu")
 
 
 def sampling_params(sampling: SamplingSection, *, greedy: bool = False, top_p: float | None = None) -> SamplingParams:
@@ -159,14 +207,21 @@ def _held_out(config: Config, name: str, tokenizer, notes: list[str]) -> list[Pr
     return rendered.prompts
 
 
-def _arithmetic(config: Config, model: PreTrainedModel, sample: Prompt, has_reference: bool) -> list[str]:
+def _arithmetic(config: Config, model: PreTrainedModel, sample: Prompt, reference: Reference | None) -> list[str]:
     """The batch arithmetic, a memory estimate and one prompt as the model will see it."""
     train, group_size = config.train, config.sampling.group_size
-    parameters = sum(p.numel() for p in model.parameters())
-    width = 4 if config.model.dtype == "float32" else 2
-    # Weights, gradients and two moments; the sampling copy and the reference model; logits of one chunk (of a micro-batch,
-    # where the head is not known) in float32 with their gradient and one temporary.
-    held = parameters * width * (4 + has_reference) + (parameters * 2 if config.sampling.dtype == "bfloat16" else 0)
+    parameters = model.num_parameters()
+    trainable = model.num_parameters(only_trainable=True)
+    # Weights, gradients and the optimizer's state; the sampling copy and the reference model. A reference that rests in main
+    # memory comes when there are no gradients. Logits of one chunk (of a micro-batch, where the head is not known) in float32
+    # with their gradient and one temporary.
+    gradients, frozen = _bytes(model, trainable_only=True), _bytes(reference.own) if reference and reference.own else 0
+    held = _bytes(model) + state_bytes(config.optim, model)
+    held += max(gradients, frozen) if config.model.offload_reference and model.device.type != "cpu" else gradients + frozen
+    if config.sampling.dtype not in ("same", config.model.dtype):
+        held += 2 * parameters
+    elif config.sampling.steps_ahead:
+        held += _bytes(model)
     tokens = min(train.micro_batch_tokens, train.mini_batch_prompts * group_size * config.sampling.max_new_tokens)
     vocabulary = model.config.get_text_config().vocab_size
     if head_of(model) is not None:
@@ -176,14 +231,26 @@ def _arithmetic(config: Config, model: PreTrainedModel, sample: Prompt, has_refe
         f"{train.prompts_per_step} prompts × {group_size} rollouts = {train.prompts_per_step * group_size:,} rollouts a step, "
         f"{config.updates_per_step} optimizer step{'s' if config.updates_per_step > 1 else ''} of "
         f"{train.mini_batch_prompts} groups, {train.steps:,} steps",
-        f"model {config.model.path}: {parameters / 1e6:,.1f} M parameters; memory estimate: weights, gradients and optimizer "
-        f"{held / 2**30:.1f} GiB, logits up to {logits / 2**30:.1f} GiB, activations not counted",
+        f"model {config.model.path}: {parameters / 1e6:,.1f} M parameters"
+        + (f", {trainable / 1e6:,.2f} M in training" if trainable < parameters else "")
+        + f"; memory estimate: weights, gradients and optimizer {held / 2**30:.1f} GiB, "
+        f"logits up to {logits / 2**30:.1f} GiB, activations not counted",
         f"data columns: id, problem, answer; first gold: {sample.problem.answer!r}",
         f"first prompt ({len(sample.token_ids)} tokens): {sample.text!r}",
     ]
+    if config.model.dtype == "bfloat16" and config.model.lora is None and not config.optim.master_weights:
+        lines.append(
+            f"WARNING: model.dtype = 'bfloat16' without optim.master_weights: rounding to 8 bits loses the updates of all "
+            f"weights larger than {512 * config.optim.lr:.0e} (512 × optim.lr), so nearly all; set optim.master_weights = true"
+        )
     if group_size == 1:
         lines.append(
             "WARNING: sampling.group_size = 1: a group of one is always all right or all wrong, so a group objective learns "
             "nothing; use 8"
         )
     return lines
+
+
+def _bytes(model: PreTrainedModel, *, trainable_only: bool = False) -> int:
+    """Memory of the parameters as they are stored."""
+    return sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad or not trainable_only)

@@ -4,6 +4,8 @@ direct     whole groups in each micro-batch: backward through the objective with
 two-pass   scores s of all rollouts without gradient (0 right after sampling), weights w = dL/ds through the small function
            s -> L, then micro-batches of any rows minimise the sum of w * s(theta), which has the same gradient
 additive   objectives that are a sum over rollouts once advantages are known: any rows, one pass
+
+Several ranks share the groups of a mini-batch; each rank's gradient is its part of the sum.
 """
 
 from __future__ import annotations
@@ -15,21 +17,27 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from realrl.logprobs import masked_mean, response_logprobs
+from realrl.logprobs import TokenStats, masked_mean
 from realrl.objectives import AdditiveObjective, Objective, ScoreObjective, totals_of
-from realrl.train.batching import largest_group_tokens, plan_micro_batches, select_rows
+from realrl.train.batching import padded_tokens, plan_micro_batches, select_rows
+from realrl.train.distributed import World, deal_groups, in_lockstep, token_stats_of
 from realrl.types import Batch, LossInputs, LossTotals
 
 
 @dataclass(frozen=True, slots=True)
 class StepSettings:
-    """How a mini-batch is cut: `route` is auto, direct or two_pass; `budget` counts padded tokens of a micro-batch."""
+    """How a mini-batch is cut: `route` is auto, direct or two_pass; `budget` counts padded tokens of a micro-batch.
+
+    `importance_cap` C > 0 weights each token's gradient with min(π_old / π_sampler, C), which corrects for a sampler of other
+    numerics (truncated importance sampling, token by token); 0 leaves it as it is.
+    """
 
     temperature: float
     budget: int
     route: str = "auto"
     autocast: torch.dtype | None = None
     shuffle: torch.Generator | None = None
+    importance_cap: float = 0.0
 
 
 @dataclass(slots=True)
@@ -40,6 +48,7 @@ class StepReport:
     route: str
     logprobs_NT: Float[Tensor, "N T"]
     entropy_N: Float[Tensor, " N"]
+    top1_N: Float[Tensor, " N"]
     scores_N: Float[Tensor, " N"]
     weights_N: Float[Tensor, " N"]
     computed_N: Tensor
@@ -49,18 +58,22 @@ class StepReport:
 class GradientStep:
     """Accumulates the gradient of an objective over one mini-batch of whole groups into `model.parameters()`.
 
-    `forwards` and `backwards` count the micro-batches that went through the model since it was made.
+    `forwards` and `backwards` count this rank's micro-batches that went through the model since it was made. Every rank
+    gives the same batches to its own GradientStep; gradients are left to be summed (`distributed.sum_gradients`).
     """
 
-    def __init__(self, model: PreTrainedModel, objective: Objective, settings: StepSettings) -> None:
+    def __init__(
+        self, model: PreTrainedModel, objective: Objective, settings: StepSettings, world: World | None = None
+    ) -> None:
         self.model = model
         self.objective = objective
         self.settings = settings
+        self.world = world or World()
         self.forwards = 0
         self.backwards = 0
 
     def backward(self, batch: Batch, old_NT: Float[Tensor, "N T"] | None, ref_NT: Float[Tensor, "N T"] | None) -> StepReport:
-        """Add dL/dtheta of the whole mini-batch to the gradients.
+        """Add dL/dtheta of the mini-batch to the gradients: all of it, or this rank's part.
 
         `old_NT` None means that the policy still is the one that sampled, so s = 0 for every token.
         """
@@ -68,9 +81,10 @@ class GradientStep:
         active = self.objective.carries_gradient(batch.rewards, batch.group_ids, batch.levels)
         report = StepReport(
             loss=0.0,
-            route=self._route(batch, active),
+            route=self._route(batch, active, fresh=old_NT is None) if bool(active.any()) else "none",
             logprobs_NT=torch.zeros_like(batch.logprobs_sampler),
             entropy_N=torch.zeros_like(batch.rewards),
+            top1_N=torch.zeros_like(batch.rewards),
             scores_N=torch.zeros_like(batch.rewards),
             weights_N=torch.zeros_like(batch.rewards),
             computed_N=active,
@@ -81,10 +95,15 @@ class GradientStep:
             report.weights_N = self._score_weights(self.objective, batch, old_NT, ref_NT, totals, report)
         elif isinstance(self.objective, AdditiveObjective):
             report.weights_N = self.objective.advantages(batch.rewards, batch.group_ids)
-        for rows in self._parts(batch, active, report.route):
+        parts = self._parts(batch, active, report.route)
+        idle = self._idle_passes(len(parts))
+        for rows in parts:
             inputs = self._forward(batch, rows, old_NT, ref_NT, report)
             self._part_loss(inputs, rows, report, totals).backward()
             self.backwards += 1
+        for _ in range(idle):
+            (0 * self._stats(_shortest_row(batch)).logprobs.sum()).backward()
+        self.world.sum_(report.logprobs_NT, report.entropy_N, report.top1_N)
         self._summarise(batch, old_NT, ref_NT, totals, report)
         return report
 
@@ -93,24 +112,50 @@ class GradientStep:
         out = torch.zeros_like(batch.logprobs_sampler)
         if not bool(rows_N.any()):
             return out
-        for rows in plan_micro_batches(batch, rows_N.nonzero().flatten().cpu(), self.settings.budget, whole_groups=False):
-            part = select_rows(batch, rows)
-            with torch.no_grad(), self._autocast():
-                stats = response_logprobs(self.model, part, temperature=self.settings.temperature)
-            self.forwards += 1
-            out[rows, : part.response_ids.shape[1]] = stats.logprobs
+        rows = self._own_rows(batch, rows_N)
+        parts = plan_micro_batches(batch, rows, self.settings.budget, whole_groups=False)
+        idle = self._idle_passes(len(parts))
+        with torch.no_grad():
+            for rows in parts:
+                part = select_rows(batch, rows)
+                out[rows, : part.response_ids.shape[1]] = self._stats(part).logprobs
+            for _ in range(idle):
+                self._stats(_shortest_row(batch))
+        self.world.sum_(out)
         return out
 
-    def _route(self, batch: Batch, active: Tensor) -> str:
+    def _own_rows(self, batch: Batch, rows_N: Tensor) -> Tensor:
+        """Indices of the marked rows that are this rank's."""
+        return deal_groups(batch, rows_N.nonzero().flatten().cpu(), self.world.size)[self.world.rank]
+
+    def _stats(self, part: Batch) -> TokenStats:
+        dtype = self.settings.autocast
+        with torch.autocast(self.model.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+            stats = token_stats_of(self.model, part, self.settings.temperature)
+        self.forwards += 1
+        return stats
+
+    def _idle_passes(self, parts: int) -> int:
+        """How many passes for nothing keep step with the rank of most micro-batches, where the model lies on all ranks."""
+        return self.world.largest(parts, self.model.device) - parts if in_lockstep(self.model) else 0
+
+    def _route(self, batch: Batch, active: Tensor, fresh: bool) -> str:
+        """Direct or two-pass, whichever puts fewer tokens through the model; a backward costs two forwards."""
         if not isinstance(self.objective, ScoreObjective):
             return "additive"
         if self.settings.route != "auto":
             return self.settings.route
-        fits = largest_group_tokens(batch, active.nonzero().flatten().cpu()) <= self.settings.budget
-        return "direct" if fits and self.settings.shuffle is None else "two_pass"
+        if self.settings.shuffle is not None:
+            return "two_pass"
+        rows, budget = active.nonzero().flatten().cpu(), self.settings.budget
+        direct, split = (
+            padded_tokens(batch, plan_micro_batches(batch, rows, budget, whole_groups=whole)) for whole in (True, False)
+        )
+        known = fresh and self.objective.zero_scores_when_fresh
+        return "direct" if max(direct) <= budget and 3 * sum(direct) <= (3 if known else 4) * sum(split) else "two_pass"
 
     def _parts(self, batch: Batch, active: Tensor, route: str) -> list[Tensor]:
-        rows = active.nonzero().flatten().cpu()
+        rows = self._own_rows(batch, active)
         shuffle = self.settings.shuffle
         if shuffle is not None:
             rows = rows[torch.randperm(len(rows), generator=shuffle)]
@@ -129,13 +174,17 @@ class GradientStep:
     def _forward(self, batch, rows, old_NT, ref_NT, report) -> LossInputs:
         part = select_rows(batch, rows)
         width = part.response_ids.shape[1]
-        with self._autocast():
-            stats = response_logprobs(self.model, part, temperature=self.settings.temperature)
-        self.forwards += 1
-        report.logprobs_NT[rows, :width] = stats.logprobs.detach()
+        stats = self._stats(part)
+        policy = stats.logprobs
+        report.logprobs_NT[rows, :width] = policy.detach()
         report.entropy_N[rows] = masked_mean(stats.entropy, part.loss_mask)
-        old = stats.logprobs.detach() if old_NT is None else old_NT[rows, :width]
-        return _inputs(part, stats.logprobs, old, None if ref_NT is None else ref_NT[rows, :width])
+        report.top1_N[rows] = masked_mean(stats.top1, part.loss_mask)
+        old = policy.detach() if old_NT is None else old_NT[rows, :width]
+        if self.settings.importance_cap:
+            weight = (old - part.logprobs_sampler).exp().clamp(max=self.settings.importance_cap)
+            # The same value; the gradient of each token is weighted.
+            policy = policy.detach() + weight * (policy - policy.detach())
+        return _inputs(part, policy, old, None if ref_NT is None else ref_NT[rows, :width])
 
     def _part_loss(self, inputs: LossInputs, rows: Tensor, report: StepReport, totals: LossTotals) -> Tensor:
         objective = self.objective
@@ -161,9 +210,9 @@ class GradientStep:
                 scores_N, batch.rewards, batch.group_ids, levels_N=batch.levels, totals=totals
             )
 
-    def _autocast(self):
-        dtype = self.settings.autocast
-        return torch.autocast(self.model.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+def _shortest_row(batch: Batch) -> Batch:
+    return select_rows(batch, batch.loss_mask.sum(dim=1).argmin()[None].cpu())
 
 
 def _inputs(batch: Batch, policy: Tensor, old: Tensor | None, ref: Tensor | None) -> LossInputs:

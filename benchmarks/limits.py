@@ -1,0 +1,522 @@
+"""How close realrl comes to the machine's limit, how its cost grows, and what goes on outside the model.
+
+    python benchmarks/limits.py [--threads 1] [--repeats 3] [--device cpu] [--sections NAME,NAME]
+
+share        achieved FLOP/s of forward, backward and sampling as a share of plain matrix products of the very shapes that the
+             model's linear layers and head have there, timed in the same process
+groups       seconds per response token for 4, 8 and 16 rollouts a group, at the same number of response tokens in all
+length       seconds per response token against the length of responses, at the same number of response tokens in all
+vocabulary   seconds of the log-probabilities and their gradient against the vocabulary
+bookkeeping  share of a step's time that is neither sampling nor the model's forward, backward or the optimizer
+memory       peak memory that log-probabilities and their gradient add, against the vocabulary; processes of their own
+`exponent` is the slope of a straight line through log(cost) over log(size): of a whole quantity 1 is linear, of a cost per
+token 0 is flat. Medians of `--repeats` interleaved runs, in CPU seconds of the process where that is the CPU's work alone.
+With --device cuda only `gpu`: one step of a 0.5B or 1.5B Qwen2 architecture (--size) with random weights in bfloat16, over
+responses of 1k to 8k tokens: tokens/s, peak memory, and the share of the card's peak FLOP/s (--peak-tflops). Prints JSON.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+HIDDEN, INTERMEDIATE, LAYERS, HEADS, KV_HEADS = 256, 1024, 4, 4, 2
+PROMPT = 32
+
+
+def make_model(vocabulary: int, device: str = "cpu", dtype=None, **sizes):
+    """A random Qwen2; `sizes` override the small one's."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    shape = {
+        "hidden_size": HIDDEN,
+        "intermediate_size": INTERMEDIATE,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+    }
+    config = Qwen2Config(
+        **(shape | sizes), vocab_size=vocabulary, max_position_embeddings=32768, eos_token_id=0, dtype=dtype or torch.float32
+    )
+    with torch.device(device):
+        return Qwen2ForCausalLM(config).to(dtype or torch.float32)
+
+
+def make_batch(groups: int, group_size: int, length: int, vocabulary: int, device: str = "cpu"):
+    """Random responses of one length; half of each group is right."""
+    import torch
+
+    from realrl.types import Batch, Problem, Prompt
+
+    generator = torch.Generator().manual_seed(1)
+
+    def tokens(*shape: int):
+        return torch.randint(1, vocabulary, shape, generator=generator)
+
+    rows = groups * group_size
+    rewards = (torch.arange(rows) % 2).float().to(device)
+    return Batch(
+        prompts=[Prompt(Problem(str(g), "", ""), "", tuple(tokens(PROMPT).tolist())) for g in range(groups)],
+        response_ids=tokens(rows, length).to(device),
+        loss_mask=torch.ones(rows, length, dtype=torch.bool, device=device),
+        group_ids=torch.arange(groups, device=device).repeat_interleave(group_size),
+        rewards=rewards,
+        levels=1 + rewards.long(),
+        logprobs_sampler=torch.zeros(rows, length, device=device),
+    )
+
+
+def gradient_step(model, budget: int = 4096, autocast=None):
+    from realrl.objectives import build_objective
+    from realrl.train.step import GradientStep, StepSettings
+
+    return GradientStep(
+        model, build_objective({"type": "real"}), StepSettings(temperature=1.0, budget=budget, autocast=autocast)
+    )
+
+
+def make_sampler(model):
+    """HFSampler with a tokenizer that knows no word: only token ids matter."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    from realrl.sampling import HFSampler
+
+    core = Tokenizer(models.WordLevel({"<eos>": 0}, unk_token="<eos>"))
+    return HFSampler(model, PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>"))
+
+
+def never_end() -> None:
+    """Keep the end token, 0, from ever being drawn, so that every rollout has the whole length."""
+    from realrl.sampling import hf
+
+    plain_draw = hf.draw
+
+    def draw(logits, uniforms, params):
+        logits[:, 0] = -1e9
+        return plain_draw(logits, uniforms, params)
+
+    hf.draw = draw
+
+
+def sample(sampler, batch, length: int):
+    from realrl.sampling import SamplingParams
+
+    group_size = len(batch) // len(batch.prompts)
+    rollouts = sampler.sample(
+        [prompt.token_ids for prompt in batch.prompts],
+        group_size=group_size,
+        params=SamplingParams(temperature=1.0, max_new_tokens=length),
+        seeds=list(range(len(batch))),
+    )
+    assert all(len(rollout.token_ids) == length for rollout in rollouts)
+
+
+def seconds(function: Callable[[], object]) -> float:
+    started = time.process_time()
+    function()
+    return time.process_time() - started
+
+
+def medians(functions: Sequence[Callable[[], object]], repeats: int) -> list[float]:
+    """CPU seconds of each function; they take turns, after one round that warms up."""
+    times: list[list[float]] = [[] for _ in functions]
+    for repeat in range(repeats + 1):
+        for own, function in zip(times, functions, strict=True):
+            taken = seconds(function)
+            if repeat:
+                own.append(taken)
+    return [statistics.median(own) for own in times]
+
+
+def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
+    xs, ys = [math.log(size) for size in sizes], [math.log(cost) for cost in costs]
+    return round(statistics.linear_regression(xs, ys).slope, 3)
+
+
+def linear_shapes(model) -> list[tuple[int, int]]:
+    """(in, out) of every linear layer but the head, which sees other tokens."""
+    import torch
+
+    head = model.get_output_embeddings()
+    return [
+        (module.in_features, module.out_features)
+        for module in model.modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    ]
+
+
+def products(shapes: Sequence[tuple[int, int]], tokens: int, kinds: str) -> Callable[[], None]:
+    """Plain matrix products of these layers on `tokens` rows: f forward, b the two of backward."""
+    import torch
+
+    made = [(torch.randn(tokens, i), torch.randn(o, i), torch.randn(tokens, o)) for i, o in sorted(set(shapes))]
+    counts = [shapes.count(shape) for shape in sorted(set(shapes))]
+
+    def run() -> None:
+        for (x, w, y), count in zip(made, counts, strict=True):
+            for _ in range(count):
+                if "f" in kinds:
+                    x @ w.T
+                if "b" in kinds:
+                    y @ w
+                    y.T @ x
+
+    return run
+
+
+def flops(shapes: Sequence[tuple[int, int]], tokens: int) -> float:
+    return 2.0 * tokens * sum(i * o for i, o in shapes)
+
+
+def share_section(repeats: int) -> dict:
+    """Only products of the linear layers and the head count as work done: attention, norms and the rest are overhead here."""
+    import torch
+
+    from realrl.logprobs import response_logprobs
+
+    vocabulary, groups, group_size, length = 8192, 8, 8, 64
+    model = make_model(vocabulary)
+    model.train()
+    batch = make_batch(groups, group_size, length, vocabulary)
+    sampler, rows = make_sampler(model), groups * group_size
+    shapes, head = linear_shapes(model), [(HIDDEN, vocabulary)]
+    body_tokens, head_tokens = groups * PROMPT + rows * (length - 1), rows * length
+    kept: list = []
+
+    def forward() -> None:
+        kept[:] = [response_logprobs(model, batch, temperature=1.0).logprobs.sum()]
+
+    def backward() -> None:
+        model.zero_grad()
+        kept.pop().backward()
+
+    body_f, head_f = products(shapes, body_tokens, "f"), products(head, head_tokens, "f")
+    body_b, head_b = products(shapes, body_tokens, "b"), products(head, head_tokens, "b")
+    prefill, decode = products(shapes, groups * PROMPT, "f"), products([*shapes, *head], rows, "f")
+
+    def decode_all() -> None:
+        prefill()
+        for _ in range(length - 1):
+            decode()
+
+    forward_s, backward_s, sampling_s, body_f_s, head_f_s, body_b_s, head_b_s, decode_s = medians(
+        [forward, backward, lambda: sample(sampler, batch, length), body_f, head_f, body_b, head_b, decode_all], repeats
+    )
+    work = flops(shapes, body_tokens) + flops(head, head_tokens)
+    report = {}
+    for name, took, limit, amount in (
+        ("forward", forward_s, body_f_s + head_f_s, work),
+        ("backward", backward_s, body_b_s + head_b_s, 2 * work),
+        ("sampling", sampling_s, decode_s, work),
+    ):
+        report[name] = {
+            "seconds": round(took, 4),
+            "gflops": round(amount / took / 1e9, 1),
+            "matmul_gflops": round(amount / limit / 1e9, 1),
+            "share_of_matmul": round(limit / took, 3),
+        }
+    kind = {"hidden": HIDDEN, "layers": LAYERS, "vocabulary": vocabulary, "rollouts": rows, "response_length": length}
+    return {**kind, "dtype": str(torch.float32), **report}
+
+
+def step_cost(model, batch, budget: int = 4096) -> Callable[[], None]:
+    def run() -> None:
+        model.zero_grad()
+        gradient_step(model, budget).backward(batch, None, None)
+
+    return run
+
+
+def groups_section(repeats: int) -> dict:
+    """128 rollouts of 32 tokens in groups of 4, 8 and 16: the update's cost, and sampling's."""
+    vocabulary, rows, length = 2048, 128, 32
+    model = make_model(vocabulary)
+    model.train()
+    sampler, sizes = make_sampler(model), (4, 8, 16)
+    batches = [make_batch(rows // size, size, length, vocabulary) for size in sizes]
+    update = medians([step_cost(model, batch) for batch in batches], repeats)
+    sampling = medians([lambda batch=batch: sample(sampler, batch, length) for batch in batches], repeats)
+    whole = [a + b for a, b in zip(update, sampling, strict=True)]
+
+    def row(costs: Sequence[float]) -> dict:
+        per_token = [1e6 * cost / (rows * length) for cost in costs]
+        return {
+            "microseconds_per_token": dict(zip(map(str, sizes), (round(cost, 2) for cost in per_token), strict=True)),
+            "largest_over_smallest": round(max(per_token) / min(per_token), 3),
+            "exponent": exponent(sizes, per_token),
+        }
+
+    return {"response_tokens": rows * length, "update": row(update), "sampling": row(sampling), "both": row(whole)}
+
+
+def length_section(repeats: int) -> dict:
+    """4,096 response tokens as many short or few long responses, two groups at least."""
+    vocabulary, tokens, lengths = 2048, 4096, (32, 64, 128, 256)
+    model = make_model(vocabulary)
+    model.train()
+    batches = [make_batch(tokens // size // 8, 8, size, vocabulary) for size in lengths]
+    costs = medians([step_cost(model, batch) for batch in batches], repeats)
+    per_token = [1e6 * cost / tokens for cost in costs]
+    return {
+        "response_tokens": tokens,
+        "microseconds_per_token": dict(zip(map(str, lengths), (round(cost, 2) for cost in per_token), strict=True)),
+        "exponent": exponent(lengths, per_token),
+    }
+
+
+def vocabulary_section(repeats: int) -> dict:
+    """The head alone: log-probabilities of 512 tokens and their gradient."""
+    import torch
+
+    from realrl.head import Head, token_stats
+
+    tokens, sizes = 512, (4096, 16384, 65536)
+
+    def make(size: int) -> Callable[[], None]:
+        hidden = torch.randn(tokens, HIDDEN, requires_grad=True)
+        weight = torch.randn(size, HIDDEN, requires_grad=True)
+        ids = torch.randint(0, size, (tokens,))
+
+        def run() -> None:
+            hidden.grad = weight.grad = None
+            token_stats(Head(weight, None, None, 1.0), hidden, ids, 1.0)[0].sum().backward()
+
+        return run
+
+    costs = medians([make(size) for size in sizes], repeats)
+    return {
+        "tokens": tokens,
+        "seconds": dict(zip(map(str, sizes), (round(cost, 4) for cost in costs), strict=True)),
+        "exponent": exponent(sizes, costs),
+    }
+
+
+class Laps:
+    """CPU seconds spent in named calls."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def add(self, name: str, since: float) -> None:
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.process_time() - since
+
+    def around(self, name: str, function: Callable) -> Callable:
+        def wrapper(*args, **kwargs):
+            started = time.process_time()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.add(name, started)
+
+        return wrapper
+
+
+def bookkeeping_section(repeats: int) -> dict:
+    """A whole step, and in it sampling, the model's forward and backward, and the optimizer; the rest is bookkeeping."""
+    import torch
+
+    import realrl.logprobs as logprobs
+    from realrl.sampling import SamplingParams
+    from realrl.train import batching
+    from realrl.types import Verdict
+
+    vocabulary, length = 2048, 64
+    model = make_model(vocabulary)
+    model.train()
+    sampler, step = make_sampler(model), gradient_step(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
+    prompts = make_batch(8, 8, length, vocabulary).prompts
+    verdicts = [Verdict("correct" if row % 2 else "wrong") for row in range(64)]
+    laps, started = Laps(), 0.0
+
+    def enter(*_) -> None:
+        nonlocal started
+        started = time.process_time()
+
+    def leave(*_) -> None:
+        laps.add("forward" if torch.is_grad_enabled() else "sampling_in_model", started)
+
+    hooks = [model.base_model.register_forward_pre_hook(enter), model.base_model.register_forward_hook(leave)]
+    plain_stats, plain_backward = logprobs.token_stats, torch.Tensor.backward
+    logprobs.token_stats = laps.around("forward", plain_stats)
+    torch.Tensor.backward = laps.around("backward", plain_backward)
+    params = SamplingParams(temperature=1.0, max_new_tokens=length)
+
+    def run() -> None:
+        rollouts = laps.around("sampling", sampler.sample)(
+            [prompt.token_ids for prompt in prompts], group_size=8, params=params, seeds=list(range(64))
+        )
+        step.backward(batching.make_batch(prompts, rollouts, verdicts, torch.device("cpu")), None, None)
+        update = laps.around("optimizer", lambda: (torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0), optimizer.step()))
+        update()
+        optimizer.zero_grad(set_to_none=True)
+
+    try:
+        run()
+        laps.seconds.clear()
+        whole = sum(seconds(run) for _ in range(repeats))
+    finally:
+        logprobs.token_stats, torch.Tensor.backward = plain_stats, plain_backward
+        for hook in hooks:
+            hook.remove()
+    shares = {name: laps.seconds[name] / whole for name in ("sampling", "forward", "backward", "optimizer")}
+    outside = shares["sampling"] - laps.seconds["sampling_in_model"] / whole
+    return {
+        "step_seconds": round(whole / repeats, 4),
+        "shares": {name: round(value, 4) for name, value in shares.items()},
+        "bookkeeping_share": round(1 - sum(shares.values()), 4),
+        "head_and_draws_share_in_sampling": round(outside / shares["sampling"], 4),
+    }
+
+
+MEMORY_TOKENS, MEMORY_HIDDEN, MEMORY_VOCABULARIES = 4096, 64, (16384, 65536, 151936)
+
+
+def added_mib(vocabulary: int) -> float:
+    """Peak MiB that log-probabilities and their gradient add, without the weight's gradient; for a process of its own."""
+    import torch
+
+    from realrl.head import Head, token_stats
+
+    hidden = torch.randn(MEMORY_TOKENS, MEMORY_HIDDEN, requires_grad=True)
+    weight = torch.randn(vocabulary, MEMORY_HIDDEN, requires_grad=True)
+    ids = torch.randint(0, vocabulary, (MEMORY_TOKENS,))
+    # ru_maxrss would start from the peak of the imports, or of the parent: Linux forgets this process's peak at a 5.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = peak_mib()
+    token_stats(Head(weight, None, None, 1.0), hidden, ids, 1.0)[0].sum().backward()
+    return peak_mib() - before - weight.numel() * 4 / 2**20
+
+
+def peak_mib() -> float:
+    """This process's peak memory since it was last forgotten (Linux)."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM"))
+
+
+def memory_section(repeats: int) -> dict:
+    """Peak memory of the head's work; logits of all tokens in float32 for comparison."""
+    peaks = []
+    for size in MEMORY_VOCABULARIES:
+        runs = [
+            float(subprocess.run([sys.executable, __file__, "--added-mib", str(size)], capture_output=True, check=True).stdout)
+            for _ in range(repeats)
+        ]
+        peaks.append(statistics.median(runs))
+    return {
+        "tokens": MEMORY_TOKENS,
+        "mib": dict(zip(map(str, MEMORY_VOCABULARIES), (round(peak, 1) for peak in peaks), strict=True)),
+        "mib_of_all_logits": {str(size): round(MEMORY_TOKENS * size * 4 / 2**20) for size in MEMORY_VOCABULARIES},
+        "exponent": exponent(MEMORY_VOCABULARIES, peaks),
+    }
+
+
+# Qwen2.5's own shapes: hidden, intermediate, layers, heads, key/value heads, vocabulary.
+GPU_SIZES = {"0.5b": (896, 4864, 24, 14, 2, 151936), "1.5b": (1536, 8960, 28, 12, 2, 151936)}
+
+
+def gpu(size: str, lengths: Sequence[int], repeats: int, peak_tflops: float) -> dict:
+    """Forward and backward of one group of 8 in bfloat16 at each length, until memory is out; 6 FLOPs a weight and token."""
+    import torch
+
+    hidden, intermediate, layers, heads, kv_heads, vocabulary = GPU_SIZES[size]
+    model = make_model(
+        vocabulary,
+        "cuda",
+        torch.bfloat16,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        tie_word_embeddings=True,
+    )
+    model.train()
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    rows = {}
+    for length in lengths:
+        batch = make_batch(1, 8, length, vocabulary, "cuda")
+        torch.cuda.reset_peak_memory_stats()
+        try:
+            times = []
+            for _ in range(repeats + 1):
+                torch.cuda.synchronize()
+                started = time.perf_counter()
+                step_cost(model, batch, budget=2 * length)()
+                torch.cuda.synchronize()
+                times.append(time.perf_counter() - started)
+        except torch.cuda.OutOfMemoryError:
+            rows[str(length)] = "out of memory"
+            break
+        took, tokens = statistics.median(times[1:]), 8 * length
+        # Causal attention: 2 products of length²/2 forward, twice that backward.
+        work = 6.0 * weights * tokens + 6.0 * layers * hidden * 8 * length**2
+        rows[str(length)] = {
+            "tokens_per_second": round(tokens / took),
+            "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
+            "mfu": round(work / took / (peak_tflops * 1e12), 3),
+        }
+    return {"card": torch.cuda.get_device_name(), "size": size, "parameters": weights, "lengths": rows}
+
+
+def cpu_model() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+SECTIONS = {
+    "share": share_section,
+    "groups": groups_section,
+    "length": length_section,
+    "vocabulary": vocabulary_section,
+    "bookkeeping": bookkeeping_section,
+    "memory": memory_section,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--sections", default=",".join(SECTIONS))
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--size", default="1.5b", choices=list(GPU_SIZES))
+    parser.add_argument("--lengths", default="1024,2048,4096,8192")
+    parser.add_argument("--peak-tflops", type=float, default=989.0, help="of the card in bfloat16, dense; H100 SXM: 989")
+    parser.add_argument("--added-mib", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.added_mib:
+        print(added_mib(arguments.added_mib))
+        return
+    import torch
+
+    torch.set_num_threads(arguments.threads)
+    report: dict[str, object] = {
+        "cpu": cpu_model(),
+        "threads": arguments.threads,
+        "repeats": arguments.repeats,
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+    }
+    if arguments.device == "cuda":
+        lengths = [int(length) for length in arguments.lengths.split(",")]
+        report["gpu"] = gpu(arguments.size, lengths, arguments.repeats, arguments.peak_tflops)
+    else:
+        never_end()
+        for name in arguments.sections.split(","):
+            report[name] = SECTIONS[name](arguments.repeats)
+            print(f"{name}: done", file=sys.stderr)
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Keys and values of rows that are decoded together: room ahead for new tokens, rows that end and rows that come in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedConfig
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+# Columns that a cache grows by: attention reads all columns at every token, so copying them every 256 tokens costs nothing.
+BLOCK = 256
+
+
+def supports(config: PreTrainedConfig) -> bool:
+    """Whether a `RowCache` can stand for the model's own cache: attention over all tokens or over a window of them."""
+    kinds = getattr(config.get_text_config(), "layer_types", None) or ()
+    layers = DynamicCache(config=config).layers
+    return set(kinds) <= {"full_attention", "sliding_attention"} and all(
+        type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers
+    )
+
+
+class RowLayer(DynamicLayer):
+    """One layer's keys and values (R, heads, columns, size): views of the used part of a larger room.
+
+    A layer with a window keeps all of its columns; transformers then masks by the window, as it does without a cache.
+    """
+
+    def __init__(self, block: int) -> None:
+        super().__init__()
+        self._block = block
+        self._rooms: list[Tensor] = []
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append columns. What an empty layer is given first it takes as its room, without a copy."""
+        new = (key_states, value_states)
+        if not self._rooms:
+            self._rooms = list(new)
+            self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
+            return self._show(len(key_states), key_states.shape[2])
+        rows, width = len(key_states), self.get_seq_length()
+        wider = width + key_states.shape[2]
+        for index, states in enumerate(new):
+            if wider > self._rooms[index].shape[2]:
+                room = states.new_empty(rows, states.shape[1], wider + self._block, states.shape[3])
+                room[:, :, :width] = self._rooms[index][:rows, :, :width]
+                self._rooms[index] = room
+            self._rooms[index][:rows, :, width:wider] = states
+        return self._show(rows, wider)
+
+    def admit(self, prompts: RowLayer, repeat: Int[Tensor, " R"], drop: int) -> None:
+        """Add a row for each item of `repeat`, which names its row of `prompts`; forget the first `drop` columns."""
+        width = max(self.get_seq_length() - drop, prompts.get_seq_length())
+        rows = len(self.keys) if self.keys is not None else 0
+        for index, prompt in enumerate(prompts._rooms):
+            room = prompt.new_empty(rows + len(repeat), prompt.shape[1], width + self._block, prompt.shape[3])
+            if rows:
+                _fill(room[:rows, :, :width], self._rooms[index][:rows, :, drop : self.get_seq_length()])
+            _fill(room[rows:, :, :width], prompt[repeat])
+            self._rooms[index : index + 1] = [room]
+        self.dtype, self.device, self.is_initialized = prompts.dtype, prompts.device, True
+        self._show(rows + len(repeat), width)
+
+    def move(self, sources: Int[Tensor, " M"], targets: Int[Tensor, " M"], rows: int) -> None:
+        """Copy row to row; keep the first `rows` rows. A room that is half empty is given up for a smaller one."""
+        width = self.get_seq_length()
+        for index, room in enumerate(self._rooms):
+            if len(targets):
+                room[targets, :, :width] = room[sources, :, :width]
+            if 2 * rows <= len(room):
+                self._rooms[index] = room[:rows].clone()
+        self._show(rows, width)
+
+    def _show(self, rows: int, width: int) -> tuple[Tensor, Tensor]:
+        self.keys, self.values = (room[:rows, :, :width] for room in self._rooms)
+        return self.keys, self.values
+
+
+def _fill(room: Float[Tensor, "R H C D"], states: Float[Tensor, "R H c D"]) -> None:
+    """Put the states at the right end; zeros before them, since a masked column must still be finite."""
+    blank = room.shape[2] - states.shape[2]
+    room[:, :, :blank] = 0
+    room[:, :, blank:] = states
+
+
+class RowCache(DynamicCache):
+    """A cache of `RowLayer`s, whose rooms have `block` columns to spare."""
+
+    def __init__(self, config: PreTrainedConfig, block: int = BLOCK) -> None:
+        super().__init__()
+        self.layers = [RowLayer(block) for _ in DynamicCache(config=config).layers]
+
+    def admit(self, prompts: RowCache, repeat: Int[Tensor, " R"], drop: int) -> None:
+        """See `RowLayer.admit`; `prompts` is given up layer by layer, so that its memory is free at once."""
+        for index, layer in enumerate(self.layers):
+            layer.admit(prompts.layers[index], repeat, drop)
+            prompts.layers[index] = RowLayer(0)
+
+    def move(self, sources: Int[Tensor, " M"], targets: Int[Tensor, " M"], rows: int) -> None:
+        """See `RowLayer.move`."""
+        for layer in self.layers:
+            layer.move(sources, targets, rows)

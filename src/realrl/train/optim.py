@@ -1,0 +1,140 @@
+"""AdamW over the parameters in training: with moments in 8 bits, with float32 master weights.
+
+Every state is a tensor of its own, so that a checkpoint in safetensors brings a run back bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from realrl.config import OptimSection
+from realrl.models.adapters import need_bitsandbytes
+
+_MASTER = "master"
+# Of bitsandbytes.
+_BLOCK = 256
+_SMALLEST_IN_8_BITS = 4096
+
+
+def build_optimizer(optim: OptimSection, model: PreTrainedModel) -> torch.optim.Optimizer:
+    """The recipe's optimizer over the parameters that require a gradient, in the order of `model.named_parameters()`.
+
+    Raises ConfigError for `adamw_8bit` without bitsandbytes.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    kind: Any = _adamw_8bit() if optim.type == "adamw_8bit" else torch.optim.AdamW
+
+    def make(weights: Sequence[Tensor]) -> torch.optim.Optimizer:
+        return kind(weights, lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay)
+
+    narrow = any(parameter.dtype != torch.float32 for parameter in parameters)
+    return MasterWeights(parameters, make) if optim.master_weights and narrow else make(parameters)
+
+
+def state_bytes(optim: OptimSection, model: PreTrainedModel) -> int:
+    """Bytes that the optimizer will hold: two moments of each parameter in training, and its master weights."""
+    total = 0.0
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
+        master = optim.master_weights and parameter.dtype != torch.float32
+        width = 4 if master else parameter.element_size()
+        if optim.type == "adamw_8bit":
+            # A float32 scale for each block of codes; small parameters keep float32 moments.
+            width = 1 + 4 / _BLOCK if parameter.numel() >= _SMALLEST_IN_8_BITS else 4
+        total += parameter.numel() * (2 * width + 4 * master)
+    return round(total)
+
+
+class MasterWeights(torch.optim.Optimizer):
+    """An optimizer whose updates go to float32 copies of the weights, which the weights then are rounded from.
+
+    `make` builds the optimizer of the copies. Parameters in float32 have no copy. Only elementwise operations: sharded
+    parameters (DTensor) get sharded copies.
+    """
+
+    def __init__(self, weights: Sequence[Tensor], make: Callable[[Sequence[Tensor]], torch.optim.Optimizer]) -> None:
+        self.weights = list(weights)
+        self.masters = [w if w.dtype == torch.float32 else w.detach().to(torch.float32) for w in self.weights]
+        self.inner = make(self.masters)
+        super().__init__(self.weights, dict(self.inner.defaults))
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One update from the gradients of the weights."""
+        if closure is not None:
+            raise NotImplementedError("a closure is not supported; compute the gradients before step()")
+        for own, inner in zip(self.param_groups, self.inner.param_groups, strict=True):
+            inner.update({key: value for key, value in own.items() if key != "params"})
+        gradients = [weight.grad for weight in self.weights]
+        for master in self.masters:
+            master.grad = None
+        # One parameter at a time, so that a single gradient in float32 is in memory.
+        for weight, master, gradient in zip(self.weights, self.masters, gradients, strict=True):
+            if gradient is None:
+                continue
+            master.grad = gradient.to(torch.float32)
+            self.inner.step()
+            master.grad = None
+            if weight is not master:
+                weight.copy_(master)
+        for weight, gradient in zip(self.weights, gradients, strict=True):
+            weight.grad = gradient
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the optimizer of the copies, each with its copy under the key `master`."""
+        inner = self.inner.state_dict()
+        state = {index: dict(entries) for index, entries in inner["state"].items()}
+        for index, (weight, master) in enumerate(zip(self.weights, self.masters, strict=True)):
+            if weight is not master:
+                state.setdefault(index, {})[_MASTER] = master
+        return {"state": state, "param_groups": super().state_dict()["param_groups"]}
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave; the weights become their copies, rounded."""
+        state = {index: dict(entries) for index, entries in state_dict["state"].items()}
+        for index, (weight, master) in enumerate(zip(self.weights, self.masters, strict=True)):
+            if weight is not master:
+                # A state from before master weights were asked for has none: the weights as they are.
+                master.copy_(state.get(index, {}).pop(_MASTER, weight))
+                weight.copy_(master)
+        filled = {index: entries for index, entries in state.items() if entries}
+        self.inner.load_state_dict({"state": filled, "param_groups": state_dict["param_groups"]})
+        for own, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            own.update({key: value for key, value in saved.items() if key != "params"})
+
+
+def _adamw_8bit() -> type[torch.optim.Optimizer]:
+    bnb: Any = need_bitsandbytes("optim.type = 'adamw_8bit'")
+
+    class AdamW8bit(bnb.optim.AdamW8bit):
+        """bitsandbytes nests its state, shares the tables of the codes between parameters and counts steps in an int."""
+
+        def state_dict(self) -> dict[str, Any]:
+            plain = torch.optim.Optimizer.state_dict(self)
+            plain["state"] = {
+                index: {
+                    key: torch.tensor(float(value)) if key == "step" else value
+                    for key, value in entries.items()
+                    if not key.startswith("qmap")
+                }
+                for index, entries in plain["state"].items()
+            }
+            return plain
+
+        def load_state_dict(self, state_dict: dict[str, Any], move_to_device: bool = True) -> None:
+            tables = {"qmap1": self.name2qmap["dynamic"], "qmap2": self.name2qmap["udynamic"]}
+            state = {
+                index: {key: int(value) if key == "step" else value for key, value in entries.items()}
+                | (tables if "absmax1" in entries else {})
+                for index, entries in state_dict["state"].items()
+            }
+            super().load_state_dict({**state_dict, "state": state}, move_to_device)
+
+    return AdamW8bit

@@ -1,0 +1,111 @@
+"""`torchrun -m realrl train` on gloo processes: the same run as on one, checkpoints for any number of ranks, no orphans."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_train_command import ROOT, TINY, realrl, records
+from transformers import AutoModelForCausalLM
+
+from realrl.models import resolve_model
+
+# Five prompts on two ranks: one has a prompt more.
+SMALL = "--train.prompts_per_step 5 --train.mini_batch_prompts 5 --eval.problems 6 --sampling.group_size 4 --run.threads 1"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def adder():
+    return resolve_model("tiny-adder")
+
+
+def torchrun(ranks, *arguments):
+    words = [word for argument in arguments for word in str(argument).split()]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m", "realrl"]
+    return subprocess.Popen(
+        [*command, "train", TINY, *SMALL.split(), *words],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def finished(process):
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err[-3000:]
+    return out
+
+
+def responses(run, step):
+    return [row["response"] for row in pq.read_table(run / "rollouts" / f"step_{step:06}.parquet").to_pylist()]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    run = tmp_path_factory.mktemp("alone") / "run"
+    realrl("train", TINY, SMALL, "--run.dir", run, "--train.steps 3 --checkpoint.every 1")
+    return run
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_two_ranks_are_the_run_of_one_and_their_checkpoint_resumes_on_one(tmp_path, alone, parallel):
+    run = tmp_path / "run"
+    options = f"--train.steps 3 --checkpoint.every 2 --train.parallel {parallel}"
+    out = finished(torchrun(2, options, "--run.dir", run))
+    assert f"2 ranks, {parallel}" in out and out.count("step    1/3") == 1
+    for step in (1, 2, 3):
+        assert responses(run, step) == responses(alone, step)
+    for name in ("reward/mean", "loss", "grad/norm", "policy/entropy", "eval/column_addition/sampled/accuracy"):
+        ours = [record[name] for record in records(run) if name in record]
+        assert ours == pytest.approx([record[name] for record in records(alone) if name in record], rel=1e-4), name
+    # On one rank again, from step 2; and every checkpoint is a model that transformers loads.
+    saved = run / "checkpoints" / "step_2"
+    assert len(list(saved.glob("model*.safetensors"))) == (2 if parallel == "fsdp2" else 1)
+    whole = AutoModelForCausalLM.from_pretrained(saved).state_dict()
+    expected = AutoModelForCausalLM.from_pretrained(alone / "checkpoints" / "step_2").state_dict()
+    assert whole.keys() == expected.keys()
+    assert all(torch.allclose(whole[name], expected[name], rtol=0, atol=2e-5) for name in expected)
+    before = {name: value for file in saved.glob("optimizer*") for name, value in load_file(file).items()}
+    assert before.keys() == load_file(alone / "checkpoints" / "step_2" / "optimizer.safetensors").keys()
+    subprocess.run(["rm", "-r", run / "checkpoints" / "step_3"], check=True)
+    realrl("train", TINY, SMALL, options, "--run.dir", run, "--resume")
+    assert responses(run, 3) == responses(alone, 3)
+
+
+def test_a_checkpoint_of_one_rank_resumes_on_two_shards(tmp_path, alone):
+    run = tmp_path / "run"
+    subprocess.run(["cp", "-r", alone, run], check=True)
+    subprocess.run(["rm", "-r", run / "checkpoints" / "step_3"], check=True)
+    finished(torchrun(2, "--train.steps 3 --checkpoint.every 1 --train.parallel fsdp2 --resume", "--run.dir", run))
+    assert responses(run, 3) == responses(alone, 3)
+    assert [record["step"] for record in records(run) if "reward/mean" in record] == [1, 2, 3]
+
+
+def test_bad_input_ends_every_rank_with_one_message(tmp_path):
+    run = tmp_path / "run"
+    process = torchrun(2, "--optim.lrr 1", "--run.dir", run)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode != 0 and "did you mean optim.lr" in err and not run.exists()
+
+
+def test_a_dead_rank_ends_all(tmp_path):
+    run = tmp_path / "run"
+    process = torchrun(2, "--train.steps 100000 --eval.at_start false", "--run.dir", run)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step    2/"):
+            break
+    ranks = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    trainers = [pid for pid in ranks if "realrl" in Path(f"/proc/{pid}/cmdline").read_text()]
+    assert len(trainers) == 2
+    os.kill(trainers[1], signal.SIGKILL)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode != 0 and "SIGKILL" in err
+    assert not any(Path(f"/proc/{pid}").exists() for pid in trainers)

@@ -1,0 +1,37 @@
+"""What each rank of tests/unit/test_distributed.py runs under torchrun: the three optimizer steps of test_exactness.
+
+    torchrun --standalone --nproc-per-node 2 tests/ranks.py FOLDER OUT CASES
+
+CASES is JSON: name → [objective, train options]. Rank 0 writes each case's weights and losses to OUT (safetensors).
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+sys.path.insert(0, str(Path(__file__).parent / "unit"))
+
+from test_exactness import three_steps  # noqa: E402
+
+from realrl.train.distributed import join_world  # noqa: E402
+
+
+def main(folder: str, out: str, cases: str) -> None:
+    torch.set_num_threads(1)
+    with join_world() as world:
+        found = {}
+        for name, (objective, train) in json.loads(cases).items():
+            weights, updates = three_steps(folder, objective, world=world, **train)
+            found[f"{name}/weights"] = weights
+            found[f"{name}/losses"] = torch.tensor([update.report.loss for update in updates])
+            found[f"{name}/norms"] = torch.tensor([update.grad_norm for update in updates])
+            found[f"{name}/entropy"] = torch.cat([update.report.entropy_N for update in updates])
+        if world.is_main:
+            save_file(found, out)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
