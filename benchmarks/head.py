@@ -36,7 +36,7 @@ def work(side: str, shape: str, threads: int) -> dict[str, float]:
         hidden.grad = weight.grad = None
         started = time.perf_counter()
         if side == "chunked":
-            logprobs, _ = token_stats(Head(weight, None, None, 1.0), hidden, ids, 0.6)
+            logprobs, _, _ = token_stats(Head(weight, None, None, 1.0), hidden, ids, 0.6)
         else:
             scaled = torch.nn.functional.linear(hidden, weight).float() / 0.6
             logprobs = scaled.gather(1, ids[:, None])[:, 0] - scaled.logsumexp(dim=-1)

@@ -4,7 +4,8 @@
 
 share        achieved FLOP/s of forward, backward and sampling as a share of plain matrix products of the very shapes that the
              model's linear layers and head have there, timed in the same process
-groups       seconds per response token for 4, 8 and 16 rollouts a group, at the same number of response tokens in all
+groups       seconds per token for 4, 8 and 16 rollouts a group, at the same number of response tokens in all: per response
+             token, and per computed token, which counts each group's prompt once
 length       seconds per response token against the length of responses, at the same number of response tokens in all
 vocabulary   seconds of the log-probabilities and their gradient against the vocabulary
 bookkeeping  share of a step's time that is neither sampling nor the model's forward, backward or the optimizer
@@ -25,6 +26,7 @@ import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 HIDDEN, INTERMEDIATE, LAYERS, HEADS, KV_HEADS = 256, 1024, 4, 4, 2
 PROMPT = 32
@@ -36,7 +38,7 @@ def make_model(vocabulary: int, device: str = "cpu", dtype=None, **sizes):
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(0)
-    shape = {
+    shape: dict[str, Any] = {
         "hidden_size": HIDDEN,
         "intermediate_size": INTERMEDIATE,
         "num_hidden_layers": LAYERS,
@@ -47,7 +49,9 @@ def make_model(vocabulary: int, device: str = "cpu", dtype=None, **sizes):
         **(shape | sizes), vocab_size=vocabulary, max_position_embeddings=32768, eos_token_id=0, dtype=dtype or torch.float32
     )
     with torch.device(device):
-        return Qwen2ForCausalLM(config).to(dtype or torch.float32)
+        model = Qwen2ForCausalLM(config)
+    torch.nn.Module.to(model, dtype or torch.float32)
+    return model
 
 
 def make_batch(groups: int, group_size: int, length: int, vocabulary: int, device: str = "cpu"):
@@ -165,10 +169,10 @@ def products(shapes: Sequence[tuple[int, int]], tokens: int, kinds: str) -> Call
         for (x, w, y), count in zip(made, counts, strict=True):
             for _ in range(count):
                 if "f" in kinds:
-                    x @ w.T
+                    torch.mm(x, w.T)
                 if "b" in kinds:
-                    y @ w
-                    y.T @ x
+                    torch.mm(y, w)
+                    torch.mm(y.T, x)
 
     return run
 
@@ -248,11 +252,16 @@ def groups_section(repeats: int) -> dict:
     whole = [a + b for a, b in zip(update, sampling, strict=True)]
 
     def row(costs: Sequence[float]) -> dict:
-        per_token = [1e6 * cost / (rows * length) for cost in costs]
+        responses = [1e6 * cost / (rows * length) for cost in costs]
+        # A prompt is computed once a group, so smaller groups compute more prompt tokens for the same responses.
+        computed = [1e6 * cost / (rows * length + rows // size * PROMPT) for cost, size in zip(costs, sizes, strict=True)]
         return {
-            "microseconds_per_token": dict(zip(map(str, sizes), (round(cost, 2) for cost in per_token), strict=True)),
-            "largest_over_smallest": round(max(per_token) / min(per_token), 3),
-            "exponent": exponent(sizes, per_token),
+            name: {
+                "microseconds": dict(zip(map(str, sizes), (round(cost, 2) for cost in per_token), strict=True)),
+                "largest_over_smallest": round(max(per_token) / min(per_token), 3),
+                "exponent": exponent(sizes, per_token),
+            }
+            for name, per_token in (("per_response_token", responses), ("per_computed_token", computed))
         }
 
     return {"response_tokens": rows * length, "update": row(update), "sampling": row(sampling), "both": row(whole)}

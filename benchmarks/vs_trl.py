@@ -300,7 +300,7 @@ def work_trl(plan: dict, steps: int) -> list[dict[str, float]]:
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportMissingImports]  of the other environment
 
     torch.manual_seed(SEED)
     tokenizer = AutoTokenizer.from_pretrained(plan["tokenizer"])

@@ -241,8 +241,6 @@ def _shared(model: PreTrainedModel, head: Head | None, batch: Batch) -> tuple[Te
             input_ids=torch.cat([prompts.ids_PL[prompts.mask_PL], batch.response_ids[:, :-1][rest_NT]])[None],
             position_ids=torch.cat([positions_PL[prompts.mask_PL], positions_NT[rest_NT]])[None],
         )
-    if not attention.used:
-        raise _Refused
     cells_NT = torch.arange(batch.loss_mask.numel(), device=rest_NT.device).view_as(batch.loss_mask)
     return states_M, torch.cat([cells_NT[:, 0], cells_NT[:, 1:][rest_NT]])
 
@@ -266,7 +264,6 @@ class _SharedAttention:
         prompt = prompts.mask_PL[:1] if bool(prompts.mask_PL.all()) else prompts.mask_PL[self.of_row_N]
         self.mask = torch.cat([prompt[:, None].expand(-1, len(causal), -1), causal.expand(len(prompt), -1, -1)], dim=2)[:, None]
         self.bias: Tensor | None = None
-        self.used = False
 
     @contextmanager
     def installed(self, model: PreTrainedModel) -> Iterator[None]:
@@ -290,7 +287,6 @@ class _SharedAttention:
             kwargs.get(name) is not None for name in ("sliding_window", "softcap", "s_aux", "position_bias")
         ):
             raise _Refused
-        self.used = True
         (prompt_q, q), (prompt_k, k), (prompt_v, v) = (self._padded(states) for states in (query, key, value))
         settings: dict[str, Any] = {"dropout_p": dropout, "scale": scaling, "enable_gqa": key.shape[1] != query.shape[1]}
         outs = [scaled_dot_product_attention(prompt_q, prompt_k, prompt_v, is_causal=True, **settings)]

@@ -207,9 +207,10 @@ def test_an_exploding_run_stops_with_its_last_good_checkpoint(tmp_path):
 
 def test_sampling_one_step_ahead_uses_the_weights_of_one_update_ago(tmp_path):
     ahead, still = tmp_path / "ahead", tmp_path / "still"
-    train(ahead, "--train.steps 3 --sampling.steps_ahead 1")
+    one_update = "--train.steps 3 --train.mini_batch_prompts 4"
+    train(ahead, one_update, "--sampling.steps_ahead 1")
     # With steps of 1e-30 the weights stay what they were, so every step is sampled from the initial ones.
-    train(still, "--train.steps 3 --optim.lr 1e-30")
+    train(still, one_update, "--optim.lr 1e-30")
 
     def rollouts(run, step):
         return pq.read_table(run / "rollouts" / f"step_{step:06}.parquet").to_pylist()

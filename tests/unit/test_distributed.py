@@ -1,6 +1,8 @@
 """The weights after three optimizer steps are the same on 1, 2 and 4 ranks, whatever the groups and the layout of the model."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -27,14 +29,15 @@ CASES = {
 def on_ranks(count, folder, out, cases):
     """Run tests/ranks.py on `count` gloo processes; what rank 0 wrote."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    result = subprocess.run(
-        [*command, str(ROOT / "tests" / "ranks.py"), str(folder), str(out), json.dumps(cases)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    command += [str(ROOT / "tests" / "ranks.py"), str(folder), str(out), json.dumps(cases)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        _, err = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        # Killing torchrun alone would leave its ranks waiting for each other.
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    assert process.returncode == 0, err[-3000:]
     return load_file(out)
 
 

@@ -105,15 +105,15 @@ def test_top1_marks_the_most_probable_token(monkeypatch, columns):
 def test_logits_far_from_0_neither_overflow_nor_vanish(monkeypatch):
     """Sums move to the highest logit seen, in whichever tile it comes."""
     tiles(monkeypatch, 2, 2)
-    for order in ([500.0, -500.0, 499.0, 0.0, 501.0], [501.0, 500.0, -500.0, 0.0, 499.0]):
-        weight, ids = torch.tensor(order)[:, None], torch.tensor([order.index(500.0), order.index(-500.0)])
-        logprobs, entropy, top1 = token_stats(Head(weight, None, None, 1.0), torch.tensor([[1.0], [-2.0]]), ids, 1.0)
-        wanted, wanted_entropy = reference(
-            torch.tensor([[1.0], [-2.0]]).double(), Head(weight.double(), None, None, 1.0), ids, 1
-        )
+    hidden = torch.tensor([[1.0], [-2.0], [-1.0]])
+    for order in ([500.0, 300.0, 499.0, 400.0, 501.0], [501.0, 500.0, 300.0, 400.0, 499.0], [500.0, -300.0, 499.0, 0.0, 501.0]):
+        weight = torch.tensor(order)[:, None]
+        ids = torch.tensor([order.index(500.0), order.index(min(order)), order.index(499.0)])
+        logprobs, entropy, top1 = token_stats(Head(weight, None, None, 1.0), hidden, ids, 1.0)
+        wanted, wanted_entropy = reference(hidden.double(), Head(weight.double(), None, None, 1.0), ids, 1)
         torch.testing.assert_close(logprobs.double(), wanted, atol=1e-5, rtol=1e-6)
         torch.testing.assert_close(entropy.double(), wanted_entropy, atol=1e-5, rtol=1e-5)
-        assert top1.tolist() == [0.0, 1.0]
+        assert top1.tolist() == [0.0, 1.0, 0.0]
 
 
 def test_frozen_parts_get_no_gradient():

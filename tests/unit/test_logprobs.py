@@ -207,6 +207,28 @@ def test_position_ids_that_a_model_ignores_are_noticed():
     assert not packs(model) and layout_of(model) == "padded"
 
 
+def test_a_forward_pass_without_position_ids_is_not_shared():
+    """In bfloat16 random weights hide what positions change."""
+
+    class Deaf(Qwen2ForCausalLM):
+        def __init__(self, config):
+            super().__init__(config)
+            inner = self.model.forward
+            self.model.forward = lambda *args, **kwargs: inner(*args, **{**kwargs, "position_ids": None})
+
+    torch.manual_seed(0)
+    assert not shares_prompts(Deaf(Qwen2Config(**SIZES)).to(torch.bfloat16))
+
+
+def test_a_window_that_only_the_mask_knows_is_not_shared():
+    """It is longer than what a trial sees."""
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=32, max_window_layers=0))
+    for layer in model.model.layers:
+        layer.self_attn.sliding_window = None
+    assert not shares_prompts(model)
+
+
 def test_a_soft_cap_in_attention_is_not_shared():
     torch.manual_seed(0)
     config = Gemma2Config(**SIZES, head_dim=8, layer_types=["full_attention"] * 2, attn_implementation="eager")
