@@ -4,8 +4,8 @@
 
 Each side runs in processes of its own, in turns, TRL's with its own interpreter (`make bench-trl` makes one). Both load one
 saved model in float32, sample 8 prompts × 8 rollouts at temperature 1 with their own samplers, and take one AdamW step on
-all of them; no reference model, no gradient checkpointing, every group half right. TRL takes its defaults, with all
-64 rollouts in one micro-batch. Cases:
+all of them; no reference model, no gradient checkpointing, every group half right. TRL takes its defaults, micro-
+batches of 8 rollouts among them (`--trl-rows`; with more its head's tiles grow, and its peak memory with them). Cases:
 
     a  Qwen2, hidden 128, 4 layers, vocabulary 512; prompts of 32 tokens, responses of 64
     b  the same with vocabulary 151,936
@@ -245,8 +245,8 @@ def work_ours(plan: dict, steps: int) -> list[dict[str, float]]:
     import torch
     from transformers import AutoTokenizer
 
-    from realrl.cli import _return_freed_memory
     from realrl.config import OptimSection
+    from realrl.memory import keep_freed_memory, return_freed_memory
     from realrl.models import load_model
     from realrl.objectives import build_objective
     from realrl.sampling import HFSampler, SamplingParams
@@ -255,8 +255,8 @@ def work_ours(plan: dict, steps: int) -> list[dict[str, float]]:
     from realrl.train.step import GradientStep, StepSettings
     from realrl.types import Problem, Prompt, Verdict
 
-    # What the command line does at its start.
-    _return_freed_memory()
+    # As the command line does at its start, and the training loop after sampling.
+    keep_freed_memory()
     torch.manual_seed(SEED)
     tokenizer = AutoTokenizer.from_pretrained(plan["tokenizer"])
     model = load_model(plan["model"], dtype=torch.float32)
@@ -276,6 +276,7 @@ def work_ours(plan: dict, steps: int) -> list[dict[str, float]]:
         seeds = force.seeds(step)
         watch.start()
         rollouts = sample([prompt.token_ids for prompt in prompts], group_size=GROUP_SIZE, params=params, seeds=seeds)
+        return_freed_memory()
         batch = make_batch(prompts, rollouts, verdicts, torch.device("cpu"))
         optimizer.zero_grad(set_to_none=True)
         report = both(batch, None, None)
@@ -311,6 +312,7 @@ def work_trl(plan: dict, steps: int) -> list[dict[str, float]]:
 
     class Steps(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
+            seen["trained"] = 0
             watch.start()
 
         def on_step_end(self, args, state, control, **kwargs):
@@ -320,7 +322,8 @@ def work_trl(plan: dict, steps: int) -> list[dict[str, float]]:
     with tempfile.TemporaryDirectory() as folder:
         config = GRPOConfig(
             output_dir=folder,
-            per_device_train_batch_size=ROWS,
+            per_device_train_batch_size=plan["trl_rows"],
+            gradient_accumulation_steps=ROWS // plan["trl_rows"],
             num_generations=GROUP_SIZE,
             max_completion_length=plan["limit"],
             max_steps=steps + 1,
@@ -355,7 +358,7 @@ def work_trl(plan: dict, steps: int) -> list[dict[str, float]]:
             return out
 
         def watched_loss(model, inputs, *args, **kwargs):
-            seen["trained"] = int(inputs["completion_mask"].sum())
+            seen["trained"] += int(inputs["completion_mask"].sum())
             return compute_loss(model, inputs, *args, **kwargs)
 
         trainer._generate, trainer.compute_loss = watched_generate, watched_loss
@@ -406,7 +409,11 @@ def compare(case: str, arguments: argparse.Namespace) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         run([sys.executable, __file__, "--prepare", case, folder], arguments.threads)
         place = Path(folder) / "plan.json"
-        plan = json.loads(place.read_text()) | {"budget": arguments.budget, "objective": arguments.objective}
+        plan = json.loads(place.read_text()) | {
+            "budget": arguments.budget,
+            "objective": arguments.objective,
+            "trl_rows": arguments.trl_rows,
+        }
         place.write_text(json.dumps(plan))
         steps = arguments.steps or STEPS[case]
         runs: dict[str, list[dict]] = {"ours": [], "trl": []}
@@ -439,6 +446,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, default=0, help="timed steps of a process; 0: the case's own")
     parser.add_argument("--budget", type=int, default=4096, help="ours: train.micro_batch_tokens")
+    parser.add_argument("--trl-rows", type=int, default=8, help="TRL's: per_device_train_batch_size, a divisor of 64")
     parser.add_argument("--objective", default="real", help="ours: objective.type")
     local = ROOT / ".venv-trl" / "bin" / "python"
     parser.add_argument("--trl-python", default=str(local) if local.exists() else "/opt/envs/trl/bin/python")
@@ -456,6 +464,7 @@ def main() -> None:
             "threads": arguments.threads,
             "repeats": arguments.repeats,
             "budget": arguments.budget,
+            "trl_rows": arguments.trl_rows,
             "objective": arguments.objective,
             "cases": {case: compare(case, arguments) for case in arguments.cases.split(",")},
         }

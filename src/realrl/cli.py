@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from realrl.errors import RealrlError
+from realrl.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from realrl.config import Config
@@ -23,8 +22,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train language models with verifiable rewards as labels (REAL, arXiv 2602.05630).",
 )
-# Of malloc.h.
-_M_MMAP_THRESHOLD = -3
 _WITH_OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 _OVERRIDES_HELP = "Any key of the recipe can be given by its dotted name, e.g. --optim.lr 1e-6 --train.steps 10."
 
@@ -34,7 +31,7 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Threads that spin while they wait slow a shared machine down many times over; read when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    _return_freed_memory()
+    keep_freed_memory()
     try:
         app()
     except RealrlError as error:
@@ -274,16 +271,6 @@ def check_data(
             print(f"  {printable(pair.train.id)} holds {pair.containment:.0%} of {printable(pair.evaluated.id)}")
     if passed < 0.995 * report.total:
         raise typer.Exit(1)
-
-
-def _return_freed_memory() -> None:
-    """Give freed blocks of 1 MiB and more back to the system.
-
-    glibc would keep them for reuse, but caches grow and change their size with every token, so a run's memory would grow
-    over its steps. Nothing happens where the C library has no mallopt.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
 def parse_overrides(arguments: list[str]) -> dict[str, str]:

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "realrl"
-BASE = {"types", "errors", "seeding"}
+BASE = {"types", "errors", "seeding", "memory"}
 CONFIG = BASE | {"config", "objectives"}
 ALLOWED = {
     "types": set(),
     "errors": set(),
     "seeding": set(),
+    "memory": set(),
     "objectives": {"types"},
     "config": BASE | {"objectives"},
     "head": BASE,

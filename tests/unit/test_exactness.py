@@ -6,7 +6,8 @@ import torch
 from realrl.config import parse_config
 from realrl.models import Reference, load_model
 from realrl.objectives import build_objective
-from realrl.train.distributed import World, shard, whole
+from realrl.sampling import whole
+from realrl.train.distributed import World, shard
 from realrl.train.loop import update_policy
 from realrl.train.setup import Run
 from realrl.types import Batch, Problem, Prompt

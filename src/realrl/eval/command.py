@@ -18,7 +18,7 @@ from realrl.eval.runner import EvalResult, grade_generations
 from realrl.eval.store import Generation, Store, file_name, prompt_digest, write_whole
 from realrl.eval.tables import average, details_table, notes, summary_table
 from realrl.logging import write_rollouts
-from realrl.models import load_model, load_tokenizer, resolve_model, weights_fingerprint
+from realrl.models import adapter_folder, load_model, load_tokenizer, resolve_model, weights_fingerprint
 from realrl.rewards import build_verifier
 from realrl.sampling import HFSampler, SamplingParams, TextEngine, TextRequest
 from realrl.sampling.openai import EndpointEngine
@@ -254,8 +254,11 @@ def _engine(name: str, request: EvalRequest, params: SamplingParams, longest_pro
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     if name == "vllm":
+        folder = resolve_model(request.model)
+        if adapter_folder(folder):
+            raise ConfigError(f"{request.model} holds an adapter alone, and --engine vllm reads whole weights; use --engine hf")
         return VLLMEngine(
-            resolve_model(request.model),
+            folder,
             params,
             dtype=str(dtype).removeprefix("torch."),
             longest_prompt=longest_prompt,
@@ -264,7 +267,7 @@ def _engine(name: str, request: EvalRequest, params: SamplingParams, longest_pro
     if name != "hf":
         raise ConfigError(f"unknown --engine {name!r}; known: auto, hf, vllm; or --endpoint URL")
     model = load_model(request.model, dtype=dtype, device=device).eval()
-    return HFEngine(HFSampler(model, load_tokenizer(request.model)), params, device)
+    return HFEngine(HFSampler(model, load_tokenizer(request.model)), params)
 
 
 def _report(

@@ -67,7 +67,7 @@ def weights_fingerprint(path: str) -> str:
     """
     name = resolve_model(path)
     digest = hashlib.sha256()
-    if (folder := _adapter_folder(name)) is not None:
+    if (folder := adapter_folder(name)) is not None:
         settings = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")) | {"base_model_name_or_path": None}
         digest.update(json.dumps(settings, sort_keys=True).encode() + weights_fingerprint(_base_model(folder)).encode())
     elif not Path(name).is_dir():
@@ -88,7 +88,7 @@ def weights_fingerprint(path: str) -> str:
 def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The model's tokenizer, an adapter's own or its base model's; ConfigError where it cannot be had."""
     name = resolve_model(path)
-    if (folder := _adapter_folder(name)) is not None and not (folder / "tokenizer_config.json").is_file():
+    if (folder := adapter_folder(name)) is not None and not (folder / "tokenizer_config.json").is_file():
         return load_tokenizer(_base_model(folder), trust_remote_code=trust_remote_code)
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
@@ -110,7 +110,7 @@ def load_model(
     whose base is an adapter in turn has that one merged. Raises ConfigError where the model cannot be had.
     """
     name = resolve_model(path)
-    if (folder := _adapter_folder(name)) is not None:
+    if (folder := adapter_folder(name)) is not None:
         base = _base_model(folder)
         model = load_model(base, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quantize=quantize)
         adapters.merge_adapters(model)
@@ -133,7 +133,7 @@ def load_model(
         raise _unloadable("model", path, name, error) from error
 
 
-def _adapter_folder(name: str) -> Path | None:
+def adapter_folder(name: str) -> Path | None:
     """The folder `name`, where it holds an adapter without its base model."""
     folder = Path(name)
     return folder if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file() else None

@@ -8,7 +8,7 @@ from realrl.errors import ConfigError
 from realrl.sampling.base import Sampler, SamplingParams, TextEngine, TextRequest, TextResponse
 from realrl.sampling.hf import HFSampler
 from realrl.sampling.vllm import VLLMSampler
-from realrl.sampling.weights import merged_weights
+from realrl.sampling.weights import merged_weights, whole
 
 __all__ = [
     "HFSampler",
@@ -20,6 +20,7 @@ __all__ = [
     "VLLMSampler",
     "build_sampler",
     "merged_weights",
+    "whole",
 ]
 
 

@@ -18,6 +18,7 @@ from realrl.head import Head, head_of
 from realrl.logprobs import left_pad
 from realrl.sampling.base import SamplingParams
 from realrl.sampling.cache import BLOCK, RowCache, supports
+from realrl.sampling.weights import whole
 from realrl.types import Rollout
 
 # Rows whose logits are in memory together.
@@ -67,9 +68,9 @@ class HFSampler:
             return
         for own, new in zip(self._model.parameters(), model.parameters(), strict=True):
             if new.requires_grad:
-                own.copy_(_whole(new))
+                own.copy_(whole(new))
         for own, new in zip(self._model.buffers(), model.buffers(), strict=True):
-            own.copy_(_whole(new))
+            own.copy_(whole(new))
 
     def sample(
         self,
@@ -123,11 +124,6 @@ class HFSampler:
             text=str(self._tokenizer.decode(tokens, skip_special_tokens=True)),
             truncated=tokens[-1] not in self._end_ids,
         )
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    """The tensor itself, or all of one that is sharded over ranks."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 
-import torch
-
 from realrl.sampling.base import SamplingParams, TextRequest, TextResponse
 from realrl.sampling.hf import HFSampler
 
@@ -14,10 +12,9 @@ from realrl.sampling.hf import HFSampler
 class HFEngine:
     """Decodes at most `params.batch_rows` rows together; neighbouring requests of one prompt share its prefill."""
 
-    def __init__(self, sampler: HFSampler, params: SamplingParams, device: torch.device) -> None:
+    def __init__(self, sampler: HFSampler, params: SamplingParams) -> None:
         self._sampler = sampler
         self._params = params
-        self._device = device
 
     def generate(self, requests: Sequence[TextRequest]) -> Iterator[list[tuple[int, TextResponse]]]:
         """Responses in the order in which they are done."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from realrl.errors import ConfigError
 
@@ -30,21 +31,20 @@ def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         owner, _, leaf = name.rpartition(".")
         if ".original_module." in f".{name}" or _belongs_to_adapter(owner, layers):
             continue
-        weight = _full(_dequantised(model.get_submodule(owner), parameter))
+        weight = whole(_dequantised(model.get_submodule(owner), parameter))
         layer = layers.get(owner.removesuffix(".base_layer")) if owner.endswith(".base_layer") else None
         dtype = weight.dtype
         if layer is not None and leaf == "weight" and not layer.merged and not layer.disable_adapters:
             for adapter in layer.active_adapters:
                 if adapter in layer.lora_A or adapter in getattr(layer, "lora_embedding_A", {}):
                     # Often float32 beside a bfloat16 weight: the sum is rounded once.
-                    weight = weight + _full(layer.get_delta_weight(adapter)).to(weight.device)
+                    weight = weight + whole(layer.get_delta_weight(adapter)).to(weight.device)
         yield _plain_name(name), weight.to(dtype)
 
 
-def _full(tensor: Tensor) -> Tensor:
-    """The whole tensor of a shard (DTensor); any other as it is."""
-    gather: Any = getattr(tensor, "full_tensor", None)
-    return tensor.detach() if gather is None else gather().detach()
+def whole(tensor: Tensor) -> Tensor:
+    """The full tensor of one that is sharded over ranks (every rank takes part); any other as it is. Detached."""
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
 
 
 def _dequantised(module: nn.Module, parameter: Tensor) -> Tensor:

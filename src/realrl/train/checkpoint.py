@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from realrl.errors import TrainingError
-from realrl.train.distributed import World, in_lockstep, like, whole
+from realrl.sampling import whole
+from realrl.train.distributed import World, in_lockstep, like
 
 FORMAT = 1
 
@@ -90,7 +91,7 @@ def _save_sharded(folder: Path, stem: str, tensors: Iterator[tuple[str, torch.Te
     """Every tensor whole into the file of one rank, by turns; on each rank the same tensors in the same order."""
     own: dict[str, torch.Tensor] = {}
     for index, (name, tensor) in enumerate(tensors):
-        gathered = whole(tensor.detach())
+        gathered = whole(tensor)
         if index % world.size == world.rank:
             own[name] = gathered.cpu().contiguous()
     save_file(own, folder / _shard_name(stem, world.rank, world.size), metadata={"format": "pt"})

@@ -198,11 +198,6 @@ def token_stats_of(model: PreTrainedModel, batch: Batch, temperature: float) -> 
     return response_logprobs(model, batch, temperature=temperature)
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """The full tensor of a sharded one (every rank takes part); any other as it is."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
 def like(value: Tensor, parameter: Tensor) -> Tensor:
     """A whole tensor laid out as `parameter` is."""
     if not isinstance(parameter, DTensor) or value.shape != parameter.shape:

@@ -10,9 +10,11 @@ import torch
 
 from realrl.errors import TrainingError
 from realrl.logging import Alarms
+from realrl.memory import return_freed_memory
+from realrl.sampling import whole
 from realrl.seeding import derive_seed, generator
 from realrl.train.batching import make_batch, mini_batches, select_rows
-from realrl.train.distributed import sum_gradients, whole
+from realrl.train.distributed import sum_gradients
 from realrl.train.recorder import Recorder
 from realrl.train.rollouts import Collector
 from realrl.train.setup import Run
@@ -34,6 +36,7 @@ def train_loop(run: Run, recorder: Recorder, stop: StopRequest, start: int = 0) 
         clock = Clock()
         recorder.phase("sampling")
         collected = collector.collect(step)
+        return_freed_memory()
         clock.lap("collect")
         recorder.phase("updating")
         batch = make_batch(collected.prompts, collected.rollouts, collected.verdicts, run.device)

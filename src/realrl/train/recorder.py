@@ -11,6 +11,7 @@ import torch
 
 from realrl.eval.runner import EvalResult, evaluate
 from realrl.logging import Display, MetricsFile, Tracker, printable, write_rollouts
+from realrl.memory import return_freed_memory
 from realrl.rewards import last_boxed
 from realrl.seeding import derive_seed
 from realrl.train.checkpoint import save_checkpoint
@@ -111,6 +112,7 @@ class Recorder:
                     params=sampling_params(config.sampling, greedy=mode == "greedy", top_p=config.eval.top_p),
                     seed=derive_seed(config.run.seed, "eval", name),
                 )
+                return_freed_memory()
                 self.evaluations.append((step, name, mode, result))
                 if not self._world.is_main:
                     continue
