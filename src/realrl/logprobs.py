@@ -257,8 +257,9 @@ class _SharedAttention:
     def __init__(self, prompts: _Prompts, rest_NT: Bool[Tensor, "N R"]) -> None:
         self.of_row_N = prompts.of_row_N
         self.shape_PL, self.shape_NT = prompts.mask_PL.shape, rest_NT.shape
-        # Where the tokens of the row lie among the cells of padded prompts and padded responses.
-        self.cells_S = torch.cat([prompts.mask_PL.flatten(), rest_NT.flatten()]).nonzero()[:, 0]
+        # Where the tokens of the row lie among the cells of padded prompts and padded responses; None: nothing is padded.
+        real = torch.cat([prompts.mask_PL.flatten(), rest_NT.flatten()])
+        self.cells_S = None if bool(real.all()) else real.nonzero()[:, 0]
         causal = torch.ones(rest_NT.shape[1], rest_NT.shape[1], dtype=torch.bool, device=rest_NT.device).tril()
         # Prompts of one length need one mask for all rows.
         prompt = prompts.mask_PL[:1] if bool(prompts.mask_PL.all()) else prompts.mask_PL[self.of_row_N]
@@ -300,14 +301,17 @@ class _SharedAttention:
                 self.bias = torch.zeros(self.mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~self.mask, -torch.inf)
             outs.append(scaled_dot_product_attention(q, k, v, attn_mask=self.bias, **settings))
         flat = torch.cat([out.transpose(1, 2).flatten(0, 1).flatten(1) for out in outs])
-        return flat.index_select(0, self.cells_S).view(1, len(self.cells_S), query.shape[1], -1), None
+        if self.cells_S is not None:
+            flat = flat.index_select(0, self.cells_S)
+        return flat.view(1, len(flat), query.shape[1], -1), None
 
     def _padded(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """(1, heads, S, D) → prompts (P, heads, L, D) and responses (N, heads, R, D), 0 on padding."""
         heads, width = states.shape[1], states.shape[3]
         (prompts, longest), (rows, tokens) = self.shape_PL, self.shape_NT
-        flat = states[0].transpose(0, 1).flatten(1)
-        cells = flat.new_zeros(prompts * longest + rows * tokens, flat.shape[1]).index_copy(0, self.cells_S, flat)
+        cells = states[0].transpose(0, 1).flatten(1)
+        if self.cells_S is not None:
+            cells = cells.new_zeros(prompts * longest + rows * tokens, cells.shape[1]).index_copy(0, self.cells_S, cells)
         first, rest = cells.split([prompts * longest, rows * tokens])
         return (
             first.view(prompts, longest, heads, width).transpose(1, 2),
