@@ -445,11 +445,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, default=0, help="timed steps of a process; 0: the case's own")
-    parser.add_argument("--budget", type=int, default=4096, help="ours: train.micro_batch_tokens")
+    parser.add_argument("--budget", type=int, default=2048, help="ours: train.micro_batch_tokens")
     parser.add_argument("--trl-rows", type=int, default=8, help="TRL's: per_device_train_batch_size, a divisor of 64")
     parser.add_argument("--objective", default="real", help="ours: objective.type")
-    local = ROOT / ".venv-trl" / "bin" / "python"
-    parser.add_argument("--trl-python", default=str(local) if local.exists() else "/opt/envs/trl/bin/python")
+    parser.add_argument("--trl-python", default=str(ROOT / ".venv-trl" / "bin" / "python"))
     parser.add_argument("--prepare", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
