@@ -146,6 +146,9 @@ class TrainSection(Section):
     mini_batch_prompts: PositiveInt = 16
     micro_batch_tokens: PositiveInt = 32768
     gradient_route: Literal["auto", "direct", "two_pass"] = "auto"
+    layout: Literal["auto", "shared", "packed", "padded"] = Field(
+        default="auto", description="how a micro-batch lies in memory; the result is the same (docs/performance.md)"
+    )
     parallel: Literal["ddp", "fsdp2"] = Field(
         default="ddp", description="under torchrun: every rank holds the whole model, or a shard of it"
     )

@@ -63,24 +63,26 @@ def response_logprobs(model: torch.nn.Module, batch: Batch, *, temperature: floa
     """log π(o_t | q, o_<t) of each response token, of logits divided by `temperature`, in float32.
 
     `batch` is (N, T) with the prompts of its groups; rows may come in any order and from any part of a group. `model` may be in
-    a PEFT wrapper. `layout` None takes `layout_of(model)`; ValueError for one that the model cannot have.
+    a PEFT wrapper. `layout` as in `layout_of`.
     """
     inner = without_wrapper(model)
-    if layout is None:
-        layout = layout_of(inner)
-    elif not _keeps_apart(inner, layout):
-        raise ValueError(
-            f"layout={layout!r} does not keep the rows of {type(inner).__name__} apart; leave layout out, or take 'padded'"
-        )
-    return _stats(inner, batch, temperature, layout)
+    return _stats(inner, batch, temperature, layout_of(inner, layout))
 
 
-def layout_of(model: torch.nn.Module) -> Layout:
+def layout_of(model: torch.nn.Module, wanted: Layout | None = None) -> Layout:
     """Shared where the model can have it; else packed where its attention has a kernel for rows of any length; else padded.
 
-    A model is tried once, with a few small forward passes: where several processes hold one model, all must come here.
+    Or the one that is `wanted`: ValueError where the model cannot have it. A model is tried once, with a few small forward
+    passes: where several processes hold one model, all must come here.
     """
     inner = without_wrapper(model)
+    if wanted is not None:
+        if wanted == "shared" and not shares_prompts(inner) or not _keeps_apart(inner, wanted):
+            raise ValueError(
+                f"layout {wanted!r} does not keep the rows of {type(inner).__name__} apart"
+                f"{' under gradient checkpointing' if _keeps_apart(inner, wanted) else ''}; leave it out, or take 'padded'"
+            )
+        return wanted
     if shares_prompts(inner):
         return "shared"
     kernel = inner.config.get_text_config()._attn_implementation

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from realrl.config import parse_config
+from realrl.logprobs import layout_of
 from realrl.models import Reference, load_model
 from realrl.objectives import build_objective
 from realrl.sampling import whole
@@ -59,6 +60,7 @@ def three_steps(folder, objective, world=None, **train):
     if world.size > 1 and config.train.parallel == "fsdp2":
         for one in (model, reference):
             if one is not None:
+                layout_of(one)
                 shard(one, bfloat16=False)
     run = Run(
         config=config,
@@ -93,6 +95,8 @@ LAYOUTS = [
     {"gradient_route": "two_pass", "micro_batch_tokens": 25},
     {"gradient_route": "direct", "micro_batch_tokens": 60},
     {"micro_batch_tokens": 40, "shuffle_rollouts": True},
+    {"layout": "packed", "micro_batch_tokens": 60},
+    {"layout": "padded", "gradient_route": "two_pass", "micro_batch_tokens": 25},
     {"gradient_route": "auto", "micro_batch_tokens": 1},
 ]
 

@@ -21,7 +21,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
-from realrl.logprobs import TokenStats, layout_of, response_logprobs
+from realrl.logprobs import Layout, TokenStats, response_logprobs
 from realrl.types import Batch
 
 _Item = TypeVar("_Item")
@@ -163,10 +163,9 @@ def _sum_bucket(parameters: Sequence[torch.nn.Parameter], world: World) -> None:
 def shard(model: PreTrainedModel, *, bfloat16: bool) -> None:
     """Lay the model over all ranks with FSDP2, layer by layer; `bfloat16` computes in it and sums gradients in float32.
 
-    `response_logprobs` becomes a method around which FSDP2 gathers embeddings and head.
+    `response_logprobs` becomes a method around which FSDP2 gathers embeddings and head. `layout_of` must have been asked
+    before, while every rank still held the whole model.
     """
-    # Tried once on a few tokens, while every rank still holds the whole model.
-    layout_of(model)
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bfloat16 else MixedPrecisionPolicy()
     blocks = set(getattr(model, "_no_split_modules", None) or ())
     for module in [module for module in model.modules() if type(module).__name__ in blocks] + [model]:
@@ -179,9 +178,9 @@ def shard(model: PreTrainedModel, *, bfloat16: bool) -> None:
     register_fsdp_forward_method(model, "sharded_stats")
 
 
-def _sharded_stats(model: PreTrainedModel, batch: Batch, temperature: float) -> tuple[Tensor, ...]:
+def _sharded_stats(model: PreTrainedModel, batch: Batch, temperature: float, layout: Layout | None) -> tuple[Tensor, ...]:
     # Plain tensors, on which FSDP2 can hang its hooks.
-    stats = response_logprobs(model, batch, temperature=temperature)
+    stats = response_logprobs(model, batch, temperature=temperature, layout=layout)
     return stats.logprobs.clone(), stats.entropy, stats.top1
 
 
@@ -190,12 +189,12 @@ def in_lockstep(model: PreTrainedModel) -> bool:
     return isinstance(model, FSDPModule)
 
 
-def token_stats_of(model: PreTrainedModel, batch: Batch, temperature: float) -> TokenStats:
+def token_stats_of(model: PreTrainedModel, batch: Batch, temperature: float, layout: Layout | None) -> TokenStats:
     """`response_logprobs`, of a sharded model as well: then every rank has to call it equally often."""
     if in_lockstep(model):
         sharded: Any = model
-        return TokenStats(*sharded.sharded_stats(batch, temperature))
-    return response_logprobs(model, batch, temperature=temperature)
+        return TokenStats(*sharded.sharded_stats(batch, temperature, layout))
+    return response_logprobs(model, batch, temperature=temperature, layout=layout)
 
 
 def like(value: Tensor, parameter: Tensor) -> Tensor:

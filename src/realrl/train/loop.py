@@ -91,6 +91,7 @@ def update_policy(run: Run, batch: Batch, step: int, bad_in_a_row: int, *, on_po
         autocast=torch.bfloat16 if config.model.autocast == "bfloat16" else None,
         shuffle=generator(seed, "shuffle", step) if config.train.shuffle_rollouts else None,
         importance_cap=config.sampling.importance_cap,
+        layout=None if config.train.layout == "auto" else config.train.layout,
     )
     gradient = GradientStep(run.model, run.objective, settings, run.world)
     minis = mini_batches(batch, config.train.mini_batch_prompts, generator(seed, "mini_batches", step))

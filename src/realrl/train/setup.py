@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from realrl.data import load_problems, render_prompts, training_problems
 from realrl.data.stream import PromptStream
 from realrl.errors import ConfigError, DataError
 from realrl.head import head_of, tokens_at_once
+from realrl.logprobs import layout_of
 from realrl.models import Reference, load_model, load_tokenizer
 from realrl.models.adapters import add_lora, check_same_lora, merge_adapters
 from realrl.objectives import Objective, build_objective
@@ -71,6 +73,7 @@ def prepare(config: Config, world: World, weights: str | None = None) -> Run:
         enable({"use_reentrant": False})
     if config.model.compile:
         model.compile()
+    _check_layout(config, [model, *([reference.own] if reference and reference.own else [])])
     notes[:0] = _arithmetic(config, model, sample, reference)
     if world.size > 1:
         notes.insert(0, f"{world.size} ranks, {config.train.parallel}")
@@ -97,6 +100,15 @@ def prepare(config: Config, world: World, weights: str | None = None) -> Run:
         notes=notes,
         world=world,
     )
+
+
+def _check_layout(config: Config, models: Sequence[PreTrainedModel]) -> None:
+    """Try the models' layouts, whole as they still are; ConfigError where `train.layout` asks for one that cannot be."""
+    for model in models:
+        try:
+            layout_of(model, None if config.train.layout == "auto" else config.train.layout)
+        except ValueError as error:
+            raise ConfigError(f"train.layout = {config.train.layout!r}: {error}") from error
 
 
 def _load_policy(config: Config, device: torch.device, weights: str | None) -> PreTrainedModel:

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from realrl.logprobs import TokenStats, masked_mean
+from realrl.logprobs import Layout, TokenStats, masked_mean
 from realrl.objectives import AdditiveObjective, Objective, ScoreObjective, totals_of
 from realrl.train.batching import padded_tokens, plan_micro_batches, select_rows
 from realrl.train.distributed import World, deal_groups, in_lockstep, token_stats_of
@@ -29,7 +29,7 @@ class StepSettings:
     """How a mini-batch is cut: `route` is auto, direct or two_pass; `budget` counts padded tokens of a micro-batch.
 
     `importance_cap` C > 0 weights each token's gradient with min(π_old / π_sampler, C), which corrects for a sampler of other
-    numerics (truncated importance sampling, token by token); 0 leaves it as it is.
+    numerics (truncated importance sampling, token by token); 0 leaves it as it is. `layout` None is the model's own best.
     """
 
     temperature: float
@@ -38,6 +38,7 @@ class StepSettings:
     autocast: torch.dtype | None = None
     shuffle: torch.Generator | None = None
     importance_cap: float = 0.0
+    layout: Layout | None = None
 
 
 @dataclass(slots=True)
@@ -131,7 +132,7 @@ class GradientStep:
     def _stats(self, part: Batch) -> TokenStats:
         dtype = self.settings.autocast
         with torch.autocast(self.model.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-            stats = token_stats_of(self.model, part, self.settings.temperature)
+            stats = token_stats_of(self.model, part, self.settings.temperature, self.settings.layout)
         self.forwards += 1
         return stats
 
