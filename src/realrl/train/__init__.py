@@ -15,6 +15,7 @@ from realrl.train.checkpoint import list_checkpoints, load_optimizer, read_state
 from realrl.train.distributed import World, join_world
 from realrl.train.loop import StopRequest, train_loop
 from realrl.train.recorder import Recorder
+from realrl.train.rollouts import Collector
 from realrl.train.setup import prepare
 
 __all__ = ["Summary", "train"]
@@ -61,8 +62,8 @@ def _train(config: Config, world: World, *, resume: bool, overwrite: bool) -> Su
             recorder.line(f"resuming {newest} at step {start}" + (f"; changed: {', '.join(changed)}" if changed else ""))
         elif config.eval.at_start:
             recorder.evaluate(run, 0)
-        with StopRequest(recorder) as stop:
-            steps = train_loop(run, recorder, stop, start)
+        with StopRequest(recorder) as stop, Collector(run) as collector:
+            steps = train_loop(run, collector, recorder, stop, start)
     finally:
         recorder.close()
         run.grader.close()

@@ -22,14 +22,13 @@ from realrl.train.step import GradientStep, StepReport, StepSettings
 from realrl.types import Batch
 
 
-def train_loop(run: Run, recorder: Recorder, stop: StopRequest, start: int = 0) -> int:
+def train_loop(run: Run, collector: Collector, recorder: Recorder, stop: StopRequest, start: int = 0) -> int:
     """Train from step `start` (counted from 0) to the recipe's last; returns the number of finished steps.
 
     A `stop` request ends it after the step in progress. Raises TrainingError after too many non-finite updates in a row.
     """
     config, seed = run.config, run.config.run.seed
     alarms = Alarms()
-    collector = Collector(run)
     bad_in_a_row = 0
     for step in range(start, config.train.steps):
         torch.manual_seed(derive_seed(seed, "torch", step))
@@ -60,7 +59,6 @@ def train_loop(run: Run, recorder: Recorder, stop: StopRequest, start: int = 0) 
         if last or (config.checkpoint.every and (step + 1) % config.checkpoint.every == 0):
             recorder.checkpoint(run, step + 1)
         if last:
-            collector.close()
             return step + 1
     return start
 

@@ -67,7 +67,10 @@ class SharedSampler:
 
 
 class Collector:
-    """Samples and grades step by step; with `sampling.steps_ahead` the next step's rollouts while the policy is updated."""
+    """Samples and grades step by step; with `sampling.steps_ahead` the next step's rollouts while the policy is updated.
+
+    A context manager, within which a step may be sampled ahead.
+    """
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -93,8 +96,11 @@ class Collector:
             self._ahead.exception()
         self._run.sampler.update_weights(self._run.model)
 
-    def close(self) -> None:
-        """Wait for what is being sampled; it is thrown away."""
+    def __enter__(self) -> Collector:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        # What is being sampled is waited for and thrown away.
         if self._thread:
             self._thread.shutdown()
 
