@@ -75,17 +75,17 @@ class Collector:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._thread = ThreadPoolExecutor(1, "sampler") if run.config.sampling.steps_ahead else None
-        self._ahead: Future[Any] | None = None
+        self._ahead: tuple[list[Prompt], Future[Any]] | None = None
 
     def collect(self, step: int) -> Collected:
         """The rollouts of step `step` (from 0), those sampled ahead where there are any. Every rank takes part."""
-        run = self._run
         ahead, self._ahead = self._ahead, None
-        own, sample_s, grade_s = ahead.result() if ahead else self._sample(step)
-        if self._thread and step + 1 < run.config.train.steps:
-            self._ahead = self._thread.submit(self._sample, step + 1)
-        prompts = run.prompts.step(step, run.config.train.prompts_per_step)
-        graded = run.world.merge(own)
+        prompts = ahead[0] if ahead else self._prompts(step)
+        own, sample_s, grade_s = ahead[1].result() if ahead else self._sample(step, prompts)
+        if self._thread and step + 1 < self._run.config.train.steps:
+            upcoming = self._prompts(step + 1)
+            self._ahead = upcoming, self._thread.submit(self._sample, step + 1, upcoming)
+        graded = self._run.world.merge(own)
         rollouts = [replace(rollout, prompt_index=index) for index, group in enumerate(graded) for rollout, _ in group]
         verdicts = [verdict for group in graded for _, verdict in group]
         return Collected(prompts, rollouts, verdicts, int(ahead is not None), sample_s, grade_s)
@@ -93,7 +93,7 @@ class Collector:
     def update_sampler(self) -> None:
         """Give the sampler the trained weights, once it has finished what it samples ahead."""
         if self._ahead:
-            self._ahead.exception()
+            self._ahead[1].exception()
         self._run.sampler.update_weights(self._run.model)
 
     def __enter__(self) -> Collector:
@@ -104,12 +104,14 @@ class Collector:
         if self._thread:
             self._thread.shutdown()
 
-    def _sample(self, step: int) -> tuple[list[list[tuple[Rollout, Verdict]]], float, float]:
+    def _prompts(self, step: int) -> list[Prompt]:
+        return self._run.prompts.step(step, self._run.config.train.prompts_per_step)
+
+    def _sample(self, step: int, prompts: Sequence[Prompt]) -> tuple[list[list[tuple[Rollout, Verdict]]], float, float]:
         """This rank's groups of a step, graded, and the seconds. Draws depend on the rollout alone, not on the rank."""
         run, started = self._run, time.perf_counter()
         size = run.config.sampling.group_size
-        indexed = list(enumerate(run.prompts.step(step, run.config.train.prompts_per_step)))
-        mine: Sequence[tuple[int, Prompt]] = run.world.share(indexed)
+        mine: Sequence[tuple[int, Prompt]] = run.world.share(list(enumerate(prompts)))
         seeds = [derive_seed(run.config.run.seed, "sampling", step, index, k) for index, _ in mine for k in range(size)]
         with Grading(run.grader, len(seeds)) as grading:
             rollouts = run.sampler.sample(
