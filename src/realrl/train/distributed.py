@@ -99,11 +99,9 @@ def join_world() -> Iterator[World]:
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_TIMEOUT)
-    try:
-        yield World(dist.get_rank(), size, local_rank)
-    finally:
-        # A rank that fails leaves at once, so that torchrun sees its error first and ends the others.
-        dist.destroy_process_group()
+    yield World(dist.get_rank(), size, local_rank)
+    # Not after an error: the others may be waiting in an exchange; torchrun sees this rank leave and ends them.
+    dist.destroy_process_group()
 
 
 def deal_groups(batch: Batch, rows: Tensor, ranks: int) -> list[Tensor]:
@@ -113,10 +111,10 @@ def deal_groups(batch: Batch, rows: Tensor, ranks: int) -> list[Tensor]:
     """
     if ranks == 1:
         return [rows]
-    lengths = batch.loss_mask.sum(dim=1).tolist()
+    lengths, group_of = batch.loss_mask.sum(dim=1).tolist(), batch.group_ids.tolist()
     members: dict[int, list[int]] = {}
     for row in rows.tolist():
-        members.setdefault(int(batch.group_ids[row]), []).append(row)
+        members.setdefault(group_of[row], []).append(row)
     cost = {group: len(batch.prompts[group].token_ids) + sum(lengths[row] for row in own) for group, own in members.items()}
     parts: list[list[int]] = [[] for _ in range(ranks)]
     load = [0] * ranks
@@ -152,7 +150,8 @@ def sum_gradients(model: PreTrainedModel, world: World) -> None:
 
 
 def _sum_bucket(parameters: Sequence[torch.nn.Parameter], world: World) -> None:
-    for dtype in {parameter.dtype for parameter in parameters}:
+    # In one order on every rank, which a set would not promise.
+    for dtype in dict.fromkeys(parameter.dtype for parameter in parameters):
         gradients = [p.grad for p in parameters if p.dtype == dtype and p.grad is not None]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         world.sum_(flat)
