@@ -509,6 +509,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(arguments.threads)
+    torch.set_flush_denormal(True)  # as `realrl train` does
     report: dict[str, object] = {
         "cpu": cpu_model(),
         "threads": arguments.threads,

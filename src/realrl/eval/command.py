@@ -266,6 +266,7 @@ def _engine(name: str, request: EvalRequest, params: SamplingParams, longest_pro
         )
     if name != "hf":
         raise ConfigError(f"unknown --engine {name!r}; known: auto, hf, vllm; or --endpoint URL")
+    torch.set_flush_denormal(True)  # as in training
     model = load_model(request.model, dtype=dtype, device=device).eval()
     return HFEngine(HFSampler(model, load_tokenizer(request.model)), params)
 

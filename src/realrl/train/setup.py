@@ -53,6 +53,8 @@ def prepare(config: Config, world: World, weights: str | None = None) -> Run:
     """
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
+    # Before any thread starts: probabilities below 1e-38, of a sharp policy, would take the processor's slow path.
+    torch.set_flush_denormal(True)
     torch.manual_seed(config.run.seed)
     device = choose_device(config.model.device, world.local_rank)
     trust = config.model.trust_remote_code
