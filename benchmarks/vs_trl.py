@@ -257,8 +257,9 @@ def work_ours(plan: dict, steps: int) -> list[dict[str, float]]:
     from realrl.train.step import GradientStep, StepSettings
     from realrl.types import Problem, Prompt, Verdict
 
-    # As the command line does at its start, and the training loop after sampling.
+    # As `realrl train` does at its start, and after sampling.
     keep_freed_memory()
+    torch.set_flush_denormal(True)
     torch.manual_seed(SEED)
     tokenizer = AutoTokenizer.from_pretrained(plan["tokenizer"])
     model = load_model(plan["model"], dtype=torch.float32)
