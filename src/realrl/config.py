@@ -56,6 +56,9 @@ class ModelSection(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     autocast: Literal["none", "bfloat16"] = "none"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = Field(
+        default="auto", description="transformers' attn_implementation; auto is transformers' own choice"
+    )
     compile: bool = False
     gradient_checkpointing: bool = False
     trust_remote_code: bool = False

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -103,8 +104,9 @@ def load_model(
     device: torch.device | str = "cpu",
     trust_remote_code: bool = False,
     quantize: str = "none",
+    attention: str = "auto",
 ) -> PreTrainedModel:
-    """The causal LM in `dtype` on `device`, with `quantize` "4bit" its linear layers in 4 bits.
+    """The causal LM in `dtype` on `device`, with `quantize` "4bit" its linear layers in 4 bits, with transformers' `attention`.
 
     A folder with an adapter gives its base model with the adapter in it, the only part that requires a gradient. An adapter
     whose base is an adapter in turn has that one merged. Raises ConfigError where the model cannot be had.
@@ -112,15 +114,18 @@ def load_model(
     name = resolve_model(path)
     if (folder := adapter_folder(name)) is not None:
         base = _base_model(folder)
-        model = load_model(base, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quantize=quantize)
+        model = load_model(
+            base, dtype=dtype, device=device, trust_remote_code=trust_remote_code, quantize=quantize, attention=attention
+        )
         adapters.merge_adapters(model)
         adapters.load_adapter(model, folder)
         model.name_or_path = str(folder.resolve())
         return model
+    options: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
     quantised = {"quantization_config": adapters.quantisation(dtype), "device_map": {"": device}} if quantize != "none" else {}
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True, **quantised
+            name, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True, **options, **quantised
         )
         if quantised:
             adapters.guard_quantised(model)
@@ -129,7 +134,7 @@ def load_model(
         # What an adapter saved from this model will name as its base, from whatever folder it is read.
         model.name_or_path = str(Path(name).resolve()) if Path(name).is_dir() else name
         return model
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise _unloadable("model", path, name, error) from error
 
 

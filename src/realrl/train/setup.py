@@ -127,6 +127,7 @@ def _load_policy(config: Config, device: torch.device, weights: str | None) -> P
         device=device,
         trust_remote_code=section.trust_remote_code,
         quantize=section.quantize,
+        attention=section.attention,
     )
     if weights:
         check_same_lora(model, section.lora, weights)
@@ -143,7 +144,13 @@ def _load_reference(config: Config, device: torch.device, policy: PreTrainedMode
     if section.lora is not None:
         return Reference(policy, shared=True)
     rest = torch.device("cpu") if section.offload_reference else device
-    model = load_model(section.path, dtype=_DTYPES[section.dtype], device=rest, trust_remote_code=section.trust_remote_code)
+    model = load_model(
+        section.path,
+        dtype=_DTYPES[section.dtype],
+        device=rest,
+        trust_remote_code=section.trust_remote_code,
+        attention=section.attention,
+    )
     merge_adapters(model)
     return Reference(model, device=device if section.offload_reference else None)
 
