@@ -330,8 +330,3 @@ def _eager_stats(logits: Float[Tensor, "M V"], ids: Int[Tensor, " M"], temperatu
         entropy = normaliser - (scaled.softmax(dim=-1) * scaled).sum(dim=-1)
         top1 = (own >= scaled.amax(dim=-1)).float()
     return own - normaliser, entropy, top1
-
-
-def masked_mean(values: Float[Tensor, "N T"], loss_mask: Bool[Tensor, "N T"]) -> Float[Tensor, " N"]:
-    """Mean over the response tokens of each rollout."""
-    return torch.where(loss_mask, values, 0).sum(dim=1) / loss_mask.sum(dim=1)

@@ -90,7 +90,8 @@ def plan_micro_batches(batch: Batch, rows: Tensor, budget: int, *, whole_groups:
 def padded_tokens(batch: Batch, parts: Sequence[Tensor]) -> list[int]:
     """Tokens of each micro-batch that go through the model: responses padded, prompts padded and once a group."""
     lengths = batch.loss_mask.sum(dim=1).cpu()
-    groups = [batch.group_ids.cpu()[rows].unique().tolist() for rows in parts]
+    group_ids = batch.group_ids.cpu()
+    groups = [group_ids[rows].unique().tolist() for rows in parts]
     return [
         len(rows) * int(lengths[rows].max()) + len(own) * max(len(batch.prompts[group].token_ids) for group in own)
         for rows, own in zip(parts, groups, strict=True)

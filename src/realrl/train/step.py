@@ -17,8 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from realrl.logprobs import Layout, TokenStats, masked_mean
+from realrl.logprobs import Layout, TokenStats
 from realrl.objectives import AdditiveObjective, Objective, ScoreObjective, totals_of
+from realrl.objectives.scores import masked_token_mean
 from realrl.train.batching import padded_tokens, plan_micro_batches, select_rows
 from realrl.train.distributed import World, deal_groups, in_lockstep, token_stats_of
 from realrl.types import Batch, LossInputs, LossTotals
@@ -178,8 +179,8 @@ class GradientStep:
         stats = self._stats(part)
         policy = stats.logprobs
         report.logprobs_NT[rows, :width] = policy.detach()
-        report.entropy_N[rows] = masked_mean(stats.entropy, part.loss_mask)
-        report.top1_N[rows] = masked_mean(stats.top1, part.loss_mask)
+        report.entropy_N[rows] = masked_token_mean(stats.entropy, part.loss_mask)
+        report.top1_N[rows] = masked_token_mean(stats.top1, part.loss_mask)
         old = policy.detach() if old_NT is None else old_NT[rows, :width]
         if self.settings.importance_cap:
             weight = (old - part.logprobs_sampler).exp().clamp(max=self.settings.importance_cap)
@@ -204,7 +205,7 @@ class GradientStep:
         with torch.no_grad():
             out = self.objective(inputs, totals)
         report.loss, report.metrics = float(out.loss), out.metrics
-        report.scores_N = masked_mean(policy_NT - old, batch.loss_mask)
+        report.scores_N = masked_token_mean(policy_NT - old, batch.loss_mask)
         if isinstance(self.objective, ScoreObjective):
             scores_N = self.objective.scores(inputs).detach()
             report.weights_N = self.objective.weights(
