@@ -7,13 +7,15 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 VLLM := .venv-vllm
 TRL := .venv-trl
+VERL := .venv-verl
 
-.PHONY: help quickstart test test-vllm bench-trl lint clean
+.PHONY: help quickstart test test-vllm test-verl bench-trl lint clean
 
 help:
 	@echo "make quickstart   train a real language model with REAL, 5 to 8 minutes on 2 CPU cores"
 	@echo "make test         run the tests"
 	@echo "make test-vllm    the tests of sampling with vLLM, its CPU build in an environment of its own (4 GB)"
+	@echo "make test-verl    the tests inside verl's own trainer, on CPU in an environment of its own (2 GB); about five minutes"
 	@echo "make bench-trl    speed and memory beside TRL's, which gets an environment of its own (2 GB); about an hour"
 	@echo "make lint         ruff and pyright"
 	@echo "make clean        remove the environment"
@@ -25,7 +27,10 @@ test: $(INSTALLED)
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 
 test-vllm: $(VLLM)/.installed
-	OMP_WAIT_POLICY=PASSIVE $(VLLM)/bin/python -m pytest tests/vllm
+	OMP_WAIT_POLICY=PASSIVE $(VLLM)/bin/python -m pytest tests/with_vllm
+
+test-verl: $(VERL)/.installed
+	OMP_NUM_THREADS=1 $(VERL)/bin/python -m pytest tests/with_verl
 
 bench-trl: $(INSTALLED) $(TRL)/.installed
 	$(BIN)/python benchmarks/vs_trl.py --trl-python $(TRL)/bin/python
@@ -36,7 +41,7 @@ lint: $(INSTALLED)
 	$(BIN)/pyright
 
 clean:
-	rm -rf .venv $(VLLM) $(TRL)
+	rm -rf .venv $(VLLM) $(TRL) $(VERL)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "realrl needs Python 3.11 or newer, %s is %d.%d; set PYTHON=" % (sys.executable, v.major, v.minor))'
@@ -75,4 +80,13 @@ $(TRL)/.installed: constraints.txt
 	@rm -rf $(TRL) && $(PYTHON) -m venv $(TRL)
 	@if [ -n "$(TORCH_INDEX)" ]; then $(TRL)/bin/pip install -q --disable-pip-version-check -c constraints.txt --index-url $(TORCH_INDEX) torch; fi
 	@$(TRL)/bin/pip install -q --disable-pip-version-check -c constraints.txt torch==2.13.0 trl==1.16.0 psutil
+	@touch $@
+
+# verl pins transformers, and Hydra's ANTLR is older than the one in .venv. The harness runs verl on CPU; see tests/with_verl.
+$(VERL)/.installed: pyproject.toml tests/with_verl/harness/pyproject.toml
+	@echo "making $(VERL) with verl 0.9.1 (one to three minutes)"
+	@rm -rf $(VERL) && $(PYTHON) -m venv $(VERL)
+	@if [ -n "$(TORCH_INDEX)" ]; then $(VERL)/bin/pip install -q --disable-pip-version-check --index-url $(TORCH_INDEX) torch==2.13.0; fi
+	@$(VERL)/bin/pip install -q --disable-pip-version-check torch==2.13.0 -e '.[verl]' pytest beartype psutil
+	@$(VERL)/bin/pip install -q --disable-pip-version-check --no-deps -e tests/with_verl/harness
 	@touch $@

@@ -15,3 +15,7 @@ class DataError(RealrlError):
 
 class TrainingError(RealrlError):
     """A run that must stop: too many non-finite steps, or a checkpoint that cannot be used."""
+
+
+class EngineError(RealrlError, ImportError):
+    """An engine (TRL, verl) that is not installed, or whose version or inside is not one that was tested."""

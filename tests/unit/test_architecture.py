@@ -25,7 +25,8 @@ ALLOWED = {
     "eval": CONFIG | {"logprobs", "rewards", "data", "models", "sampling", "logging"},
     "train": CONFIG | {"head", "logprobs", "rewards", "data", "models", "sampling", "logging", "eval"},
     "analysis": CONFIG,
-    "cli": CONFIG | {"logging", "rewards", "data", "train", "eval", "analysis"},
+    "integrations": CONFIG | {"rewards", "data"},
+    "cli": CONFIG | {"logging", "rewards", "data", "train", "eval", "analysis", "integrations"},
     "__main__": {"cli"},
 }
 FILES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from realrl.objectives.kl import KLConfig, kl_penalty
 from realrl.objectives.scores import (
-    default_levels,
     group_index,
     labels,
     mean_log_ratio,
@@ -147,7 +146,7 @@ class ScoreObjective(Objective):
     def __call__(self, inputs: LossInputs, totals: LossTotals | None = None) -> LossOutput:
         totals = totals or totals_of(inputs)
         scores_N = self.scores(inputs)
-        loss = self.loss_from_scores(scores_N, inputs.rewards, inputs.group_ids, levels_N=default_levels(inputs), totals=totals)
+        loss = self.loss_from_scores(scores_N, inputs.rewards, inputs.group_ids, levels_N=inputs.levels, totals=totals)
         right_N = inputs.rewards == 1
         detached_N = scores_N.detach()
         metrics = {

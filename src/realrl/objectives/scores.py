@@ -84,19 +84,29 @@ def preference_pairs(
     return better, worse
 
 
-def default_levels(inputs: LossInputs) -> Int[Tensor, " N"]:
-    """TRPA's levels of the inputs, or 2 where the reward is 1 and 1 elsewhere."""
-    return inputs.levels if inputs.levels is not None else 1 + (inputs.rewards == 1).long()
+def default_levels(rewards_N: Float[Tensor, " N"], levels_N: Int[Tensor, " N"] | None) -> Int[Tensor, " N"]:
+    """TRPA's levels where given, else 2 where the reward is 1 and 1 elsewhere."""
+    return levels_N if levels_N is not None else 1 + (rewards_N == 1).long()
 
 
 def totals_of(inputs: LossInputs) -> LossTotals:
     """Denominators of inputs that are a whole mini-batch."""
-    index_N, count = group_index(inputs.group_ids)
-    mixed = mixed_groups(inputs.rewards == 1, index_N, count)
+    return step_totals(inputs.rewards, inputs.group_ids, inputs.loss_mask.sum(dim=1), inputs.levels)
+
+
+def step_totals(
+    rewards_N: Float[Tensor, " N"],
+    group_ids_N: Int[Tensor, " N"],
+    tokens_N: Int[Tensor, " N"],
+    levels_N: Int[Tensor, " N"] | None = None,
+) -> LossTotals:
+    """Denominators of a whole mini-batch before its log-probabilities are known; `tokens_N` counts response tokens."""
+    index_N, count = group_index(group_ids_N)
+    mixed = mixed_groups(rewards_N == 1, index_N, count)
     return LossTotals(
         num_groups=count,
-        num_rollouts=inputs.rewards.shape[0],
-        num_tokens=int(inputs.loss_mask.sum()),
+        num_rollouts=len(rewards_N),
+        num_tokens=int(tokens_N.sum()),
         num_mixed_rollouts=int(mixed[index_N].sum()),
-        num_pairs=len(preference_pairs(default_levels(inputs), inputs.group_ids)[0]),
+        num_pairs=len(preference_pairs(default_levels(rewards_N, levels_N), group_ids_N)[0]),
     )

@@ -1,0 +1,262 @@
+"""`RealTrainer`: TRL's `GRPOTrainer` with the exact gradient of a group-coupled objective.
+
+TRL shuffles rollouts over the micro-batches and optimizer steps of a generation, which tears groups. Here the rows keep the
+sampler's order, so that an optimizer step holds whole groups (`RealConfig` refuses sizes where it would not). Then
+
+direct     a micro-batch of whole groups: the objective itself, with the denominators of the whole step
+two-pass   any cut of the rows: weights w = dL/ds of all rollouts once per optimizer step, from scores gathered over the
+           processes; each micro-batch adds the gradient of Σ w·s(θ)
+"""
+
+# TRL declares options as optional that are set once the configuration is made.
+# pyright: reportOptionalOperand=false, reportOperatorIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.grpo_trainer import GRPOTrainer
+from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
+
+from realrl.errors import ConfigError, TrainingError
+from realrl.integrations.engines import check_signature
+from realrl.integrations.trl.config import RealConfig
+from realrl.objectives import AdditiveObjective, ScoreObjective
+from realrl.objectives.base import LabelObjective
+from realrl.objectives.scores import masked_token_mean, step_totals
+from realrl.types import LossInputs, LossTotals
+
+for _name, _parameters in {
+    "_calculate_rewards": ("inputs", "prompts", "completions", "completion_ids_list"),
+    "_generate_and_score_completions": ("inputs",),
+    "_prepare_inputs": ("generation_batch",),
+    "_compute_loss": ("model", "inputs"),
+}.items():
+    check_signature("trl", getattr(GRPOTrainer, _name), _parameters)
+
+# What of a micro-batch goes into the model beside the tokens.
+_MODEL_INPUTS = (
+    "pixel_values",
+    "image_grid_thw",
+    "num_images",
+    "pixel_attention_mask",
+    "spatial_shapes",
+    "num_tiles",
+    "image_sizes",
+    "token_type_ids",
+    "mm_token_type_ids",
+    "image_position_ids",
+)
+
+
+class RealTrainer(GRPOTrainer):
+    """`GRPOTrainer` with `args.objective`; every other argument and feature is TRL's.
+
+    The weighted sum of the reward functions has to be 0 or 1 (or set `reward_threshold`); a rollout to which every one gave
+    None, or without a trained token, leaves its group. Raises ConfigError where the model or its adapters have dropout or a
+    router loss, TrainingError for a reward that is no label. `eval_loss` is 0: the evaluation reports rewards.
+    """
+
+    args: RealConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    model: Any
+    _tag_names = ["trl", "real"]
+    _name = "REAL"
+    _paper = {"title": "Rewards as Labels: Revisiting RLVR from a Classification Perspective", "id": "2602.05630"}
+
+    def __init__(self, model: Any, reward_funcs: Any = None, args: RealConfig | None = None, *rest: Any, **kwargs: Any) -> None:
+        if args is None:
+            name = model if isinstance(model, str) else model.config._name_or_path
+            args = RealConfig(f"{name.rstrip('/').split('/')[-1]}-REAL")
+        if not isinstance(args, RealConfig):
+            raise ConfigError(f"RealTrainer needs args = RealConfig(...), got {type(args).__name__}; its options are the same")
+        self._objective: Any = args.build_objective()
+        super().__init__(model, reward_funcs, args, *rest, **kwargs)
+        if self.aux_loss_enabled:
+            raise ConfigError("this model adds a router loss to the objective; set router_aux_loss_coef = 0.0 in RealConfig")
+        if any(module.p > 0 for module in self.model.modules() if isinstance(module, torch.nn.Dropout)):
+            raise ConfigError(
+                "dropout makes two passes of the same weights differ, so that the log-ratio of a policy that has not moved is "
+                "not 0; set disable_dropout = True in RealConfig and lora_dropout = 0 in LoraConfig"
+            )
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
+        """TRL's; keeps the weighted sum of every process's rollouts, NaN where no function gave one."""
+        rewards_NF = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        weighted_NF = rewards_NF * self.reward_weights.to(rewards_NF.device)
+        rewards_N = weighted_NF.nansum(dim=1)
+        if self.args.reward_threshold is not None:
+            rewards_N = (rewards_N >= self.args.reward_threshold).float()
+        self._rewards_N = rewards_N.masked_fill(rewards_NF.isnan().all(dim=1), torch.nan)
+        return rewards_NF
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        """TRL's batch, with the table of every process's rollouts that weights and denominators come from."""
+        rows = super()._generate_and_score_completions(inputs)
+        if not self.model.training:
+            return rows
+        tokens_N = self.accelerator.gather(_trained(rows).sum(dim=1))
+        kept_N = (tokens_N > 0) & ~self._rewards_N.isnan()
+        if isinstance(self._objective, LabelObjective):
+            _refuse_grades(self._rewards_N[kept_N])
+        self._table = {
+            "reward": self._rewards_N,
+            "group": torch.arange(len(tokens_N), device=tokens_N.device) // self.num_generations,
+            "tokens": tokens_N,
+            "kept": kept_N,
+        }
+        local = slice(self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs))
+        return rows | {f"real_{name}": values_N[local] for name, values_N in self._table.items()}
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        """One micro-batch; at the first of an optimizer step the weights of all its rollouts are set."""
+        if not self.model.training:
+            return super()._prepare_inputs(generation_batch)
+        per_generation, accumulation = self.args.steps_per_generation, self.args.gradient_accumulation_steps
+        fresh = self._step % (per_generation * self.num_iterations) == 0 or self._buffered_inputs is None
+        if fresh:
+            rows: Any = split_pixel_values_by_grid(self._generate_and_score_completions(generation_batch))
+            split: Any = split_tensor_dict(rows, per_generation)
+            self._buffered_inputs = [unsplit_pixel_values_by_grid(part) for part in split]
+        slot = self._step % per_generation
+        if slot % accumulation == 0:
+            self._start_step(self._buffered_inputs[slot : slot + accumulation], slot // accumulation, fresh)
+        return self._buffered_inputs[slot]
+
+    def _start_step(self, parts: list[dict[str, Any]], index: int, fresh: bool) -> None:
+        """Denominators of optimizer step `index` of a generation and, unless micro-batches hold whole groups, weights."""
+        rows_NR = self._rows_of_step(index)
+        table = {name: values_N[rows_NR.flatten()] for name, values_N in self._table.items()}
+        kept_N = table.pop("kept")
+        reward_K, group_K, tokens_K = (table[name][kept_N] for name in ("reward", "group", "tokens"))
+        self._step_loss = torch.zeros((), device=kept_N.device)
+        self._totals = step_totals(reward_K, group_K, tokens_K) if len(reward_K) else LossTotals(0, 0, 0, 0, 0)
+        self._log_step(reward_K, group_K)
+        if not len(reward_K) or self.args.whole_micro_batches:
+            return
+        objective, weights_N = self._objective, torch.zeros(len(kept_N), device=kept_N.device)
+        if isinstance(objective, AdditiveObjective):
+            weights_N[kept_N] = objective.advantages(reward_K, group_K)
+        elif isinstance(objective, ScoreObjective):
+            known = fresh and objective.zero_scores_when_fresh
+            scores_N = torch.zeros_like(weights_N) if known else self.accelerator.gather(self._scores(objective, parts))
+            weights_N[kept_N] = objective.weights(scores_N[kept_N], reward_K, group_K, totals=self._totals)
+            self._step_loss = objective.loss_from_scores(scores_N[kept_N], reward_K, group_K, totals=self._totals)
+            self._metrics["train"]["real/extra_passes"].append(float(not known))
+        local_N = weights_N.view(rows_NR.shape)[self.accelerator.process_index]
+        for part, weights in zip(parts, local_N.split([len(part["real_kept"]) for part in parts]), strict=True):
+            part["real_weight"] = weights
+
+    def _rows_of_step(self, index: int) -> Tensor:
+        """Rows of the table, by process, that optimizer step `index` of a generation holds: (processes, rollouts of each)."""
+        rows_NR = torch.arange(len(self._table["kept"]), device=self.accelerator.device)
+        rows_NR = rows_NR.view(self.accelerator.num_processes, -1)
+        size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        return rows_NR[:, index * size : (index + 1) * size]
+
+    @torch.no_grad()
+    def _scores(self, objective: ScoreObjective, parts: list[dict[str, Any]]) -> Float[Tensor, " N"]:
+        """The scores of this process's rollouts of an optimizer step under the weights as they are; 0 for those left out."""
+        scores = []
+        with disable_gradient_checkpointing(self.model, cast(dict, self.args.gradient_checkpointing_kwargs)):
+            for part in parts:
+                policy_NT, _ = self._token_stats(self.model, part)
+                scores_N = policy_NT.new_zeros(len(policy_NT), dtype=torch.float32)
+                if bool(part["real_kept"].any()):
+                    scores_N[part["real_kept"]] = objective.scores(_loss_inputs(part, policy_NT))
+                scores.append(scores_N)
+        return torch.cat(scores)
+
+    def _token_stats(self, model: Any, part: dict[str, Any], entropy: bool = False) -> tuple[Tensor, Any]:
+        """Log-probabilities (N, T) of a micro-batch's completion tokens and, where asked for, entropies, by TRL's means."""
+        policy_NT, entropy_NT, _ = self._get_per_token_logps_and_entropies(
+            model,
+            torch.cat([part["prompt_ids"], part["completion_ids"]], dim=1),
+            torch.cat([part["prompt_mask"], part["completion_mask"]], dim=1),
+            part["completion_ids"].size(1),
+            compute_entropy=entropy,
+            **{name: part[name] for name in _MODEL_INPUTS if name in part},
+        )
+        return policy_NT, entropy_NT
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        """A micro-batch's part of the objective over the whole optimizer step, times the processes that average gradients."""
+        if not self.model.training:
+            return torch.zeros((), device=self.accelerator.device)
+        policy_NT, entropy_NT = self._token_stats(model, inputs, entropy=True)
+        self._log_part(inputs, policy_NT.detach(), entropy_NT)
+        kept_N, processes = inputs["real_kept"], self.accelerator.num_processes
+        if not bool(kept_N.any()):
+            loss = 0 * policy_NT.sum()
+        elif self.args.whole_micro_batches:
+            return self._objective(_loss_inputs(inputs, policy_NT), self._totals).loss * processes
+        else:
+            loss = self._split_loss(_loss_inputs(inputs, policy_NT), inputs["real_weight"][kept_N])
+        # What the weights left out of the value that is logged: a share for each micro-batch of each process.
+        return loss * processes + self._step_loss / self.args.gradient_accumulation_steps
+
+    def _split_loss(self, inputs: LossInputs, weights_N: Tensor) -> Tensor:
+        """The part of rows whose group may lie elsewhere too: of the objective's value only what adds up over rows."""
+        objective = self._objective
+        if not isinstance(objective, ScoreObjective):
+            return objective.additive_loss(inputs, self._totals, weights_N)
+        surrogate = (weights_N * objective.scores(inputs)).sum()
+        return surrogate - surrogate.detach() + objective.penalty(inputs, self._totals)
+
+    def _log_step(self, reward_K: Tensor, group_K: Tensor) -> None:
+        """Metrics of an optimizer step's groups."""
+        groups = [reward_K[group_K == group] for group in group_K.unique()]
+        metrics = self._metrics["train"]
+        metrics["real/groups_solved_all"].append(sum(bool((r == 1).all()) for r in groups) / max(len(groups), 1))
+        metrics["real/groups_solved_none"].append(sum(bool((r == 0).all()) for r in groups) / max(len(groups), 1))
+        metrics["real/rollouts_left_out"].append(float(len(self._table["kept"]) - int(self._table["kept"].sum())))
+
+    def _log_part(self, part: dict[str, Any], policy_NT: Tensor, entropy_NT: Tensor) -> None:
+        """Metrics of a micro-batch: entropy and the size of the log-ratio s̄, over the rollouts of all processes."""
+        mask_NT = _trained(part)
+        ratio_N = masked_token_mean(policy_NT - part.get("old_per_token_logps", policy_NT), mask_NT)
+        columns = [ratio_N.abs(), masked_token_mean(entropy_NT.detach(), mask_NT), part["real_kept"]]
+        values_N3 = self.accelerator.gather(torch.stack([column.float() for column in columns], dim=1))
+        score_K, entropy_K, _ = values_N3[values_N3[:, 2] == 1].unbind(dim=1)
+        if len(score_K):
+            metrics = self._metrics["train"]
+            metrics["real/abs_score_mean"].append(float(score_K.mean()))
+            metrics["real/abs_score_max"].append(float(score_K.max()))
+            metrics["entropy"].append(float(entropy_K.mean()))
+
+
+def _loss_inputs(part: dict[str, Any], policy_NT: Tensor) -> LossInputs:
+    """What the objective sees of a micro-batch: the rows that count."""
+    # TRL leaves the old ones out where a generation lasts for one optimizer step: they are the policy's own.
+    old_NT = part.get("old_per_token_logps", policy_NT.detach())
+    ref_NT = part.get("ref_per_token_logps")
+    if "importance_sampling_ratio" in part:
+        # TRL's correction for vLLM's numerics: the same value, the gradient of each token weighted.
+        policy_NT = policy_NT.detach() + part["importance_sampling_ratio"] * (policy_NT - policy_NT.detach())
+    kept_N = part["real_kept"]
+    return LossInputs(
+        logprobs_policy=policy_NT[kept_N].float(),
+        logprobs_old=old_NT[kept_N].float(),
+        logprobs_ref=None if ref_NT is None else ref_NT[kept_N].float(),
+        loss_mask=_trained(part)[kept_N],
+        rewards=part["real_reward"][kept_N],
+        group_ids=part["real_group"][kept_N],
+    )
+
+
+def _trained(rows: dict[str, Any]) -> Tensor:
+    """(N, T) bool: completion tokens that the model wrote; a tool's answer is not among them."""
+    return (rows["completion_mask"] * rows.get("tool_mask", 1)).bool()
+
+
+def _refuse_grades(rewards_K: Tensor) -> None:
+    other = rewards_K[(rewards_K != 0) & (rewards_K != 1)]
+    if len(other):
+        raise TrainingError(
+            f"the reward functions gave {sorted(set(other.tolist()))[:5]}; this objective reads rewards as class labels and "
+            "needs their weighted sum to be 0 or 1: set reward_threshold in RealConfig, give one 0/1 function, or choose an "
+            "objective with advantages, such as objective = {'type': 'grpo'}"
+        )
