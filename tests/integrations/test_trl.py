@@ -334,11 +334,16 @@ def test_our_verifier_is_a_reward_function():
         verifier_reward("math", workrs=3)
 
 
-def test_an_engine_outside_the_tested_range_is_refused_at_import(monkeypatch):
-    monkeypatch.setattr(engines, "version", lambda name: "1.99.0")
-    with pytest.raises(EngineError, match=r"trl 1.99.0 is installed; .* tested with 1.14.2.*pip install 'trl=="):
+@pytest.mark.parametrize("found", ["1.99.0", "1.15.0"])
+def test_an_engine_that_was_not_tested_is_refused_at_import(found, monkeypatch):
+    monkeypatch.delenv("REALRL_UNTESTED_ENGINES", raising=False)
+    monkeypatch.setattr(engines, "version", lambda name: found)
+    with pytest.raises(EngineError, match=rf"trl {found} is installed; .* tested with 1.14.2.*pip install 'trl=="):
         engines.check_engine("trl")
     monkeypatch.setenv("REALRL_UNTESTED_ENGINES", "1")
+    engines.check_engine("trl")
+    monkeypatch.setattr(engines, "version", lambda name: "1.16.3")
+    monkeypatch.delenv("REALRL_UNTESTED_ENGINES")
     engines.check_engine("trl")
 
 

@@ -18,7 +18,7 @@ OVERRIDE = "REALRL_UNTESTED_ENGINES"
 
 
 def check_engine(name: str) -> None:
-    """Raise EngineError where the engine is missing, or outside the tested range and the user has not said to go on."""
+    """Raise EngineError where the engine is missing, or of an untested minor version (REALRL_UNTESTED_ENGINES=1 goes on)."""
     tested = TESTED[name]
     try:
         found = version(name)
@@ -26,7 +26,7 @@ def check_engine(name: str) -> None:
         raise EngineError(
             f"realrl.integrations.{name} runs inside {name}, which is not installed here: pip install 'realrl[{name}]'"
         ) from error
-    if os.environ.get(OVERRIDE) != "1" and not _number(tested[0]) <= _number(found) <= _number(tested[-1]):
+    if os.environ.get(OVERRIDE) != "1" and _minor(found) not in map(_minor, tested):
         raise EngineError(
             f"{name} {found} is installed; realrl.integrations.{name} was tested with {', '.join(tested)}: "
             f"pip install '{name}=={tested[-1]}', or set {OVERRIDE}=1 to run it untested"
@@ -44,12 +44,6 @@ def check_signature(engine: str, function: Callable[..., Any], parameters: Seque
         )
 
 
-def _number(text: str) -> tuple[int, ...]:
-    """`1.16.0rc1` as (1, 16, 0); what is no number ends it."""
-    digits = []
-    for part in text.split("."):
-        lead = part[: len(part) - len(part.lstrip("0123456789"))]
-        if not lead:
-            break
-        digits.append(int(lead))
-    return tuple(digits)
+def _minor(text: str) -> list[str]:
+    """`1.16.0` as ["1", "16"]: patches of a tested minor version go."""
+    return text.split(".")[:2]
