@@ -1,4 +1,4 @@
-"""The command line: `realrl train | eval | grade | data | show-config`; recipe keys are overridden by their dotted names."""
+"""The command line: `realrl train | eval | grade | data | export | show-config`; recipe keys go by their dotted names."""
 
 from __future__ import annotations
 
@@ -164,6 +164,66 @@ def show_config(context: typer.Context, recipe: Annotated[str, typer.Argument(he
     from realrl.config import dump_config, load_config
 
     print(dump_config(load_config(recipe, parse_overrides(context.args))), end="")
+
+
+export_app = typer.Typer(no_args_is_help=True)
+app.add_typer(export_app, name="export", help="A recipe as what TRL or verl runs: one node or many, the same objective.")
+_Folder = Annotated[
+    str | None, typer.Option("-o", help="Write the script and what it needs into this folder; default: print the script.")
+]
+_Gpus = Annotated[int, typer.Option(min=1, help="Processes of each node, one for each GPU.")]
+_Nodes = Annotated[int, typer.Option(min=1, help="Machines.")]
+_Replace = Annotated[bool, typer.Option("--overwrite", help="Write into a folder that has files.")]
+
+
+@export_app.command(name="trl", context_settings=_WITH_OVERRIDES, epilog=_OVERRIDES_HELP)
+def export_to_trl(
+    context: typer.Context,
+    recipe: Annotated[str, typer.Argument(help="Path of a recipe (TOML).")],
+    output: _Folder = None,
+    gpus_per_node: _Gpus = 8,
+    nodes: _Nodes = 1,
+    overwrite: _Replace = False,
+) -> None:
+    """A script for TRL (accelerate) that runs the recipe."""
+    _export("trl", recipe, context.args, output, gpus_per_node, nodes, overwrite)
+
+
+@export_app.command(name="verl", context_settings=_WITH_OVERRIDES, epilog=_OVERRIDES_HELP)
+def export_to_verl(
+    context: typer.Context,
+    recipe: Annotated[str, typer.Argument(help="Path of a recipe (TOML).")],
+    output: _Folder = None,
+    gpus_per_node: _Gpus = 8,
+    nodes: _Nodes = 1,
+    overwrite: _Replace = False,
+) -> None:
+    """A command of verl's own launcher that runs the recipe; with -o its data, too."""
+    _export("verl", recipe, context.args, output, gpus_per_node, nodes, overwrite)
+
+
+def _export(
+    engine: str, recipe: str, arguments: list[str], output: str | None, gpus_per_node: int, nodes: int, overwrite: bool
+) -> None:
+    import shlex
+    from pathlib import Path
+
+    from realrl.config import load_config
+    from realrl.integrations.export import Machines, export_trl, export_verl
+
+    _quiet_libraries()
+    words = ["realrl", "export", engine, recipe, "--gpus-per-node", str(gpus_per_node), "--nodes", str(nodes), *arguments]
+    config = load_config(recipe, parse_overrides(arguments))
+    export = {"trl": export_trl, "verl": export_verl}[engine](
+        config, Machines(gpus_per_node, nodes), made_by=" ".join(map(shlex.quote, words))
+    )
+    for note in export.notes:
+        print(f"{engine}: {note}", file=sys.stderr)
+    if output is None:
+        print(export.script, end="")
+        return
+    export.write(Path(output), overwrite=overwrite)
+    print(f"cd {shlex.quote(output)} && {export.command}")
 
 
 @app.command()

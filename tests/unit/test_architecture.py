@@ -25,7 +25,7 @@ ALLOWED = {
     "eval": CONFIG | {"logprobs", "rewards", "data", "models", "sampling", "logging"},
     "train": CONFIG | {"head", "logprobs", "rewards", "data", "models", "sampling", "logging", "eval"},
     "analysis": CONFIG,
-    "integrations": CONFIG | {"rewards", "data"},
+    "integrations": CONFIG | {"rewards", "data", "models"},
     "cli": CONFIG | {"logging", "rewards", "data", "train", "eval", "analysis", "integrations"},
     "__main__": {"cli"},
 }

@@ -1,0 +1,32 @@
+"""The problems of a recipe as a list, for engines that read a data set and not a stream."""
+
+from __future__ import annotations
+
+from realrl.config import DataSection
+from realrl.data import load_problems, training_problems
+from realrl.errors import ConfigError
+from realrl.types import Problem
+
+
+def problems_to_train(data: DataSection, *, seed: int, count: int | None) -> tuple[list[Problem], list[str]]:
+    """The training problems, filtered and cleaned as `[data]` says, and what was left out; a generated task's first `count`.
+
+    Raises ConfigError for a generated task without `count`, DataError as the trainer does.
+    """
+    problems, notes = training_problems(data, seed)
+    if not getattr(problems, "endless", False):
+        return list(problems), notes
+    if count is None:
+        raise ConfigError(
+            f"data.train = {data.train!r} is generated and has no end; say how many problems, e.g. "
+            "problems = train.steps × train.prompts_per_step"
+        )
+    return [problems[index] for index in range(count)], notes
+
+
+def held_out_problems(data: DataSection, name: str, *, seed: int, count: int) -> tuple[list[Problem], list[str]]:
+    """At most `count` problems of the evaluation set `name`, the same as the trainer's, and a line about bad rows."""
+    loaded = load_problems(
+        name, columns=data.columns, strict=data.strict, seed=seed, task_options=data.task, count=count, split="eval"
+    )
+    return [loaded.problems[index] for index in range(min(count, len(loaded.problems)))], loaded.warnings()

@@ -1,0 +1,181 @@
+"""What an export says without its engine: every key of a recipe is accounted for, refusals, batch sizes, files."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from realrl.config import Config, load_config
+from realrl.data import render_prompt
+from realrl.errors import ConfigError
+from realrl.integrations.export import Machines, export_trl, export_verl, trl, verl
+from realrl.integrations.export.common import objective_table
+from realrl.models.adder import character_tokenizer
+from realrl.types import Problem
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "recipes").rglob("*.toml"))
+TINY = ROOT / "recipes" / "tiny.toml"
+PAPER = ROOT / "recipes" / "paper" / "real_1.5b_deepscaler.toml"
+ONE = Machines(gpus_per_node=1)
+
+
+def recipe(path=TINY, **overrides):
+    return load_config(path, {key.replace("__", "."): str(value) for key, value in overrides.items()})
+
+
+def all_keys():
+    for section, info in Config.model_fields.items():
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from (f"{section}.{key}" for key in kind.model_fields)
+        else:
+            yield f"{section}.*"
+
+
+@pytest.mark.parametrize(
+    "tables", [(trl.MAPPED, trl.LEFT_OUT, trl.REFUSED), (verl.MAPPED, verl.LEFT_OUT, verl.REFUSED)], ids=["trl", "verl"]
+)
+def test_every_key_of_a_recipe_is_mapped_or_left_out_with_a_word_or_refused(tables):
+    named = [key for table in tables for key in table]
+    sections = {key.removesuffix(".*") for key in named if key.endswith(".*")}
+    expected = {f"{key.split('.')[0]}.*" if key.split(".")[0] in sections else key for key in all_keys()}
+    assert sorted(named) == sorted(expected)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_becomes_a_script_that_parses(path):
+    config = load_config(path)
+    ast.parse(export_trl(config, Machines(gpus_per_node=4)).script)
+    script = export_verl(config, Machines(gpus_per_node=4)).script
+    assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
+
+
+# A longest sequence has 1,024 + 8,192 = 9,216 tokens; 32 prompts × 8 rollouts make an optimizer step.
+@pytest.mark.parametrize(
+    ("budget", "processes", "per_device", "accumulation"),
+    [(32768, 8, 2, 16), (73728, 8, 8, 4), (150000, 8, 16, 2), (10**6, 8, 32, 1), (9216, 32, 1, 8), (100, 1, 1, 256)],
+)
+def test_micro_batches_fit_the_budget_and_hold_whole_groups_where_they_can(budget, processes, per_device, accumulation):
+    batches = trl.plan_batches(recipe(PAPER, train__micro_batch_tokens=budget), processes)
+    assert (batches.per_device, batches.accumulation, batches.updates) == (per_device, accumulation, 4)
+    assert batches.steps_per_generation == 4 * accumulation
+    assert processes * per_device * accumulation == 32 * 8
+
+
+def test_a_smaller_micro_batch_of_whole_groups_goes_before_a_larger_one_of_torn_groups():
+    # 13 sequences of 1,024 + 48 tokens fit, and 12 would divide the 24 × 8 rollouts.
+    batches = trl.plan_batches(
+        recipe(train__prompts_per_step=24, train__mini_batch_prompts=24, train__micro_batch_tokens=13 * 1072), 1
+    )
+    assert (batches.per_device, batches.accumulation) == (8, 24)
+
+
+@pytest.mark.parametrize(
+    ("export", "machines", "overrides", "remedy"),
+    [
+        (export_trl, Machines(3), {}, "[1, 2, 4, 8, 16, 32, 64, 128]"),
+        (export_trl, Machines(4, 8), {"train__mini_batch_prompts": 8}, "[1, 2, 4, 8]"),
+        (export_trl, ONE, {"sampling__steps_ahead": 1}, "sampling.steps_ahead = 0"),
+        (export_trl, ONE, {"sampling__importance_cap": 2.0}, "sampling.engine = 'vllm'"),
+        (export_trl, ONE, {"sampling__group_size": 1}, "at least 2"),
+        (export_verl, ONE, {"sampling__importance_cap": 2.0}, "sampling.importance_cap = 0"),
+        (export_verl, ONE, {"optim__schedule": "linear"}, "optim.schedule = 'cosine'"),
+        (export_verl, ONE, {"optim__type": "adamw_8bit"}, "optim.type = 'adamw'"),
+        (export_verl, ONE, {"model__quantize": "4bit", "model__lora": "{ rank = 4 }"}, "model.quantize = 'none'"),
+    ],
+)
+def test_what_cannot_be_carried_over_is_refused_with_the_remedy(export, machines, overrides, remedy):
+    with pytest.raises(ConfigError) as refused:
+        export(recipe(**overrides), machines)
+    assert remedy in str(refused.value)
+
+
+@pytest.mark.parametrize("export", [export_trl, export_verl])
+def test_all_faults_are_listed_at_once(export):
+    with pytest.raises(ConfigError) as refused:
+        export(recipe(sampling__importance_cap=2.0, sampling__group_size=1), ONE)
+    assert str(refused.value).count("\n- ") == 2
+
+
+@pytest.mark.parametrize("export", [export_trl, export_verl])
+def test_a_key_without_a_counterpart_is_named_in_the_script_where_it_is_set(export):
+    quiet, loud = (export(recipe(**more), ONE) for more in ({}, {"train__layout": "packed", "log__figure": "false"}))
+    assert "train.layout" not in quiet.script
+    assert "train.layout = 'packed'" in loud.script
+    assert not any("log.figure" in note for note in loud.notes)
+
+
+def test_an_adapter_without_its_base_model_is_refused(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    for export in (export_trl, export_verl):
+        with pytest.raises(ConfigError, match="merge"):
+            export(recipe(model__path=tmp_path), ONE)
+
+
+def test_the_objective_goes_over_as_the_recipe_has_it():
+    config = recipe(PAPER, objective__tau=0.25)
+    table = {"type": "real", "tau": 0.25, "anchor": True, "degenerate_groups": "skip", "kl": {"target": "none", "coef": 0.0}}
+    assert objective_table(config) == table
+    assert '"tau": 0.25' in export_trl(config, ONE).script
+    assert "+algorithm.real.tau=0.25 " in export_verl(config, ONE).script
+
+
+@pytest.mark.parametrize(
+    ("nodes", "words"),
+    [
+        (1, "--num_processes 8 --multi_gpu --num_machines 1 --mixed_precision bf16"),
+        (2, "--num_processes 16 --multi_gpu --num_machines 2 --machine_rank $RANK_OF_NODE --main_process_ip $FIRST_NODE"),
+    ],
+)
+def test_the_launch_line_starts_as_many_processes_as_the_batches_are_for(nodes, words):
+    export = export_trl(recipe(PAPER), Machines(8, nodes))
+    assert words in export.command
+    assert f"PROCESSES = {8 * nodes}\n" in export.script
+
+
+def test_the_plain_template_gives_the_tokens_of_our_trainer():
+    data = recipe(data__system_prompt="1+1=2", data__prompt_suffix="=").data
+    tokenizer = character_tokenizer()
+    problem = Problem("0", "3+4", "7")
+    ours = render_prompt(problem, tokenizer, data).token_ids
+    chat = [{"role": "system", "content": "1+1=2"}, {"role": "user", "content": "3+4="}]
+    tokenizer.chat_template = verl._PLAIN_TEMPLATE
+    text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    assert tuple(tokenizer.encode(text, add_special_tokens=False)) == ours
+
+
+def test_verl_data_has_the_golds_where_verl_looks_for_them(tmp_path):
+    import pyarrow.parquet as pq
+
+    (tmp_path / "set.jsonl").write_text('{"problem": "a", "answer": "7"}\n{"problem": "b", "answer": ["1/2", "0.5"]}\n')
+    config = recipe(data__train=tmp_path / "set.jsonl", data__eval="[]", data__prompt_suffix="?")
+    export_verl(config, ONE).write(tmp_path / "out")
+    rows = pq.read_table(tmp_path / "out" / "train.parquet").to_pylist()
+    assert [row["prompt"] for row in rows] == [[{"role": "user", "content": text}] for text in ("a?", "b?")]
+    assert [row["reward_model"]["ground_truth"] for row in rows] == ["7", '["1/2", "0.5"]']
+    assert {row["reward_model"]["style"] for row in rows} == {"rule"}
+    assert [row["extra_info"]["index"] for row in rows] == [0, 1]
+    assert {row["data_source"] for row in rows} == {str(tmp_path / "set.jsonl")}
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["train.parquet", "train.sh"]
+
+
+def realrl(*arguments, cwd):
+    return subprocess.run([sys.executable, "-m", "realrl", *arguments], cwd=cwd, capture_output=True, text=True)
+
+
+def test_the_command_prints_the_script_alone_and_refuses_a_folder_with_files(tmp_path):
+    printed = realrl("export", "trl", str(PAPER), "--nodes", "2", "--optim.lr", "3e-6", cwd=tmp_path)
+    assert printed.returncode == 0, printed.stderr
+    ast.parse(printed.stdout)
+    assert "learning_rate=3e-06" in printed.stdout
+    assert "--nodes 2 --optim.lr 3e-6" in printed.stdout
+    assert "trl: optim.weight_decay" in printed.stderr
+    first = realrl("export", "trl", str(PAPER), "-o", "out", cwd=tmp_path)
+    assert first.stdout.splitlines()[-1].startswith("cd out && accelerate launch")
+    again = realrl("export", "trl", str(PAPER), "-o", "out", cwd=tmp_path)
+    assert (again.returncode, "--overwrite" in again.stderr) == (1, True)
+    assert realrl("export", "trl", str(PAPER), "-o", "out", "--overwrite", cwd=tmp_path).returncode == 0
