@@ -2,8 +2,9 @@
 
     torchrun --standalone --nproc-per-node 2 tests/integrations/trl_probe.py MODEL OUT CASE
 
-CASE is JSON: options of RealConfig, and `lora`, `resume`. Each rank writes OUT/rank{N}.pt: of each optimizer step its rollouts,
-the weights at sampling and now, and the gradient that reaches the optimizer.
+CASE is JSON: options of RealConfig, and `lora`, `resume`. Each rank writes OUT/rank{N}.pt: of each optimizer step its rollouts
+(and their log-probabilities by vLLM, where that sampled), the weights at sampling and now, and the gradient that reaches the
+optimizer.
 """
 
 import json
@@ -47,7 +48,7 @@ class Probe(RealTrainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.rows, self.steps, self.old = [], [], None
+        self.rows, self.sampled, self.steps, self.old = [], [], [], None
 
     def weights(self):
         return {name: value.clone() for name, value in self.accelerator.unwrap_model(self.model).state_dict().items()}
@@ -62,6 +63,8 @@ class Probe(RealTrainer):
                 inputs[f"{part}_ids"][index][inputs[f"{part}_mask"][index].bool()].tolist() for part in ("prompt", "completion")
             )
             self.rows.append((prompt, completion, int(inputs["real_group"][index])))
+            if "sampling_per_token_logps" in inputs:
+                self.sampled.append(inputs["sampling_per_token_logps"][index][: len(completion)].tolist())
         return super()._compute_loss(model, inputs)
 
 
@@ -72,8 +75,8 @@ class Recorder(TrainerCallback):
         unwrapped = self.trainer.accelerator.unwrap_model(model)
         gradient = {name: p.grad.clone() for name, p in unwrapped.named_parameters() if p.grad is not None}
         step = {"rows": self.trainer.rows, "old": self.trainer.old, "now": self.trainer.weights(), "gradient": gradient}
-        self.trainer.steps.append(step)
-        self.trainer.rows = []
+        self.trainer.steps.append(step | {"sampled": self.trainer.sampled})
+        self.trainer.rows, self.trainer.sampled = [], []
 
 
 def run(folder: str, out: Path, case: dict) -> Probe:
