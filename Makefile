@@ -32,6 +32,12 @@ test-vllm: $(VLLM)/.installed
 test-verl: $(VERL)/.installed
 	OMP_NUM_THREADS=1 $(VERL)/bin/python -m pytest tests/with_verl
 
+# verl's run leaves its rollouts behind, and TRL's trainer and ours have to end at its weights.
+test-integrations: $(INSTALLED)
+	@rm -rf runs/verl_record && mkdir -p runs/verl_record
+	REALRL_RECORD=$(CURDIR)/runs/verl_record $(MAKE) test-verl
+	REALRL_RECORD=$(CURDIR)/runs/verl_record REALRL_LONG=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest tests/integrations
+
 bench-trl: $(INSTALLED) $(TRL)/.installed
 	$(BIN)/python benchmarks/vs_trl.py --trl-python $(TRL)/bin/python
 
