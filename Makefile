@@ -6,17 +6,17 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 VLLM := .venv-vllm
-TRL := .venv-trl
 VERL := .venv-verl
 
-.PHONY: help quickstart test test-vllm test-verl bench-trl lint clean
+.PHONY: help quickstart test test-vllm test-verl test-integrations bench-trl lint clean
 
 help:
 	@echo "make quickstart   train a real language model with REAL, 5 to 8 minutes on 2 CPU cores"
 	@echo "make test         run the tests"
 	@echo "make test-vllm    the tests of sampling with vLLM, its CPU build in an environment of its own (4 GB)"
 	@echo "make test-verl    the tests inside verl's own trainer, on CPU in an environment of its own (2 GB); about five minutes"
-	@echo "make bench-trl    speed and memory beside TRL's, which gets an environment of its own (2 GB); about an hour"
+	@echo "make test-integrations   test-verl and all tests inside TRL, on the same rollouts; about 20 minutes"
+	@echo "make bench-trl    speed and memory beside TRL's; about an hour"
 	@echo "make lint         ruff and pyright"
 	@echo "make clean        remove the environment"
 
@@ -38,8 +38,8 @@ test-integrations: $(INSTALLED)
 	REALRL_RECORD=$(CURDIR)/runs/verl_record $(MAKE) test-verl
 	REALRL_RECORD=$(CURDIR)/runs/verl_record REALRL_LONG=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest tests/integrations
 
-bench-trl: $(INSTALLED) $(TRL)/.installed
-	$(BIN)/python benchmarks/vs_trl.py --trl-python $(TRL)/bin/python
+bench-trl: $(INSTALLED)
+	$(BIN)/python benchmarks/vs_trl.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -47,7 +47,7 @@ lint: $(INSTALLED)
 	$(BIN)/pyright
 
 clean:
-	rm -rf .venv $(VLLM) $(TRL) $(VERL)
+	rm -rf .venv $(VLLM) $(VERL)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "realrl needs Python 3.11 or newer, %s is %d.%d; set PYTHON=" % (sys.executable, v.major, v.minor))'
@@ -78,14 +78,6 @@ $(VLLM)/.installed: pyproject.toml
 	@$(VLLM)/bin/pip install -q --disable-pip-version-check math-verify latex2sympy2_extended antlr4-python3-runtime==4.13.2 \
 		jaxtyping tomli-w typer datasets matplotlib peft pytest beartype
 	@$(VLLM)/bin/pip install -q --disable-pip-version-check --no-deps -e .
-	@touch $@
-
-# TRL is only measured against, never imported. What both need has one version on both sides.
-$(TRL)/.installed: constraints.txt
-	@echo "making $(TRL) with TRL 1.16.0 (one to three minutes)"
-	@rm -rf $(TRL) && $(PYTHON) -m venv $(TRL)
-	@if [ -n "$(TORCH_INDEX)" ]; then $(TRL)/bin/pip install -q --disable-pip-version-check -c constraints.txt --index-url $(TORCH_INDEX) torch; fi
-	@$(TRL)/bin/pip install -q --disable-pip-version-check -c constraints.txt torch==2.13.0 trl==1.16.0 psutil
 	@touch $@
 
 # verl pins transformers, and Hydra's ANTLR is older than the one in .venv. The harness runs verl on CPU; see tests/with_verl.

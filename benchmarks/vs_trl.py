@@ -452,7 +452,7 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=0, help="ours: train.micro_batch_tokens; 0: the case's own")
     parser.add_argument("--trl-rows", type=int, default=8, help="TRL's: per_device_train_batch_size, a divisor of 64")
     parser.add_argument("--objective", default="real", help="ours: objective.type")
-    parser.add_argument("--trl-python", default=str(ROOT / ".venv-trl" / "bin" / "python"))
+    parser.add_argument("--trl-python", default=sys.executable, help="of another TRL")
     parser.add_argument("--prepare", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
