@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from realrl.errors import ConfigError
 from realrl.objectives import ObjectiveConfig, RealConfig, build_objective
-from realrl.objectives.base import LabelObjective
 
 
 class Section(BaseModel):
@@ -200,6 +199,7 @@ class LogSection(Section):
     trackio: bool = False
     tensorboard: bool = False
     rollouts: bool = True
+    tokens: bool = Field(default=False, description="rollouts also hold token ids and log-ratios, 6 bytes a token")
     figure: bool = True
     examples: int = Field(default=3, ge=0, description="answers shown before and after training")
 
@@ -245,12 +245,20 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _labels(self) -> Config:
-        label = isinstance(build_objective(self.objective), LabelObjective)
-        if label and self.reward.format_weight and self.reward.threshold is None:
+        if build_objective(self.objective).needs_labels and self.reward.format_weight and self.reward.threshold is None:
             raise ValueError(
                 f"reward.format_weight = {self.reward.format_weight} makes rewards between 0 and 1, and objective.type = "
                 f"{self.objective.type!r} needs labels 0 or 1; set reward.threshold, or choose an advantage-based objective "
                 "(grpo, dapo)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _route(self) -> Config:
+        if self.train.gradient_route == "direct" and not build_objective(self.objective).sums_over_groups:
+            raise ValueError(
+                f"train.gradient_route = 'direct' is not exact for objective.type = {self.objective.type!r}, whose trust "
+                "region couples all groups of a mini-batch; leave it out"
             )
         return self
 
@@ -263,6 +271,8 @@ class Config(Section):
 def load_config(path: str | Path, overrides: dict[str, str] | None = None) -> Config:
     """Read a recipe and apply dotted overrides (`{"optim.lr": "1e-6"}`; values are TOML, or else plain text).
 
+    Another `objective.type` than the recipe's starts from that objective's defaults: the recipe's `[objective]` is left out.
+
     Raises ConfigError for a missing file, broken TOML, an unknown key (naming the nearest), or a value out of range.
     """
     path = Path(path)
@@ -274,7 +284,10 @@ def load_config(path: str | Path, overrides: dict[str, str] | None = None) -> Co
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    for key, text in (overrides or {}).items():
+    overrides, table = overrides or {}, document.get("objective")
+    if isinstance(table, dict) and overrides.get("objective.type", "").strip("'\"") not in ("", table.get("type")):
+        document["objective"] = {}
+    for key, text in overrides.items():
         _set_dotted(document, key, text)
     return parse_config(document, source=str(path))
 

@@ -132,7 +132,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     assert (run / "checkpoints" / f"step_{steps[-1]}" / "optimizer.safetensors").is_file()
 
 
-@pytest.mark.parametrize("objective", ["bce", "grpo", "dapo", "gspo", "trpa"])
+@pytest.mark.parametrize("objective", ["bce", "grpo", "dapo", "gspo", "trpa", "disco", "pacs", "nft"])
 def test_every_objective_trains(tmp_path, objective):
     recipe = tmp_path / "recipe.toml"
     text = (ROOT / "recipes" / "tiny.toml").read_text()

@@ -58,6 +58,8 @@ ONE_PROCESS = {
     ),
     "grpo": split(2, accumulation=4, iterations=2, objective={"type": "grpo", "kl": {"target": "none"}}),
     "dapo": split(2, accumulation=4, iterations=2, objective={"type": "dapo"}),
+    "disco, whole groups in a micro-batch": split(4, accumulation=2, iterations=3, objective={"type": "disco", "tau": 0.5}),
+    "disco, groups cut": split(2, accumulation=4, iterations=3, objective={"type": "disco", "score": "Lratio", "beta": 1e5}),
     "truncated completions masked": split(2, accumulation=4, iterations=2, mask_truncated_completions=True),
 }
 TWO_PROCESSES = {
@@ -87,6 +89,11 @@ def naive_group_loss(objective, group):
         if not objective.get("anchor", True):
             return torch.log(1 + up * down)
         return torch.log(1 + up) + torch.log(1 + down)
+    if kind == "disco":
+        scores = [(p.mean() if objective.get("score") != "Lratio" else (p - o).exp().mean(), r) for p, o, _, r in group]
+        right, wrong = [s for s, r in scores if r == 1], [s for s, r in scores if r == 0]
+        tau = 1.0 if objective.get("score") == "Lratio" else tau
+        return tau * torch.stack(wrong).div(tau).exp().mean().log() - torch.stack(right).mean() if mixed else 0 * means[0][0]
     rewards = torch.tensor([r for _, r in means], dtype=torch.float64)
     advantages = (rewards - rewards.mean()) / (rewards.std() + 1e-6) if len(rewards) > 1 else 0 * rewards
     low, high = (0.8, 1.2) if kind == "grpo" else (0.8, 1.28)
@@ -119,6 +126,9 @@ def reference_gradient(folder, step, rows, case):
         penalty = penalty + (torch.exp(first - policy) - (first - policy) - 1).mean()
     total = sum(naive_group_loss(objective, group) for group in groups.values())
     loss = total / {"grpo": rollouts, "dapo": tokens}.get(objective.get("type"), len(groups))
+    if objective.get("type") == "disco":
+        kl = sum((old - policy).sum() for group in groups.values() for policy, old, _, _ in group) / tokens
+        loss = loss + objective.get("beta", 1e3) / 2 * (kl - 1e-4).clamp(min=0) ** 2
     if "kl" in objective and objective["kl"]["target"] == "ref":
         loss = loss + objective["kl"]["coef"] * penalty / rollouts
     loss.backward()

@@ -21,7 +21,19 @@ OBJECTIVES = [
     {"type": "dapo"},
     {"type": "gspo"},
     {"type": "trpa"},
+    {"type": "disco"},
+    {"type": "disco", "beta": 0},
+    {"type": "disco", "score": "Lratio", "negatives": "mean"},
+    {"type": "dr_grpo"},
+    {"type": "cispo"},
+    {"type": "sapo"},
+    {"type": "gmpo"},
+    {"type": "pacs"},
+    {"type": "nft"},
+    {"type": "nft", "question_weight": "grpo"},
 ]
+# Losses that are a sum over the groups of the mini-batch.
+BY_GROUP = [config for config in OBJECTIVES if build_objective(config).sums_over_groups]
 
 
 @st.composite
@@ -96,7 +108,7 @@ def test_a_duplicate_of_the_batch_leaves_the_loss(config, layout):
     assert objective(twice).loss.item() == pytest.approx(objective(inputs).loss.item(), abs=1e-12)
 
 
-@pytest.mark.parametrize("config", OBJECTIVES, ids=str)
+@pytest.mark.parametrize("config", BY_GROUP, ids=str)
 @given(layout=layouts())
 @settings(max_examples=25, deadline=None)
 def test_parts_of_whole_groups_add_up(config, layout):
@@ -221,7 +233,7 @@ def test_smallest_layouts_are_finite_and_differentiable(config, layout):
     assert torch.isfinite(gradient(loss, inputs)).all() and torch.isfinite(loss)
 
 
-@pytest.mark.parametrize("config", [c for c in OBJECTIVES if c["type"] in ("real", "bce", "trpa")], ids=str)
+@pytest.mark.parametrize("config", [c for c in OBJECTIVES if c["type"] in ("real", "bce", "trpa", "disco", "pacs")], ids=str)
 def test_gradcheck(config):
     inputs = make(([0, 0, 0, 1, 1, 2], [1.0, 0.0, 1.0, 0.0, 1.0, 1.0], 5))
     objective = build_objective(config)
@@ -230,3 +242,44 @@ def test_gradcheck(config):
         return objective(LossInputs(**{**{f: getattr(inputs, f) for f in inputs.__slots__}, "logprobs_policy": policy})).loss
 
     assert torch.autograd.gradcheck(loss, inputs.logprobs_policy)
+
+
+@pytest.mark.parametrize("config", OBJECTIVES, ids=str)
+@given(layout=layouts())
+@settings(max_examples=25, deadline=None)
+def test_scores_known_without_a_pass_are_right(config, layout):
+    objective = build_objective(config)
+    if not isinstance(objective, ScoreObjective) or not objective.zero_scores_when_fresh:
+        return
+    inputs = make(layout)
+    fresh = LossInputs(**{**{f: getattr(inputs, f) for f in inputs.__slots__}, "logprobs_old": inputs.logprobs_policy.detach()})
+    assert torch.equal(objective.scores(fresh), objective.zero_scores(inputs.rewards))
+
+
+def test_disco_s_trust_region_couples_all_groups():
+    """The control of BY_GROUP: the squared hinge of the whole is not the sum of those of its groups."""
+    inputs = make(([0, 1, 0, 1], [1.0, 0.0, 0.0, 1.0], 1))
+    moved = LossInputs(
+        **{**{f: getattr(inputs, f) for f in inputs.__slots__}, "logprobs_old": (inputs.logprobs_policy + 0.1).detach()}
+    )
+    objective, totals = build_objective({"type": "disco", "delta": 0, "beta": 2}), totals_of(moved)
+    rows = [torch.tensor([0, 2]), torch.tensor([1, 3])]
+    parts = sum(objective(rows_of(moved, one), totals).loss for one in rows)
+    # KL is 0.1 for every token, so each group adds its share of the tokens.
+    shares = [moved.loss_mask[one].sum() / totals.num_tokens for one in rows]
+    missing = 0.1**2 - sum((0.1 * share) ** 2 for share in shares)
+    assert (objective(moved).loss - parts).item() == pytest.approx(missing.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(("question_weight", "twin"), [("dr_grpo", "dr_grpo"), ("grpo", "grpo")])
+def test_nft_on_the_sampling_policy_has_the_gradient_of_its_twin(question_weight, twin):
+    """Propositions 4.1, 4.2: A = r − r̂, divided by the population's standard deviation for GRPO's."""
+    inputs = make(([0] * 6 + [1] * 6 + [2] * 6, [1.0, 0, 0, 0, 0, 1] + [1.0, 1, 1, 1, 1, 0] + [1.0] * 6, 4))
+    fresh = LossInputs(**{**{f: getattr(inputs, f) for f in inputs.__slots__}, "logprobs_old": inputs.logprobs_policy.detach()})
+    objective = build_objective({"type": "nft", "question_weight": question_weight})
+    rate = torch.tensor([2 / 6] * 6 + [5 / 6] * 6 + [1.0] * 6, dtype=torch.float64)
+    advantages = inputs.rewards - rate
+    if twin == "grpo":
+        advantages = torch.where(rate < 1, advantages / (rate * (1 - rate)).sqrt(), 0)
+    expected = -torch.where(inputs.loss_mask, advantages[:, None], 0) / inputs.loss_mask.sum()
+    torch.testing.assert_close(gradient(objective(fresh).loss, fresh), expected)

@@ -1,7 +1,10 @@
+import tomllib
+
 import pytest
 
 from realrl.config import dump_config, load_config, parse_config
 from realrl.errors import ConfigError
+from realrl.objectives import list_objectives
 
 RECIPE = """
 [model]
@@ -34,6 +37,27 @@ def test_reads_values_and_defaults(recipe):
 def test_overrides_are_toml_values_or_text(recipe):
     config = load_config(recipe, {"optim.lr": "1e-3", "run.dir": "runs/x", "objective.anchor": "false"})
     assert (config.optim.lr, config.run.dir, config.objective.anchor) == (1e-3, "runs/x", False)
+
+
+@pytest.mark.parametrize("name", list_objectives())
+def test_every_objective_by_override(recipe, name):
+    """The recipe's tau belongs to its own objective and would be an unknown key of others."""
+    config = load_config(recipe, {"objective.kl.coef": "0.5", "objective.type": name})
+    assert (config.objective.type, config.objective.kl.coef) == (name, 0.5)
+    assert getattr(config.objective, "tau", None) == {"real": 0.25, "bce": 0.5, "disco": 10}.get(name)
+    assert config == parse_config(tomllib.loads(dump_config(config)))
+
+
+def test_the_defaults_of_disco_follow_its_score(recipe):
+    taus = [load_config(recipe, {"objective.type": "disco", "objective.score": s}).objective.tau for s in ("logL", "Lratio")]
+    assert taus == [10, 1]
+
+
+def test_a_loss_that_couples_all_groups_refuses_the_direct_route(recipe):
+    route = {"objective.type": "disco", "train.gradient_route": "direct"}
+    with pytest.raises(ConfigError, match="'direct' is not exact for objective.type = 'disco'"):
+        load_config(recipe, route)
+    assert load_config(recipe, route | {"objective.beta": "0"}).train.gradient_route == "direct"
 
 
 def test_dump_round_trips(recipe, tmp_path):

@@ -23,6 +23,7 @@ CASES = {
     "every_group": [{"type": "real", "degenerate_groups": "use"}, {"micro_batch_tokens": 60}],
     "reference": [{"type": "grpo", "kl": {"target": "ref", "coef": 0.1}}, {"micro_batch_tokens": 60}],
     "dapo": [{"type": "dapo"}, {}],
+    "disco": [{"type": "disco"}, {"micro_batch_tokens": 60}],
 }
 
 

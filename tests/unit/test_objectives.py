@@ -16,7 +16,7 @@ def inputs(**changes):
     return LossInputs(**{**fields, **changes})
 
 
-@pytest.mark.parametrize("name", ["real", "bce", "trpa"])
+@pytest.mark.parametrize("name", ["real", "bce", "trpa", "disco", "pacs", "nft"])
 def test_rewards_that_are_no_labels_are_refused(name):
     with pytest.raises(ValueError, match=r"-1.0.*0 or 1.*rewards > 0.5"):
         build_objective({"type": name})(inputs(rewards=torch.tensor([1.0, -1.0]), logprobs_ref=torch.zeros(2, 3)))

@@ -21,6 +21,9 @@ OBJECTIVES = [
     {"type": "dapo"},
     {"type": "gspo"},
     {"type": "trpa"},
+    {"type": "disco"},
+    {"type": "pacs"},
+    {"type": "sapo"},
 ]
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from realrl.objectives.kl import KLConfig, kl_penalty
 from realrl.objectives.scores import (
+    group_centred,
     group_index,
     labels,
     mean_log_ratio,
@@ -35,10 +36,13 @@ class BaseObjectiveConfig(BaseModel):
 class Objective(ABC):
     """A pure function from `LossInputs` to a loss to minimise, with denominators of the whole mini-batch.
 
-    `needs_ref` and `needs_old` say which log-probabilities it reads.
+    `needs_ref` and `needs_old` say which log-probabilities it reads, `needs_labels` that rewards have to be 0 or 1.
+    `sums_over_groups` False: a term couples all groups of the mini-batch, so that only two passes are exact for a split.
     """
 
     needs_old: bool = True
+    needs_labels: bool = False
+    sums_over_groups: bool = True
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -76,7 +80,7 @@ class AdditiveObjective(Objective):
         """A = (r − mean)/(std + 1e-6) over the group (Eq. 3), std unbiased; 0 for a group of one. Any finite rewards."""
         index_N, count = group_index(group_ids_N)
         size = segment_sum(torch.ones_like(rewards_N), index_N, count)
-        centred_N = rewards_N - (segment_sum(rewards_N, index_N, count) / size)[index_N]
+        centred_N = group_centred(rewards_N, group_ids_N)
         variance = segment_sum(centred_N.square(), index_N, count) / (size - 1).clamp(min=1)
         return centred_N / (variance.sqrt()[index_N] + 1e-6)
 
@@ -104,18 +108,26 @@ class AdditiveObjective(Objective):
 
 
 class ScoreObjective(Objective):
-    """An objective that sees a rollout only through one number, its score; rollouts of a group are coupled."""
+    """An objective that sees a rollout only through one number, its score; rollouts of a group are coupled.
 
-    zero_scores_when_fresh: ClassVar[bool] = True
+    One that reads S numbers of a rollout has `score_shape` (S,), scores and weights (N, S), the score proper first.
+    """
+
+    zero_scores_when_fresh: bool = True
+    score_shape: ClassVar[tuple[int, ...]] = ()
 
     @abstractmethod
-    def scores(self, inputs: LossInputs) -> Float[Tensor, " N"]:
+    def scores(self, inputs: LossInputs) -> Float[Tensor, "N ..."]:
         """The score of each rollout, with gradient; a sum over tokens, so any rows can be computed together."""
+
+    def zero_scores(self, rewards_N: Float[Tensor, " N"]) -> Float[Tensor, "N ..."]:
+        """The scores of rollouts right after sampling where `zero_scores_when_fresh`."""
+        return rewards_N.new_zeros(len(rewards_N), *self.score_shape)
 
     @abstractmethod
     def loss_from_scores(
         self,
-        scores_N: Float[Tensor, " N"],
+        scores_N: Float[Tensor, "N ..."],
         rewards_N: Float[Tensor, " N"],
         group_ids_N: Int[Tensor, " N"],
         num_groups: int | None = None,
@@ -127,14 +139,14 @@ class ScoreObjective(Objective):
 
     def weights(
         self,
-        scores_N: Float[Tensor, " N"],
+        scores_N: Float[Tensor, "N ..."],
         rewards_N: Float[Tensor, " N"],
         group_ids_N: Int[Tensor, " N"],
         num_groups: int | None = None,
         *,
         levels_N: Int[Tensor, " N"] | None = None,
         totals: LossTotals | None = None,
-    ) -> Float[Tensor, " N"]:
+    ) -> Float[Tensor, "N ..."]:
         """W = d loss_from_scores / d scores (Eq. 9, 10), by autograd in float64, in the scores' dtype, detached."""
         with torch.enable_grad():
             leaf_N = scores_N.detach().double().requires_grad_(True)
@@ -148,7 +160,7 @@ class ScoreObjective(Objective):
         scores_N = self.scores(inputs)
         loss = self.loss_from_scores(scores_N, inputs.rewards, inputs.group_ids, levels_N=inputs.levels, totals=totals)
         right_N = inputs.rewards == 1
-        detached_N = scores_N.detach()
+        detached_N = score_proper(scores_N.detach())
         metrics = {
             "score/positive_mean": float(detached_N[right_N].mean()) if right_N.any() else 0.0,
             "score/negative_mean": float(detached_N[~right_N].mean()) if not right_N.all() else 0.0,
@@ -156,8 +168,15 @@ class ScoreObjective(Objective):
         return finish(inputs, loss, self.penalty(inputs, totals), self.config.kl, metrics)
 
 
+def score_proper(values_N: Float[Tensor, "N ..."]) -> Float[Tensor, " N"]:
+    """The score of each rollout, or its weight, without the further numbers that an objective reads."""
+    return values_N if values_N.ndim == 1 else values_N[:, 0]
+
+
 class LabelObjective(ScoreObjective):
     """A score objective whose score is s̄ and whose labels are the rewards; a degenerate group may be skipped."""
+
+    needs_labels = True
 
     def scores(self, inputs: LossInputs) -> Float[Tensor, " N"]:
         """s̄ = mean_t(log π_θ − log π_old) (Eq. 5)."""

@@ -1,4 +1,4 @@
-"""GRPO (Eq. 1, 3) and DAPO's token-mean variant of it: clipped importance ratios of tokens."""
+"""GRPO (Eq. 1, 3), Dr. GRPO and DAPO's token-mean variant of it: clipped importance ratios of tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from realrl.objectives.base import AdditiveObjective, BaseObjectiveConfig, register_objective
 from realrl.objectives.kl import KLConfig
-from realrl.objectives.scores import log_ratio, masked_token_mean
+from realrl.objectives.scores import group_centred, log_ratio, masked_token_mean
 from realrl.types import LossInputs, LossTotals
 
 
@@ -36,6 +36,34 @@ class GRPO(AdditiveObjective):
         bidirectional = self.config.clip == "bidirectional"
         gain_NT, clipped = clipped_gain(inputs, advantages_N, epsilon, epsilon, bidirectional=bidirectional)
         loss = -masked_token_mean(gain_NT, inputs.loss_mask).sum() / totals.num_rollouts
+        return loss, {"ratio/clipped_fraction": clipped}
+
+
+class DrGRPOConfig(BaseObjectiveConfig):
+    """ε = 0.2, sums over tokens divided by 3000 (the paper's limit of response tokens), no KL."""
+
+    type: Literal["dr_grpo"] = "dr_grpo"
+    epsilon: float = Field(default=0.2, gt=0)
+    length_divisor: float = Field(default=3000.0, gt=0)
+
+
+@register_objective(DrGRPOConfig)
+class DrGRPO(AdditiveObjective):
+    """−(1/(N·L)) Σ_n Σ_t min(ρ_t A_n, clip(ρ_t, 1−ε, 1+ε) A_n) with A = r − mean(r): no division by |o| or by the deviation.
+
+    L = `length_divisor` is a constant, in its code the limit of response tokens (`sampling.max_new_tokens` here); it only
+    scales the gradient. Checked: the code of arXiv 2503.20783 (constant_normalizer=generate_max_length and the advantages, as
+    copied in github.com/callsys/GMPO; 3000 and no KL in the README of github.com/sail-sg/understand-r1-zero) and TRL's
+    grpo_trainer.py.
+    """
+
+    def advantages(self, rewards_N: Tensor, group_ids_N: Tensor) -> Tensor:
+        """A = r − mean over the group."""
+        return group_centred(rewards_N, group_ids_N)
+
+    def surrogate(self, inputs: LossInputs, totals: LossTotals, advantages_N: Tensor) -> tuple[Tensor, dict[str, float]]:
+        gain_NT, clipped = clipped_gain(inputs, advantages_N, self.config.epsilon, self.config.epsilon)
+        loss = -torch.where(inputs.loss_mask, gain_NT, 0).sum() / (totals.num_rollouts * self.config.length_divisor)
         return loss, {"ratio/clipped_fraction": clipped}
 
 

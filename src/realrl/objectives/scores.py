@@ -20,6 +20,13 @@ def segment_sum(values_N: Float[Tensor, " N"], index_N: Int[Tensor, " N"], count
     return values_N.new_zeros(count).index_add(0, index_N, values_N)
 
 
+def group_centred(values_N: Float[Tensor, " N"], group_ids_N: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """Each value minus the mean of its group; 0 for a group of one."""
+    index_N, count = group_index(group_ids_N)
+    size = segment_sum(torch.ones_like(values_N), index_N, count)
+    return values_N - (segment_sum(values_N, index_N, count) / size)[index_N]
+
+
 def segment_logsumexp(
     values_N: Float[Tensor, " N"], index_N: Int[Tensor, " N"], count: int, *, anchor: bool
 ) -> Float[Tensor, " P"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -32,7 +32,8 @@ class TRPA(ScoreObjective):
     the whole batch has no pair: here the preference loss is 0 then, and `groups/degenerate` counts.
     """
 
-    zero_scores_when_fresh: ClassVar[bool] = False
+    needs_labels = True
+    zero_scores_when_fresh = False
 
     @property
     def needs_ref(self) -> bool:

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from realrl.logprobs import Layout, TokenStats
 from realrl.objectives import AdditiveObjective, Objective, ScoreObjective, totals_of
+from realrl.objectives.base import score_proper
 from realrl.objectives.scores import masked_token_mean
 from realrl.train.batching import padded_tokens, plan_micro_batches, select_rows
 from realrl.train.distributed import World, deal_groups, in_lockstep, token_stats_of
@@ -44,11 +45,15 @@ class StepSettings:
 
 @dataclass(slots=True)
 class StepReport:
-    """What one mini-batch showed; rows that carry no gradient were not computed and are False in `computed_N`."""
+    """What one mini-batch showed; rows that carry no gradient were not computed and are False in `computed_N`.
+
+    `log_ratio_NT` is log π_θ − log π_old before the update, 0 for rows that were not computed.
+    """
 
     loss: float
     route: str
     logprobs_NT: Float[Tensor, "N T"]
+    log_ratio_NT: Float[Tensor, "N T"]
     entropy_N: Float[Tensor, " N"]
     top1_N: Float[Tensor, " N"]
     scores_N: Float[Tensor, " N"]
@@ -85,6 +90,7 @@ class GradientStep:
             loss=0.0,
             route=self._route(batch, active, fresh=old_NT is None) if bool(active.any()) else "none",
             logprobs_NT=torch.zeros_like(batch.logprobs_sampler),
+            log_ratio_NT=torch.zeros_like(batch.logprobs_sampler),
             entropy_N=torch.zeros_like(batch.rewards),
             top1_N=torch.zeros_like(batch.rewards),
             scores_N=torch.zeros_like(batch.rewards),
@@ -147,7 +153,7 @@ class GradientStep:
             return "additive"
         if self.settings.route != "auto":
             return self.settings.route
-        if self.settings.shuffle is not None:
+        if self.settings.shuffle is not None or not self.objective.sums_over_groups:
             return "two_pass"
         rows, budget = active.nonzero().flatten().cpu(), self.settings.budget
         direct, split = (
@@ -167,7 +173,7 @@ class GradientStep:
         """dL/ds of every rollout; on the direct route backward needs none, and they are filled in afterwards."""
         if report.route == "direct":
             return report.weights_N
-        scores_N = torch.zeros_like(batch.rewards)
+        scores_N = objective.zero_scores(batch.rewards)
         if old_NT is not None or not objective.zero_scores_when_fresh:
             policy_NT = self.token_logprobs(batch, report.computed_N)
             scores_N = objective.scores(_inputs(batch, policy_NT, policy_NT if old_NT is None else old_NT, ref_NT))
@@ -205,12 +211,12 @@ class GradientStep:
         with torch.no_grad():
             out = self.objective(inputs, totals)
         report.loss, report.metrics = float(out.loss), out.metrics
-        report.scores_N = masked_token_mean(policy_NT - old, batch.loss_mask)
+        report.log_ratio_NT = policy_NT - old
+        report.scores_N = masked_token_mean(report.log_ratio_NT, batch.loss_mask)
         if isinstance(self.objective, ScoreObjective):
             scores_N = self.objective.scores(inputs).detach()
-            report.weights_N = self.objective.weights(
-                scores_N, batch.rewards, batch.group_ids, levels_N=batch.levels, totals=totals
-            )
+            weights_N = self.objective.weights(scores_N, batch.rewards, batch.group_ids, levels_N=batch.levels, totals=totals)
+            report.weights_N = score_proper(weights_N)
 
 
 def _shortest_row(batch: Batch) -> Batch:

@@ -26,7 +26,6 @@ from realrl.errors import ConfigError, TrainingError
 from realrl.integrations.engines import check_signature
 from realrl.integrations.trl.config import RealConfig
 from realrl.objectives import AdditiveObjective, ScoreObjective
-from realrl.objectives.base import LabelObjective
 from realrl.objectives.scores import masked_token_mean, step_totals
 from realrl.types import LossInputs, LossTotals
 
@@ -74,6 +73,7 @@ class RealTrainer(GRPOTrainer):
         if not isinstance(args, RealConfig):
             raise ConfigError(f"RealTrainer needs args = RealConfig(...), got {type(args).__name__}; its options are the same")
         self._objective: Any = args.build_objective()
+        self._direct = args.whole_micro_batches and self._objective.sums_over_groups
         super().__init__(model, reward_funcs, args, *rest, **kwargs)
         if self.aux_loss_enabled:
             raise ConfigError("this model adds a router loss to the objective; set router_aux_loss_coef = 0.0 in RealConfig")
@@ -100,7 +100,7 @@ class RealTrainer(GRPOTrainer):
             return rows
         tokens_N = self.accelerator.gather(_trained(rows).sum(dim=1))
         kept_N = (tokens_N > 0) & ~self._rewards_N.isnan()
-        if isinstance(self._objective, LabelObjective):
+        if self._objective.needs_labels:
             _refuse_grades(self._rewards_N[kept_N])
         self._table = {
             "reward": self._rewards_N,
@@ -135,18 +135,19 @@ class RealTrainer(GRPOTrainer):
         self._step_loss = torch.zeros((), device=kept_N.device)
         self._totals = step_totals(reward_K, group_K, tokens_K) if len(reward_K) else LossTotals(0, 0, 0, 0, 0)
         self._log_step(reward_K, group_K)
-        if not len(reward_K) or self.args.whole_micro_batches:
+        if not len(reward_K) or self._direct:
             return
         objective, weights_N = self._objective, torch.zeros(len(kept_N), device=kept_N.device)
         if isinstance(objective, AdditiveObjective):
             weights_N[kept_N] = objective.advantages(reward_K, group_K)
         elif isinstance(objective, ScoreObjective):
             known = fresh and objective.zero_scores_when_fresh
-            scores_N = torch.zeros_like(weights_N) if known else self.accelerator.gather(self._scores(objective, parts))
+            weights_N = objective.zero_scores(weights_N)
+            scores_N = weights_N.clone() if known else self.accelerator.gather(self._scores(objective, parts))
             weights_N[kept_N] = objective.weights(scores_N[kept_N], reward_K, group_K, totals=self._totals)
             self._step_loss = objective.loss_from_scores(scores_N[kept_N], reward_K, group_K, totals=self._totals)
             self._metrics["train"]["real/extra_passes"].append(float(not known))
-        local_N = weights_N.view(rows_NR.shape)[self.accelerator.process_index]
+        local_N = weights_N.view(*rows_NR.shape, *weights_N.shape[1:])[self.accelerator.process_index]
         for part, weights in zip(parts, local_N.split([len(part["real_kept"]) for part in parts]), strict=True):
             part["real_weight"] = weights
 
@@ -158,13 +159,13 @@ class RealTrainer(GRPOTrainer):
         return rows_NR[:, index * size : (index + 1) * size]
 
     @torch.no_grad()
-    def _scores(self, objective: ScoreObjective, parts: list[dict[str, Any]]) -> Float[Tensor, " N"]:
+    def _scores(self, objective: ScoreObjective, parts: list[dict[str, Any]]) -> Float[Tensor, "N ..."]:
         """The scores of this process's rollouts of an optimizer step under the weights as they are; 0 for those left out."""
         scores = []
         with disable_gradient_checkpointing(self.model, cast(dict, self.args.gradient_checkpointing_kwargs)):
             for part in parts:
                 policy_NT, _ = self._token_stats(self.model, part)
-                scores_N = policy_NT.new_zeros(len(policy_NT), dtype=torch.float32)
+                scores_N = objective.zero_scores(policy_NT.new_zeros(len(policy_NT), dtype=torch.float32))
                 if bool(part["real_kept"].any()):
                     scores_N[part["real_kept"]] = objective.scores(_loss_inputs(part, policy_NT))
                 scores.append(scores_N)
@@ -191,7 +192,7 @@ class RealTrainer(GRPOTrainer):
         kept_N, processes = inputs["real_kept"], self.accelerator.num_processes
         if not bool(kept_N.any()):
             loss = 0 * policy_NT.sum()
-        elif self.args.whole_micro_batches:
+        elif self._direct:
             return self._objective(_loss_inputs(inputs, policy_NT), self._totals).loss * processes
         else:
             loss = self._split_loss(_loss_inputs(inputs, policy_NT), inputs["real_weight"][kept_N])
