@@ -86,6 +86,7 @@ LEFT_OUT = {
     "eval.greedy": "TRL evaluates with samples",
     "log.rich": "TRL has its own progress bar",
     "log.figure": "TRL draws none",
+    "log.tokens": "TRL saves texts alone",
 }
 # Keys that must be at their default: what to set instead.
 REFUSED = {

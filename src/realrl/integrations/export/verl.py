@@ -98,6 +98,7 @@ LEFT_OUT = {
     "eval.greedy": "verl evaluates with samples",
     "log.rich": "verl prints to the console",
     "log.figure": "verl draws none",
+    "log.tokens": "verl saves texts alone",
 }
 # Keys that must be at their default: what to set instead.
 REFUSED = {
