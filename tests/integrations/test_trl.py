@@ -57,6 +57,8 @@ ONE_PROCESS = {
         2, accumulation=4, iterations=2, objective={"kl": {"target": "ref", "coef": 0.5, "estimator": "k3"}}
     ),
     "grpo": split(2, accumulation=4, iterations=2, objective={"type": "grpo", "kl": {"target": "none"}}),
+    "gspo": split(2, accumulation=4, iterations=2, objective={"type": "gspo"}),
+    "trpa": split(2, accumulation=4, iterations=2, objective={"type": "trpa", "kl": {"target": "none"}}),
     "dapo": split(2, accumulation=4, iterations=2, objective={"type": "dapo"}),
     "disco, whole groups in a micro-batch": split(4, accumulation=2, iterations=3, objective={"type": "disco", "tau": 0.5}),
     "disco, groups cut": split(2, accumulation=4, iterations=3, objective={"type": "disco", "score": "Lratio", "beta": 1e5}),
@@ -74,34 +76,42 @@ def token_logprobs(model, prompt, completion):
     return logits.log_softmax(-1).gather(1, torch.tensor(completion)[:, None])[:, 0]
 
 
-def naive_group_loss(objective, group):
-    """The loss of one group from [(policy, old, reference, reward)], from the papers' formulas; grpo and dapo: a sum."""
+def naive_coupled_loss(objective, group):
+    """The loss of one group from [(policy, old, reference, reward)], from the papers' formulas; trpa: a sum over pairs."""
     kind, tau = objective.get("type", "real"), objective.get("tau", 0.5)
-    means = [((policy - old).mean(), reward) for policy, old, _, reward in group]
-    right, wrong = [s for s, r in means if r == 1], [s for s, r in means if r == 0]
-    mixed = bool(right and wrong)
-    if kind in ("real", "bce") and not mixed:
-        return 0 * means[0][0]
+    scores = {
+        "logL": lambda p, o, f: p.mean(),
+        "Lratio": lambda p, o, f: (p - o).exp().mean(),
+        "trpa": lambda p, o, f: (p - f).mean(),
+        "disco": lambda p, o, f: p.mean(),
+    }
+    of = scores.get(objective.get("score", kind), lambda p, o, f: (p - o).mean())
+    right, wrong = ([of(p, o, f) for p, o, f, r in group if r == label] for label in (1, 0))
+    if not (right and wrong):
+        return 0 * of(*group[0][:3])
+    if kind == "trpa":
+        return sum(torch.log1p(torch.exp(-2.5 * 0.1 * (better - worse))) for better in right for worse in wrong)
     if kind == "bce":
         return sum(torch.log1p(torch.exp(-s / tau)) for s in right) + sum(torch.log1p(torch.exp(s / tau)) for s in wrong)
-    if kind == "real":
-        up, down = sum(torch.exp(-s / tau) for s in right), sum(torch.exp(s / tau) for s in wrong)
-        if not objective.get("anchor", True):
-            return torch.log(1 + up * down)
-        return torch.log(1 + up) + torch.log(1 + down)
     if kind == "disco":
-        scores = [(p.mean() if objective.get("score") != "Lratio" else (p - o).exp().mean(), r) for p, o, _, r in group]
-        right, wrong = [s for s, r in scores if r == 1], [s for s, r in scores if r == 0]
         tau = 1.0 if objective.get("score") == "Lratio" else tau
-        return tau * torch.stack(wrong).div(tau).exp().mean().log() - torch.stack(right).mean() if mixed else 0 * means[0][0]
-    rewards = torch.tensor([r for _, r in means], dtype=torch.float64)
+        return tau * torch.stack(wrong).div(tau).exp().mean().log() - torch.stack(right).mean()
+    up, down = sum(torch.exp(-s / tau) for s in right), sum(torch.exp(s / tau) for s in wrong)
+    if not objective.get("anchor", True):
+        return torch.log(1 + up * down)
+    return torch.log(1 + up) + torch.log(1 + down)
+
+
+def naive_additive_loss(kind, group):
+    """The sum over a group's rollouts (dapo: over their tokens) of the clipped surrogates."""
+    rewards = torch.tensor([reward for _, _, _, reward in group], dtype=torch.float64)
     advantages = (rewards - rewards.mean()) / (rewards.std() + 1e-6) if len(rewards) > 1 else 0 * rewards
-    low, high = (0.8, 1.2) if kind == "grpo" else (0.8, 1.28)
-    total = 0 * means[0][0]
+    low, high = {"grpo": (0.8, 1.2), "dapo": (0.8, 1.28), "gspo": (1 - 3e-4, 1 + 4e-4)}[kind]
+    total = 0.0
     for (policy, old, _, _), advantage in zip(group, advantages, strict=True):
-        ratio = torch.exp(policy - old)
+        ratio = torch.exp((policy - old).mean() if kind == "gspo" else policy - old)
         gain = torch.minimum(ratio * advantage, ratio.clamp(low, high) * advantage)
-        total = total - (gain.mean() if kind == "grpo" else gain.sum())
+        total = total - (gain.sum() if kind == "dapo" else gain.mean())
     return total
 
 
@@ -124,9 +134,14 @@ def reference_gradient(folder, step, rows, case):
         groups[group].append((policy, before, first, reward))
         tokens, rollouts = tokens + len(completion), rollouts + 1
         penalty = penalty + (torch.exp(first - policy) - (first - policy) - 1).mean()
-    total = sum(naive_group_loss(objective, group) for group in groups.values())
-    loss = total / {"grpo": rollouts, "dapo": tokens}.get(objective.get("type"), len(groups))
-    if objective.get("type") == "disco":
+    kind = objective.get("type", "real")
+    if kind in ("grpo", "dapo", "gspo"):
+        loss = sum(naive_additive_loss(kind, group) for group in groups.values()) / (tokens if kind == "dapo" else rollouts)
+    else:
+        total = sum(naive_coupled_loss(objective, group) for group in groups.values())
+        pairs = sum(sum(r == 1 for *_, r in group) * sum(r == 0 for *_, r in group) for group in groups.values())
+        loss = total / (max(pairs, 1) if kind == "trpa" else len(groups))
+    if kind == "disco":
         kl = sum((old - policy).sum() for group in groups.values() for policy, old, _, _ in group) / tokens
         loss = loss + objective.get("beta", 1e3) / 2 * (kl - 1e-4).clamp(min=0) ** 2
     if "kl" in objective and objective["kl"]["target"] == "ref":
