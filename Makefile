@@ -8,7 +8,7 @@ INSTALLED := .venv/.installed
 VLLM := .venv-vllm
 VERL := .venv-verl
 
-.PHONY: help quickstart test test-vllm test-verl test-integrations bench-trl lint clean
+.PHONY: help quickstart test test-vllm test-verl test-integrations bench-trl study lint docs clean
 
 help:
 	@echo "make quickstart   train a real language model with REAL, 5 to 8 minutes on 2 CPU cores"
@@ -17,7 +17,9 @@ help:
 	@echo "make test-verl    the tests inside verl's own trainer, on CPU in an environment of its own (2 GB); about five minutes"
 	@echo "make test-integrations   test-verl and all tests inside TRL, on the same rollouts; about 20 minutes"
 	@echo "make bench-trl    speed and memory beside TRL's; about an hour"
+	@echo "make study        the laptop-scale study: runs, then tables; hours, resumable (STUDY=tiny, JOBS=2)"
 	@echo "make lint         ruff and pyright"
+	@echo "make docs         the documentation site in site/; a warning fails"
 	@echo "make clean        remove the environment"
 
 quickstart: $(INSTALLED)
@@ -41,13 +43,23 @@ test-integrations: $(INSTALLED)
 bench-trl: $(INSTALLED)
 	$(BIN)/python benchmarks/vs_trl.py
 
+# A run that fails does not keep the tables from being written.
+STUDY ?= tiny
+JOBS ?= 2
+study: $(INSTALLED)
+	@$(BIN)/realrl sweep recipes/study/$(STUDY).toml --jobs $(JOBS); status=$$?; \
+	[ $$status -eq 130 ] || $(BIN)/realrl sweep recipes/study/$(STUDY).toml --table docs/study/$(STUDY) && exit $$status
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 clean:
-	rm -rf .venv $(VLLM) $(VERL)
+	rm -rf site .venv $(VLLM) $(VERL)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "realrl needs Python 3.11 or newer, %s is %d.%d; set PYTHON=" % (sys.executable, v.major, v.minor))'

@@ -1,4 +1,4 @@
-"""The command line: `realrl train | eval | grade | data | export | show-config`; recipe keys go by their dotted names."""
+"""The command line: `realrl train | eval | report | …` (realrl --help lists all); recipe keys go by their dotted names."""
 
 from __future__ import annotations
 
@@ -227,6 +227,36 @@ def _export(
 
 
 @app.command()
+def sweep(
+    file: Annotated[str, typer.Argument(help="Path of a sweep file (TOML): a base recipe and what its runs change.")],
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Runs at a time.")] = 1,
+    only: Annotated[str, typer.Option(help="Only runs whose name fits this pattern, e.g. 'real-*'.")] = "*",
+    list_runs: Annotated[bool, typer.Option("--list", help="List the runs and how they stand; run nothing.")] = False,
+    table: Annotated[
+        str | None, typer.Option(help="Write the tables of the finished runs into this folder; run nothing.")
+    ] = None,
+) -> None:
+    """Make many runs as processes of their own; started again, it goes on where it was. Exit status 1: a run is missing."""
+    from pathlib import Path
+
+    from realrl.sweep import Progress, load_sweep, run_sweep
+
+    plan = load_sweep(file)
+    if table is not None:
+        from realrl.analysis.study import study_tables
+
+        print(study_tables(Progress(plan), Path(table)), end="")
+        return
+    progress = Progress(plan, only) if list_runs else run_sweep(plan, jobs=jobs, only=only)
+    print(progress.table().markdown(), end="")
+    if progress.interrupted:
+        print("realrl: interrupted; the same command goes on", file=sys.stderr)
+        raise typer.Exit(130)
+    if not list_runs and any(row["status"] != "finished" for row in progress.rows()):
+        raise typer.Exit(1)
+
+
+@app.command()
 def grade(
     file: Annotated[
         str, typer.Argument(help="JSONL with response and answer (text, or a list of accepted ones); label: is it right?")
@@ -255,6 +285,26 @@ def grade(
             answer, gold = (printable(str(row[key]))[:80] for key in ("extracted", "answer"))
             statuses = f"ours {row['status']}, {compare} {row[f'status_{compare}']}"
             print(f"  {statuses}: answer {answer} gold {gold} ({row['stage']}: {printable(row['reason'])})")
+
+
+@app.command()
+def figures(
+    output: Annotated[str, typer.Option("-o", help="Folder of the figures, each as PNG, SVG and CSV.")],
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(help="Run folders; those that differ by run.seed alone are averaged.", metavar="[RUN]..."),
+    ] = None,
+) -> None:
+    """The gradient weights of every objective; with runs also their dynamics, side by side."""
+    from pathlib import Path
+
+    from realrl.analysis.command import write_figures
+
+    report = write_figures(runs or [], Path(output))
+    for path in report.written:
+        print(path)
+    for reason in report.skipped:
+        print(f"skipped: {reason}", file=sys.stderr)
 
 
 data_app = typer.Typer(no_args_is_help=True, help="Data sets: list them, show problems, check the gold answers.")
@@ -331,6 +381,36 @@ def check_data(
             print(f"  {printable(pair.train.id)} holds {pair.containment:.0%} of {printable(pair.evaluated.id)}")
     if passed < 0.995 * report.total:
         raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[str], typer.Argument(help="Run folders, and folders of realrl eval.", metavar="RUN")],
+    output: Annotated[str, typer.Option("-o", help="The HTML file.")] = "report.html",
+    compare: Annotated[
+        str | None, typer.Option(help="A second grader for the rollouts shown: math-verify or deepscaler.")
+    ] = None,
+) -> None:
+    """One HTML file that opens offline: curves, scores, evaluation, alarms, recipes and rollouts of some runs."""
+    from pathlib import Path
+
+    from realrl.analysis.report import write_report
+
+    size = write_report([Path(run) for run in dict.fromkeys(runs)], Path(output), compare)
+    print(f"{output}: {size / 1e6:.1f} MB")
+
+
+@app.command()
+def watch(
+    run: Annotated[str, typer.Argument(help="A run folder, also before the run has made it.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 0,
+) -> None:
+    """The report of a run on 127.0.0.1, refreshed as the run goes; Ctrl-C ends it."""
+    from pathlib import Path
+
+    from realrl.analysis.watch import watch as serve
+
+    serve(Path(run), port, lambda url: print(f"{run} at {url} (Ctrl-C ends)", flush=True))
 
 
 def parse_overrides(arguments: list[str]) -> dict[str, str]:

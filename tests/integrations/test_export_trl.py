@@ -24,7 +24,8 @@ from realrl.models import load_tokenizer  # noqa: E402
 from realrl.models.adder import character_tokenizer  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted((ROOT / "recipes").rglob("*.toml"))
+# recipes/study holds sweeps.
+RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.toml") if path.parent.name != "study")
 TINY = ROOT / "recipes" / "tiny.toml"
 PAPER = ROOT / "recipes" / "paper"
 

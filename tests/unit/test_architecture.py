@@ -24,9 +24,10 @@ ALLOWED = {
     "sampling": CONFIG | {"head", "logprobs"},
     "eval": CONFIG | {"logprobs", "rewards", "data", "models", "sampling", "logging"},
     "train": CONFIG | {"head", "logprobs", "rewards", "data", "models", "sampling", "logging", "eval"},
-    "analysis": CONFIG,
+    "sweep": CONFIG | {"eval", "logging"},
+    "analysis": CONFIG | {"eval", "models", "rewards", "sweep"},
     "integrations": CONFIG | {"rewards", "data", "models"},
-    "cli": CONFIG | {"logging", "rewards", "data", "train", "eval", "analysis", "integrations"},
+    "cli": CONFIG | {"logging", "rewards", "data", "train", "eval", "analysis", "integrations", "sweep"},
     "__main__": {"cli"},
 }
 FILES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")

@@ -17,7 +17,8 @@ from realrl.models.adder import character_tokenizer
 from realrl.types import Problem
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted((ROOT / "recipes").rglob("*.toml"))
+# recipes/study holds sweeps.
+RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.toml") if path.parent.name != "study")
 TINY = ROOT / "recipes" / "tiny.toml"
 PAPER = ROOT / "recipes" / "paper" / "real_1.5b_deepscaler.toml"
 ONE = Machines(gpus_per_node=1)

@@ -13,6 +13,7 @@ from realrl.eval.runner import EvalResult
 from realrl.logging import Display, MetricsFile, build_trackers, check_trackers
 from realrl.train.checkpoint import list_checkpoints, load_optimizer, read_state
 from realrl.train.distributed import World, join_world
+from realrl.train.environment import record_environment
 from realrl.train.loop import StopRequest, train_loop
 from realrl.train.recorder import Recorder
 from realrl.train.rollouts import Collector
@@ -75,11 +76,12 @@ def _recorder(config: Config, folder: Path, world: World, start: int) -> Recorde
     # No rank removes what another still looks at.
     world.wait()
     if not world.is_main:
-        return Recorder(folder, world, None, None, [], save_rollouts=False)
+        return Recorder(folder, world, None, None, [], save_rollouts=False, save_tokens=False)
     if start == 0 and folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.toml").write_text(dump_config(config))
+    record_environment(folder, world.size)
     return Recorder(
         folder,
         world,
@@ -87,6 +89,7 @@ def _recorder(config: Config, folder: Path, world: World, start: int) -> Recorde
         MetricsFile(folder / "metrics.jsonl", resume_step=start),
         build_trackers(config.log, folder, config),
         save_rollouts=config.log.rollouts,
+        save_tokens=config.log.tokens,
     )
 
 

@@ -39,6 +39,7 @@ class Recorder:
         trackers: Sequence[Tracker],
         *,
         save_rollouts: bool,
+        save_tokens: bool,
     ) -> None:
         self.folder = folder
         self._world = world
@@ -49,6 +50,7 @@ class Recorder:
         self._metrics = metrics
         self._trackers = trackers
         self._save_rollouts = save_rollouts
+        self._save_tokens = save_tokens
 
     def phase(self, name: str) -> None:
         if self._display:
@@ -92,10 +94,10 @@ class Recorder:
             self._display.step(step, metrics)
         if self._save_rollouts and self._world.is_main:
             (self.folder / "rollouts").mkdir(exist_ok=True)
-            write_rollouts(
-                self.folder / "rollouts" / f"step_{step:06}.parquet",
-                _rollout_rows(step, batch, collected.rollouts, collected.verdicts, updates),
-            )
+            rows = _rollout_rows(step, batch, collected.rollouts, collected.verdicts, updates)
+            if self._save_tokens:
+                rows = [row | tokens for row, tokens in zip(rows, _token_columns(batch, updates), strict=True)]
+            write_rollouts(self.folder / "rollouts" / f"step_{step:06}.parquet", rows)
         return metrics
 
     def evaluate(self, run: Run, step: int) -> None:
@@ -255,3 +257,17 @@ def _rollout_rows(step, batch: Batch, rollouts, verdicts, updates) -> list[dict[
             }
         )
     return rows
+
+
+def _token_columns(batch: Batch, updates: Sequence[Update]) -> list[dict[str, Any]]:
+    """Each rollout's token ids, and log π_θ − log π_old of each token at the moment of its own update, before it."""
+    log_ratio_NT = torch.zeros(batch.logprobs_sampler.shape)
+    for update in updates:
+        part = update.report.log_ratio_NT.float().cpu()
+        # A mini-batch is as wide as its own longest response.
+        log_ratio_NT[update.rows, : part.shape[1]] = part
+    rows = zip(batch.response_ids.cpu(), log_ratio_NT, batch.loss_mask.cpu(), strict=True)
+    return [
+        {"token_ids": ids[mask].numpy().astype("int32"), "log_ratio": ratios[mask].numpy().astype("float16")}
+        for ids, ratios, mask in rows
+    ]

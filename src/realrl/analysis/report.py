@@ -1,0 +1,208 @@
+"""`realrl report`: what runs left behind, gathered into the data of one page (assets/, page.py)."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from realrl.analysis.curves import bands_of, charts_of, curve_of, points_of_a_curve, ratios_of
+from realrl.analysis.evaluations import benchmark_row, held_out_rows, paper_tables
+from realrl.analysis.page import render_page
+from realrl.analysis.rollouts import mark_disagreements, sample_rollouts
+from realrl.analysis.runs import RunRecord, read_run
+from realrl.errors import DataError
+
+# Characters of rollouts in the whole page; curves and scripts stay below the rest of 5 MB.
+_ROLLOUT_BUDGET = 2_800_000
+
+
+def write_report(folders: Sequence[Path], output: Path, compare: str | None = None) -> int:
+    """Write the report of `folders` (runs, and folders of `realrl eval`) as one HTML file; returns its size in bytes.
+
+    With `compare`, a second grader (rewards/command.py) judges the rollouts on the page, too. Raises DataError for a folder
+    that is neither, an unknown grader, and where the file cannot be written.
+    """
+    data = report_data(folders)
+    if compare is not None:
+        for run in data["rollouts"]:
+            mark_disagreements(run["rows"], compare)
+    page = render_page(data).encode("utf-8")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_bytes(page)
+    except OSError as error:
+        raise DataError(f"{output} cannot be written: {error.strerror}; choose another -o") from error
+    return len(page)
+
+
+def report_data(folders: Sequence[Path]) -> dict[str, Any]:
+    """Everything that the page shows, as JSON-ready values; NaN and infinities have become None."""
+    evaluated = [folder for folder in folders if (folder / "results.json").is_file()]
+    runs = [read_run(folder) for folder in folders if folder not in evaluated]
+    evaluated += [path.parent for run in runs for path in sorted(run.folder.glob("eval/*/results.json"))]
+    groups = group_by_config(runs)
+    labels = _labels([group[0].config for group in groups])
+    points = points_of_a_curve(len(groups))
+    return _json_ready(
+        {
+            "title": runs[0].name if len(runs) == 1 else f"{len(runs)} runs" if runs else "Evaluations",
+            "made": time.time(),
+            "series": [
+                _series(label, group, points) | {"bands": bands_of(group), "ratios": ratios_of(group)}
+                for label, group in zip(labels, groups, strict=True)
+            ],
+            "charts": charts_of(runs),
+            "common": _common_facts(runs),
+            "differences": _differences([group[0].config for group in groups]),
+            "heldOut": [row for label, group in zip(labels, groups, strict=True) for row in held_out_rows(label, group)],
+            "benchmarks": [benchmark_row(folder) for folder in evaluated],
+            "paper": paper_tables(),
+            "alarms": [
+                {"run": run.name, "step": step, "text": text} for run in runs for step, text in _merged(run.alarms, run.steps)
+            ],
+            "rollouts": [
+                {"run": run.name, **sampled}
+                for run in runs
+                if (sampled := sample_rollouts(run, _ROLLOUT_BUDGET // len(runs))) is not None
+            ],
+        }
+    )
+
+
+def group_by_config(runs: Sequence[RunRecord]) -> list[list[RunRecord]]:
+    """Runs whose recipes differ in nothing that learning depends on but the seed, together; in the order given."""
+    groups: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        groups.setdefault(json.dumps(_recipe(run.config), sort_keys=True, default=str), []).append(run)
+    return list(groups.values())
+
+
+def _recipe(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key.partition(".")[0] not in ("run", "log", "checkpoint")}
+
+
+def _labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A short name for each recipe: the objective, and what differs among recipes of the same objective."""
+    labels = []
+    for config in configs:
+        kind = str(config.get("objective.type", "run"))
+        peers = [other for other in configs if other.get("objective.type") == config.get("objective.type")]
+        keys = [key for key in _differing(peers) if key in config]
+        # The last part of a key says enough unless another key ends alike.
+        short = {key: key if sum(k.rpartition(".")[2] == key.rpartition(".")[2] for k in keys) > 1 else key.rpartition(".")[2]
+                 for key in keys}  # fmt: skip
+        labels.append(", ".join([kind, *(f"{short[key]} = {_text(config[key])}" for key in keys)]))
+    return labels
+
+
+def _differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    keys = dict.fromkeys(key for config in configs for key in _recipe(config))
+    return [key for key in keys if len({_text(config.get(key)) for config in configs}) > 1]
+
+
+def _differences(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {"key": key, "values": [_text(config[key]) if key in config else None for config in configs]}
+        for key in _differing(configs)
+    ]
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _series(label: str, runs: Sequence[RunRecord], points: int) -> dict[str, Any]:
+    names = sorted({name for run in runs for name in run.metrics})
+    total = int(runs[0].config.get("train.steps", 0))
+    return {
+        "label": label,
+        "runs": [
+            {
+                "name": run.name,
+                "seed": run.config.get("run.seed"),
+                "steps": run.steps,
+                "total": total,
+                "started": run.environment[0].get("started") if run.environment else None,
+                "last": run.times[-1] if run.times else None,
+                "seconds": _duration(run),
+            }
+            for run in runs
+        ],
+        "curves": {name: curve for name in names if (curve := curve_of(runs, name, points))},
+    }
+
+
+def _common_facts(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    """Facts of the summary in reading order: each with the values that it has among the runs."""
+    facts: dict[str, set[str]] = {}
+    for run in runs:
+        for name, value in _facts(run):
+            facts.setdefault(name, set()).add(value)
+    return [{"name": name, "values": sorted(values)} for name, values in facts.items()]
+
+
+def _facts(run: RunRecord) -> list[tuple[str, str]]:
+    c = run.config
+    off = c.get("objective.kl.target") == "none"
+    objective = [
+        f"{key.removeprefix('objective.')} = {_text(value)}"
+        for key, value in c.items()
+        if key.startswith("objective.") and key != "objective.type" and not (off and key.startswith("objective.kl."))
+    ]
+    facts = [
+        ("Model", f"{c.get('model.path')}, {c.get('model.dtype')}"),
+        ("Data", f"{c.get('data.train')}; held out: {', '.join(c.get('data.eval') or ['none'])}"),
+        ("Reward", str(c.get("reward.type"))),
+        ("Objective", f"{c.get('objective.type')} ({', '.join(objective)})"),
+        (
+            "Batch",
+            f"{c.get('train.prompts_per_step')} prompts × {c.get('sampling.group_size')} rollouts a step, "
+            f"{c.get('train.mini_batch_prompts')} prompts an optimizer step",
+        ),
+        ("Optimizer", f"{c.get('optim.type')}, lr {c.get('optim.lr')}, {c.get('optim.schedule')}"),
+    ]
+    if not run.environment:
+        return [*facts, ("Hardware and versions", "not recorded")]
+    e = run.environment[-1]
+    gpus = e.get("gpus") or []
+    hardware = f"{len(gpus)} × {gpus[0]}" if gpus else f"{e.get('cpu') or 'CPU'}, {e.get('cpus')} cores"
+    ranks = f", {e['ranks']} ranks" if e.get("ranks", 1) != 1 else ""
+    packages = ", ".join(f"{name} {version}" for name, version in (e.get("packages") or {}).items())
+    commit = e.get("commit")
+    return [
+        *facts,
+        ("Hardware", hardware + ranks),
+        ("System", str(e.get("platform"))),
+        ("Versions", f"realrl {e.get('realrl')}, Python {e.get('python')}, {packages}"),
+        ("Commit", f"{commit}{' with changes' if e.get('changed') else ''}" if commit else "not a git checkout"),
+    ]
+
+
+def _duration(run: RunRecord) -> float | None:
+    """Seconds from each start to the last record before the next one; None where no start was recorded."""
+    starts = [float(entry["started"]) for entry in run.environment if isinstance(entry.get("started"), int | float)]
+    if not starts or not run.times:
+        return None
+    ends = [*starts[1:], math.inf]
+    return sum(
+        max((t for t in run.times if start <= t < end), default=start) - start for start, end in zip(starts, ends, strict=True)
+    )
+
+
+def _merged(alarms: Sequence[tuple[int, str]], steps: int) -> list[tuple[int, str]]:
+    """Alarms once each: a resumed run rings again for steps that it repeats, and those not repeated yet are void."""
+    return sorted({(step, text) for step, text in alarms if step <= steps})
+
+
+def _json_ready(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.5g}") if math.isfinite(value) and abs(value) < 1e8 else value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _json_ready(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_ready(item) for item in value]
+    return value

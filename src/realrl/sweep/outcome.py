@@ -1,0 +1,130 @@
+"""What a run's folder says about the run: how far it came, and with which held-out accuracy."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any, Literal
+
+from realrl.config import dump_config, load_config
+from realrl.errors import ConfigError
+from realrl.sweep.plan import Plan, PlannedRun, leaves
+
+State = Literal["new", "unfinished", "finished", "refused"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """`accuracy`: the last step's, sampled, mean over the held-out sets. `seconds`: of its training steps.
+
+    A run is refused whose folder holds another config, or is no run folder; `detail` says why and what to do.
+    """
+
+    state: State
+    step: int = 0
+    accuracy: float | None = None
+    seconds: float = 0.0
+    detail: str = ""
+
+
+def outcome(run: PlannedRun, *, checkpoints: bool) -> Outcome:
+    """The state of a run. It is finished when its last step, that step's evaluations and, with `checkpoints`, that
+    step's checkpoint are there."""
+    if not run.folder.exists():
+        return Outcome("new")
+    if difference := _difference(run):
+        remedy = f"remove {run.folder} to run it anew, or give the sweep another dir"
+        return Outcome("refused", detail=f"{difference}; {remedy}")
+    records = read_metrics(run.folder)
+    trained = {record["step"]: record.get("time/step_s", 0.0) for record in records if "reward/mean" in record}
+    steps = run.config.train.steps
+    evaluated = {key: value for record in records if record["step"] == steps for key, value in record.items()}
+    modes = ("sampled", "greedy") if run.config.eval.greedy else ("sampled",)
+    wanted = [f"eval/{name}/{mode}/accuracy" for name in run.config.data.eval for mode in modes]
+    complete = steps in trained and all(key in evaluated for key in wanted)
+    saved = not checkpoints or (run.folder / "checkpoints" / f"step_{steps}" / "trainer.json").is_file()
+    accuracies = [evaluated[key] for key in wanted if "/sampled/" in key and key in evaluated]
+    return Outcome(
+        "finished" if complete and saved else "unfinished",
+        step=max(trained, default=0),
+        accuracy=mean(accuracies) if complete and accuracies else None,
+        seconds=sum(trained.values()),
+    )
+
+
+def can_resume(folder: Path) -> bool:
+    """Whether the folder has a whole checkpoint."""
+    return any(folder.glob("checkpoints/step_*/trainer.json"))
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl up to a line torn by a crash; none where there is no such file."""
+    path = folder / "metrics.jsonl"
+    records: list[dict[str, Any]] = []
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """One value of the tuned key for one variant: accuracies of its finished runs by seed, and whether it was chosen."""
+
+    variant: str
+    value: str
+    accuracies: Mapping[int, float]
+    chosen: bool
+
+
+def tuned(plan: Plan, accuracies: Mapping[str, float | None], ended: Iterable[str]) -> list[Tuned]:
+    """The tuning grid, and each variant's choice: the best mean over the seeds; the first of equal ones.
+
+    `accuracies`: name → accuracy of finished runs. A variant has a choice once all its runs have `ended`; a value with a run
+    that did not finish cannot be chosen.
+    """
+    tune, ended = plan.file.tune, set(ended)
+    if tune is None:
+        return []
+    cells: dict[str, dict[str, dict[int, float]]] = {}
+    pending: set[str] = set()
+    for run in plan.tuning:
+        cell = cells.setdefault(run.setting, {}).setdefault(str(run.value), {})
+        accuracy = accuracies.get(run.name)
+        if accuracy is not None:
+            cell[run.seed] = accuracy
+        if run.name not in ended:
+            pending.add(run.setting)
+    grid = []
+    for variant, values in cells.items():
+        whole = {value: mean(cell.values()) for value, cell in values.items() if len(cell) == len(tune.seeds)}
+        best = max(whole, key=lambda value: whole[value]) if whole and variant not in pending else None
+        grid += [Tuned(variant, value, cell, value == best) for value, cell in values.items()]
+    return grid
+
+
+def _difference(run: PlannedRun) -> str:
+    """In which keys the folder's config differs from the plan's; empty where in none, or only in logs and checkpoints, which
+    leave no trace in the weights."""
+    path = run.folder / "config.toml"
+    if not path.is_file():
+        return f"{run.folder} is not a run folder (no config.toml)" if any(run.folder.iterdir()) else ""
+    try:
+        found = load_config(path)
+    except ConfigError as error:
+        return f"its config.toml cannot be read ({error})"
+    before, now = (leaves(tomllib.loads(dump_config(config))) for config in (found, run.config))
+    changed = [
+        f"{key} = {before.get(key)!r} where the sweep has {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not key.startswith(("log.", "checkpoint."))
+    ]
+    if not changed:
+        return ""
+    return f"its folder was made with {', '.join(changed[:3])}" + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")

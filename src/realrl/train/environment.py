@@ -1,0 +1,75 @@
+"""What a run was made with: versions, hardware, the commit of this code; one entry for each start of the run."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import realrl
+
+_PACKAGES = ("torch", "transformers", "vllm", "peft", "bitsandbytes")
+
+
+def record_environment(folder: Path, ranks: int) -> None:
+    """Append this start to `folder/environment.json`, a list: a resumed run may go on elsewhere, or with other versions."""
+    path = folder / "environment.json"
+    entries = json.loads(path.read_text()) if path.exists() else []
+    path.write_text(json.dumps([*entries, environment(ranks)], indent=1) + "\n")
+
+
+def environment(ranks: int) -> dict[str, Any]:
+    """Time (Unix seconds), versions, commit and hardware of this process; None for what cannot be found out."""
+    return {
+        "started": time.time(),
+        "realrl": realrl.__version__,
+        **_commit(Path(realrl.__file__).parent),
+        "python": platform.python_version(),
+        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "ranks": ranks,
+    }
+
+
+def _commit(folder: Path) -> dict[str, Any]:
+    """The commit of `folder` and whether it has changes; None where git does not track it (an installed package)."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    # A package installed below somebody else's checkout must not report that checkout's commit.
+    if git("ls-files", "--error-unmatch", "__init__.py") is None:
+        return {"commit": None, "changed": None}
+    status = git("status", "--porcelain", "--untracked-files=no", "--", ".")
+    return {"commit": git("rev-parse", "HEAD"), "changed": None if status is None else bool(status)}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str | None:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or None
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
