@@ -164,6 +164,10 @@ def assert_exact(folder, out, case, logged_before=0):
         assert losses[number] == pytest.approx(loss, rel=1e-4, abs=1e-5)
         taught += bool(expected.norm() > 1e-3)
         moved = max(moved, max((step["now"][name] - step["old"][name]).abs().max().item() for name in step["now"]))
+    penalties = [entry["kl"] for entry in ranks[0]["log"] if "kl" in entry]
+    if case.get("objective", {}).get("kl", {}).get("target") == "ref":
+        # 0 at the first step, whose policy is the reference.
+        assert penalties[0] == pytest.approx(0, abs=1e-6) and max(penalties) > 1e-4
     # TRL empties the mask of completions without an end token.
     emptied = any(not completion for step in ranks[0]["steps"] for _, completion, _ in step["rows"])
     assert emptied == case.get("mask_truncated_completions", False)

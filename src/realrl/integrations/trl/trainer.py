@@ -26,6 +26,7 @@ from realrl.errors import ConfigError, TrainingError
 from realrl.integrations.engines import check_signature
 from realrl.integrations.trl.config import RealConfig
 from realrl.objectives import AdditiveObjective, ScoreObjective
+from realrl.objectives.kl import kl_estimate
 from realrl.objectives.scores import masked_token_mean, step_totals
 from realrl.types import LossInputs, LossTotals
 
@@ -216,17 +217,24 @@ class RealTrainer(GRPOTrainer):
         metrics["real/rollouts_left_out"].append(float(len(self._table["kept"]) - int(self._table["kept"].sum())))
 
     def _log_part(self, part: dict[str, Any], policy_NT: Tensor, entropy_NT: Tensor) -> None:
-        """Metrics of a micro-batch: entropy and the size of the log-ratio s̄, over the rollouts of all processes."""
-        mask_NT = _trained(part)
-        ratio_N = masked_token_mean(policy_NT - part.get("old_per_token_logps", policy_NT), mask_NT)
-        columns = [ratio_N.abs(), masked_token_mean(entropy_NT.detach(), mask_NT), part["real_kept"]]
-        values_N3 = self.accelerator.gather(torch.stack([column.float() for column in columns], dim=1))
-        score_K, entropy_K, _ = values_N3[values_N3[:, 2] == 1].unbind(dim=1)
-        if len(score_K):
+        """Means over the rollouts of a micro-batch, all processes': |s̄|, entropy and, where penalised, the KL estimate."""
+        mask_NT, kl = _trained(part), self._objective.config.kl
+        old_NT = part.get("old_per_token_logps", policy_NT)
+        columns = {
+            "real/abs_score_mean": masked_token_mean(policy_NT - old_NT, mask_NT).abs(),
+            "entropy": masked_token_mean(entropy_NT.detach(), mask_NT),
+        }
+        if kl.active:
+            target_NT = part["ref_per_token_logps"] if kl.target == "ref" else old_NT
+            columns["kl"] = masked_token_mean(kl_estimate(policy_NT, target_NT, kl.estimator), mask_NT)
+        local_NC = torch.stack([*columns.values(), part["real_kept"]], dim=1).float()
+        values_NC = self.accelerator.gather(local_NC)
+        values_KC = values_NC[values_NC[:, -1] == 1]
+        if len(values_KC):
             metrics = self._metrics["train"]
-            metrics["real/abs_score_mean"].append(float(score_K.mean()))
-            metrics["real/abs_score_max"].append(float(score_K.max()))
-            metrics["entropy"].append(float(entropy_K.mean()))
+            for name, values_K in zip(columns, values_KC.T, strict=False):
+                metrics[name].append(float(values_K.mean()))
+            metrics["real/abs_score_max"].append(float(values_KC[:, 0].max()))
 
 
 def _loss_inputs(part: dict[str, Any], policy_NT: Tensor) -> LossInputs:
