@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -166,45 +166,21 @@ def show_config(context: typer.Context, recipe: Annotated[str, typer.Argument(he
     print(dump_config(load_config(recipe, parse_overrides(context.args))), end="")
 
 
-export_app = typer.Typer(no_args_is_help=True)
-app.add_typer(export_app, name="export", help="A recipe as what TRL or verl runs: one node or many, the same objective.")
-_Folder = Annotated[
-    str | None, typer.Option("-o", help="Write the script and what it needs into this folder; default: print the script.")
-]
-_Gpus = Annotated[int, typer.Option(min=1, help="Processes of each node, one for each GPU.")]
-_Nodes = Annotated[int, typer.Option(min=1, help="Machines.")]
-_Replace = Annotated[bool, typer.Option("--overwrite", help="Write into a folder that has files.")]
-
-
-@export_app.command(name="trl", context_settings=_WITH_OVERRIDES, epilog=_OVERRIDES_HELP)
-def export_to_trl(
+@app.command(context_settings=_WITH_OVERRIDES, epilog=_OVERRIDES_HELP)
+def export(
     context: typer.Context,
+    engine: Annotated[
+        Literal["trl", "verl"], typer.Argument(help="trl: a script for accelerate; verl: its launcher's command.")
+    ],
     recipe: Annotated[str, typer.Argument(help="Path of a recipe (TOML).")],
-    output: _Folder = None,
-    gpus_per_node: _Gpus = 8,
-    nodes: _Nodes = 1,
-    overwrite: _Replace = False,
+    output: Annotated[
+        str | None, typer.Option("-o", help="Write the script and its data into this folder; default: print the script.")
+    ] = None,
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="Processes of each node, one for each GPU.")] = 8,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that has files.")] = False,
 ) -> None:
-    """A script for TRL (accelerate) that runs the recipe."""
-    _export("trl", recipe, context.args, output, gpus_per_node, nodes, overwrite)
-
-
-@export_app.command(name="verl", context_settings=_WITH_OVERRIDES, epilog=_OVERRIDES_HELP)
-def export_to_verl(
-    context: typer.Context,
-    recipe: Annotated[str, typer.Argument(help="Path of a recipe (TOML).")],
-    output: _Folder = None,
-    gpus_per_node: _Gpus = 8,
-    nodes: _Nodes = 1,
-    overwrite: _Replace = False,
-) -> None:
-    """A command of verl's own launcher that runs the recipe; with -o its data, too."""
-    _export("verl", recipe, context.args, output, gpus_per_node, nodes, overwrite)
-
-
-def _export(
-    engine: str, recipe: str, arguments: list[str], output: str | None, gpus_per_node: int, nodes: int, overwrite: bool
-) -> None:
+    """A recipe as what TRL or verl runs: one node or many, the same objective."""
     import shlex
     from pathlib import Path
 
@@ -212,18 +188,18 @@ def _export(
     from realrl.integrations.export import Machines, export_trl, export_verl
 
     _quiet_libraries()
-    words = ["realrl", "export", engine, recipe, "--gpus-per-node", str(gpus_per_node), "--nodes", str(nodes), *arguments]
-    config = load_config(recipe, parse_overrides(arguments))
-    export = {"trl": export_trl, "verl": export_verl}[engine](
+    words = ["realrl", "export", engine, recipe, "--gpus-per-node", str(gpus_per_node), "--nodes", str(nodes), *context.args]
+    config = load_config(recipe, parse_overrides(context.args))
+    exported = {"trl": export_trl, "verl": export_verl}[engine](
         config, Machines(gpus_per_node, nodes), made_by=" ".join(map(shlex.quote, words))
     )
-    for note in export.notes:
+    for note in exported.notes:
         print(f"{engine}: {note}", file=sys.stderr)
     if output is None:
-        print(export.script, end="")
+        print(exported.script, end="")
         return
-    export.write(Path(output), overwrite=overwrite)
-    print(f"cd {shlex.quote(output)} && {export.command}")
+    exported.write(Path(output), overwrite=overwrite)
+    print(f"cd {shlex.quote(output)} && {exported.command}")
 
 
 @app.command()
