@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from realrl.analysis.command import _cut_short, write_figures
+from realrl.analysis.command import _left_out, write_figures
 from realrl.analysis.distributions import figure_2, score_histograms
 from realrl.analysis.dynamics import figure_4, figure_5
-from realrl.analysis.rundata import group_runs, read_run
+from realrl.analysis.runs import group_runs, read_run
 from realrl.config import dump_config, parse_config
 from realrl.errors import ConfigError, DataError
 from realrl.logging import write_rollouts
@@ -150,40 +150,37 @@ def test_what_is_missing_is_named(tmp_path):
     assert "--log.tokens true" in report.skipped[0]
     assert {row["quantity"] for row in rows_of(tmp_path / "out", "figure_4")} == {"Training reward"}
     unfinished = make_run(tmp_path / "unfinished", seed=1, records=[{"step": 1, "reward/mean": 0.5}], tokens=False)
-    (reason,) = _cut_short(groups_of(make_run(tmp_path / "finished"), unfinished)[0])
+    (reason,) = _left_out(groups_of(make_run(tmp_path / "finished"), unfinished)[0])
     assert "after step 1" in reason and "unfinished has fewer" in reason and "/finished" not in reason
     bare = groups_of(make_run(tmp_path / "bare", rollouts=False))
     assert "log.rollouts" in str(score_histograms(bare, tmp_path / "out2"))
     assert "--log.tokens true" in figure_2(bare, tmp_path / "out2")[1][0]
 
 
-def test_a_torn_last_line_is_left_out_and_a_broken_one_before_it_is_an_error(tmp_path):
+def test_a_torn_last_line_is_passed_over_and_a_broken_one_before_it_is_named(tmp_path):
     run = make_run(tmp_path / "run")
     whole = (run / "metrics.jsonl").read_bytes()
     (run / "metrics.jsonl").write_bytes(whole[:-9])
-    assert len(read_run(run).records) == len(default_records()) - 1
-    (run / "metrics.jsonl").write_bytes(whole + b"\x00\xff")
-    assert len(read_run(run).records) == len(default_records())
-    (run / "metrics.jsonl").write_bytes(b'{"step": 1, "rew\n' + whole)
-    with pytest.raises(DataError, match=r"metrics.jsonl, line 1 of 7 is broken"):
-        read_run(run)
+    torn = read_run(run)
+    assert torn.broken == [] and torn.series("eval/t/sampled/accuracy") == {0: 0.0}
+    (run / "metrics.jsonl").write_bytes(b'{"step": 1, "rew\n' + whole + b"\x00\xff")
+    damaged = read_run(run)
+    assert damaged.broken == [1] and damaged.series("reward/mean") == pytest.approx({1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4})
+    (reason,) = _left_out(group_runs([damaged])[0])
+    assert reason == f"line 1 of {run / 'metrics.jsonl'}: no record of a step"
 
 
 def test_folders_that_are_no_run_and_doubled_seeds_are_errors(tmp_path):
-    with pytest.raises(ConfigError, match="no config.toml"):
+    with pytest.raises(DataError, match="no config.toml"):
         read_run(tmp_path)
-    run = make_run(tmp_path / "run")
     with pytest.raises(ConfigError, match=r"same recipe and run.seed = 0"):
-        groups_of(run, make_run(tmp_path / "copy"))
-    (run / "metrics.jsonl").unlink()
-    with pytest.raises(DataError, match="does not exist"):
-        read_run(run)
+        groups_of(make_run(tmp_path / "run"), make_run(tmp_path / "copy"))
 
 
 def test_labels_tell_recipes_apart(tmp_path):
     settings = [{"type": "real"}, {"type": "real", "tau": 0.1}, {"type": "grpo"}]
     runs = [make_run(tmp_path / str(i), objective=objective) for i, objective in enumerate(settings)]
-    assert [group.label for group in groups_of(*runs)] == ["real tau=0.5", "real tau=0.1", "grpo"]
+    assert [group.label for group in groups_of(*runs)] == ["real, tau = 0.5", "real, tau = 0.1", "grpo"]
 
 
 def report_of(log_ratio_NT):

@@ -10,15 +10,16 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
 from made_runs import HOSTILE, make_run, rollout
 from tokenizers import Tokenizer
 
-from realrl.analysis.curves import mean_and_interval
 from realrl.analysis.page import render_page
 from realrl.analysis.report import report_data, write_report
+from realrl.analysis.statistics import mean_of
 from realrl.analysis.watch import WatchServer
 from realrl.errors import ConfigError, DataError
 from realrl.eval.benchmarks import PAPER_ROWS
@@ -34,11 +35,11 @@ def data_of(page):
 
 def test_the_interval_is_students():
     # 1, 2, 3: standard deviation 1, two degrees of freedom, whose 97.5 % quantile is 4.3027.
-    mean, low, high = mean_and_interval([1.0, 2.0, 3.0])
+    mean, low, high = astuple(mean_of([1.0, 2.0, 3.0]))
     assert (mean, high - mean, mean - low) == pytest.approx((2.0, 4.3027 / 3**0.5, 4.3027 / 3**0.5), rel=1e-4)
-    assert mean_and_interval([0.25]) == (0.25, None, None)
+    assert astuple(mean_of([0.25])) == (0.25, None, None)
     # 99 degrees of freedom: 1.9842.
-    assert mean_and_interval([0.0, 1.0] * 50)[2] == pytest.approx(0.5 + 1.9842 * (25 / 99) ** 0.5 / 10, rel=1e-5)
+    assert mean_of([0.0, 1.0] * 50).high == pytest.approx(0.5 + 1.9842 * (25 / 99) ** 0.5 / 10, rel=1e-5)
 
 
 def test_seeds_are_one_series_and_recipes_are_several(tmp_path):
@@ -105,6 +106,8 @@ def test_a_damaged_run_still_has_a_report(tmp_path):
     assert curves["reward/mean"]["x"] == [1, 2, 3, 4, 5, 6]
     assert curves["kl"]["x"] == [1, 3, 4, 5, 6] and "loss" not in curves
     assert data["rollouts"][0]["steps"] == [1, 2, 5, 6]
+    (left_out,) = (fact["values"] for fact in data["common"] if fact["name"] == "Left out")
+    assert left_out == [f"line 9 and 2 more of {run / 'metrics.jsonl'}: no record of a step"]
 
 
 def test_a_run_that_has_only_begun_or_saves_no_rollouts_has_a_report(tmp_path):

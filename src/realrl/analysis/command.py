@@ -8,7 +8,7 @@ from pathlib import Path
 
 from realrl.analysis.distributions import figure_2, score_histograms
 from realrl.analysis.dynamics import figure_4, figure_5, optimisation
-from realrl.analysis.rundata import RunGroup, group_runs, read_run
+from realrl.analysis.runs import RunGroup, broken_lines, group_runs, read_run
 from realrl.analysis.weights import weight_figures
 
 
@@ -25,11 +25,11 @@ def write_figures(runs: Sequence[str | Path], folder: Path) -> FiguresReport:
 
     Raises ConfigError or DataError for a folder that is no run, before anything is written.
     """
-    groups = group_runs([read_run(run) for run in runs])
+    groups = group_runs([read_run(Path(run)) for run in runs])
     report = FiguresReport(written=weight_figures(folder))
     if not groups:
         return report
-    report.skipped = [reason for group in groups for reason in _cut_short(group)]
+    report.skipped = [reason for group in groups for reason in _left_out(group)]
     written, skipped = figure_2(groups, folder)
     report.written += written
     report.skipped += skipped
@@ -42,13 +42,13 @@ def write_figures(runs: Sequence[str | Path], folder: Path) -> FiguresReport:
     return report
 
 
-def _cut_short(group: RunGroup) -> list[str]:
-    """Runs that ended before others of their recipe, whose mean curves end there."""
-    ends = {run.folder: max((int(record["step"]) for record in run.records), default=0) for run in group.runs}
+def _left_out(group: RunGroup) -> list[str]:
+    """Broken records, and the curves' ends where some runs of a recipe ended before others."""
+    reasons = [broken_lines(run) for run in group.runs if run.broken]
+    ends = {run.folder: run.steps for run in group.runs}
     first, last = min(ends.values()), max(ends.values())
     names = ", ".join(str(folder) for folder, end in ends.items() if end < last)
-    return (
-        [f"curves of {group.label} after step {first}: of {last} steps {names} has fewer; resume it or leave it out"]
-        if names
-        else []
-    )
+    if names:
+        fewer = f"of {last} steps {names} has fewer; resume it or leave it out"
+        reasons.append(f"curves of {group.label} after step {first}: {fewer}")
+    return reasons

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from realrl.analysis.runs import RunRecord, rollout_numbers, token_ratios
-from realrl.analysis.statistics import NORMAL, t_quantile
+from realrl.analysis.statistics import NORMAL, mean_of
 
 # Points of one curve: at most the first number, and fewer where many series share the page.
 _MOST_POINTS, _POINTS_OF_ALL_SERIES = 400, 1600
@@ -70,7 +70,7 @@ def curve_of(runs: Sequence[RunRecord], name: str, points: int) -> dict[str, Any
             for run in runs
             if (found := [run.metrics[name][step] for step in bins if step in run.metrics.get(name, {})])
         ]
-        mean, low, high = mean_and_interval(means)
+        mean, low, high = astuple(mean_of(means))
         if len(runs) == 1 and size == 1 and is_accuracy(name):
             error = runs[0].metrics.get(name.removesuffix("accuracy") + "standard_error", {}).get(bins[0])
             low, high = (None, None) if error is None else (mean - NORMAL * error, mean + NORMAL * error)
@@ -144,16 +144,6 @@ def ratios_of(runs: Sequence[RunRecord]) -> dict[str, Any] | None:
         "dropped": np.sum([one.dropped for one in counts], axis=0).tolist(),
         "epsilon": EPSILON,
     }
-
-
-def mean_and_interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
-    """The mean and its 95 % interval by Student's t; no interval for one value."""
-    mean = math.fsum(values) / len(values)
-    freedom = len(values) - 1
-    if freedom == 0:
-        return mean, None, None
-    half = t_quantile(freedom) * math.sqrt(math.fsum((value - mean) ** 2 for value in values) / freedom / len(values))
-    return mean, mean - half, mean + half
 
 
 def is_accuracy(name: str) -> bool:

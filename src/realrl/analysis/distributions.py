@@ -14,7 +14,7 @@ from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from realrl.analysis.canvas import RIGHT, WRONG, panels, save, style
-from realrl.analysis.rundata import RunGroup
+from realrl.analysis.runs import RunGroup
 from realrl.objectives import BCEConfig, RealConfig, ScoreObjective, build_objective
 
 # Edges of the intervals of ρ; those of the clip, 1 ± 0.2, belong to the inside, as in the objectives.
@@ -178,9 +178,10 @@ def _scores(group: RunGroup) -> dict[str, np.ndarray]:
 
 def _weight_scale(group: RunGroup, weights: np.ndarray) -> tuple[np.ndarray, str, float | None]:
     """|weights|, their name and their bound: REAL's and BCE's times P, as the paper's W; advantages without a score."""
-    objective = group.config.objective
+    recipe = group.runs[0].recipe()
+    objective = recipe.objective
     if isinstance(objective, RealConfig | BCEConfig):
-        return np.abs(weights) * group.config.train.mini_batch_prompts, "$|W|$ (bound 1/τ)", 1 / objective.tau
+        return np.abs(weights) * recipe.train.mini_batch_prompts, "$|W|$ (bound 1/τ)", 1 / objective.tau
     known = isinstance(build_objective(objective), ScoreObjective)
     return np.abs(weights), "$|\\partial L/\\partial s|$" if known else "advantage $|A|$", None
 

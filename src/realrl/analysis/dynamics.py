@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from realrl.analysis.canvas import line_style, panels, save, style
-from realrl.analysis.rundata import RunData, RunGroup
+from realrl.analysis.runs import RunGroup, RunRecord
 from realrl.analysis.statistics import t_quantile
 
 # A curve of more points than this is a running mean.
@@ -49,7 +49,7 @@ class Panel:
 
     title: str
     label: str
-    series: Callable[[RunData], dict[int, float]]
+    series: Callable[[RunRecord], dict[int, float]]
     smooth: bool = True
     log: bool = False
 
@@ -73,7 +73,7 @@ def curve(group: RunGroup, panel: Panel) -> Curve | None:
     return Curve(np.array(steps), values, window)
 
 
-def held_out(run: RunData) -> dict[int, float]:
+def held_out(run: RunRecord) -> dict[int, float]:
     """Step → sampled held-out Pass@1, the mean over the run's sets, where all of them were evaluated."""
     found = [run.series(f"eval/{name}/sampled/accuracy") for name in run.evaluated]
     steps = set.intersection(*(set(series) for series in found)) if found else set()
@@ -144,7 +144,7 @@ def _final(axis: Axes, row: int, group: RunGroup, title: str, steps: np.ndarray,
     axis.errorbar(mean, row, xerr=None if half is None else float(half), fmt="D", color=colour, markersize=6, capsize=3)
     common = {"quantity": title, "recipe": group.label, "first_step": int(steps[0]), "last_step": int(steps[-1])}
     each = [
-        {**common, "seed": run.config.run.seed, "value": float(value), "low": "", "high": ""}
+        {**common, "seed": run.config["run.seed"], "value": float(value), "low": "", "high": ""}
         for run, value in zip(group.runs, values, strict=True)
     ]
     low, high = ("", "") if half is None else (mean - float(half), mean + float(half))
@@ -228,7 +228,7 @@ def _intervals(groups: Sequence[RunGroup], *, mark: str) -> str:
     return f"mean over {number} seeds; {dots}{mark}: 95 % t-interval of the mean"
 
 
-def _metric(name: str) -> Callable[[RunData], dict[int, float]]:
+def _metric(name: str) -> Callable[[RunRecord], dict[int, float]]:
     return lambda run: run.series(name)
 
 

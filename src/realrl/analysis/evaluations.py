@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from realrl.analysis.curves import is_accuracy, mean_and_interval, set_name
-from realrl.analysis.runs import RunRecord, read_columns
-from realrl.analysis.statistics import NORMAL
+from realrl.analysis.curves import is_accuracy, set_name
+from realrl.analysis.runs import RunGroup, RunRecord, read_columns
+from realrl.analysis.statistics import NORMAL, mean_of
 from realrl.errors import DataError
 from realrl.eval.benchmarks import COLUMNS, PAPER_ROWS, PAPER_SOURCE, paper_column
 from realrl.eval.intervals import interval
 
 
-def held_out_rows(label: str, runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
-    """Accuracy at the first and the last evaluation of a series, with the interval of the last."""
-    rows = []
+def held_out_rows(group: RunGroup) -> list[dict[str, Any]]:
+    """Accuracy at the first and the last evaluation of a recipe's runs, with the interval of the last."""
+    rows, runs = [], group.runs
     for name in sorted({name for run in runs for name in run.metrics if is_accuracy(name)}):
         curves = [values for run in runs if (values := run.metrics.get(name))]
         first, last = [values[min(values)] for values in curves], [values[max(values)] for values in curves]
-        mean, low, high = mean_and_interval(last)
+        mean, low, high = astuple(mean_of(last))
         over = f"{len(curves)} seeds"
         if len(curves) == 1:
             run = next(run for run in runs if name in run.metrics)
@@ -31,9 +31,9 @@ def held_out_rows(label: str, runs: Sequence[RunRecord]) -> list[dict[str, Any]]
         steps = sorted({max(values) for values in curves})
         rows.append(
             {
-                "series": label,
+                "series": group.label,
                 "set": set_name(name),
-                "before": mean_and_interval(first)[0] if any(len(values) > 1 for values in curves) else None,
+                "before": mean_of(first).value if any(len(values) > 1 for values in curves) else None,
                 "after": mean,
                 "low": None if low is None else max(low, 0.0),
                 "high": None if high is None else min(high, 1.0),

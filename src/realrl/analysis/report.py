@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from realrl.analysis.curves import bands_of, charts_of, curve_of, points_of_a_cu
 from realrl.analysis.evaluations import benchmark_row, held_out_rows, paper_tables
 from realrl.analysis.page import render_page
 from realrl.analysis.rollouts import mark_disagreements, sample_rollouts
-from realrl.analysis.runs import RunRecord, read_run
+from realrl.analysis.runs import RunGroup, RunRecord, as_text, broken_lines, differing, group_runs, read_run
 from realrl.errors import DataError
 
 # Characters of rollouts in the whole page; curves and scripts stay below the rest of 5 MB.
@@ -44,21 +43,19 @@ def report_data(folders: Sequence[Path]) -> dict[str, Any]:
     evaluated = [folder for folder in folders if (folder / "results.json").is_file()]
     runs = [read_run(folder) for folder in folders if folder not in evaluated]
     evaluated += [path.parent for run in runs for path in sorted(run.folder.glob("eval/*/results.json"))]
-    groups = group_by_config(runs)
-    labels = _labels([group[0].config for group in groups])
+    groups = group_runs(runs)
     points = points_of_a_curve(len(groups))
     return _json_ready(
         {
             "title": runs[0].name if len(runs) == 1 else f"{len(runs)} runs" if runs else "Evaluations",
             "made": time.time(),
             "series": [
-                _series(label, group, points) | {"bands": bands_of(group), "ratios": ratios_of(group)}
-                for label, group in zip(labels, groups, strict=True)
+                _series(group, points) | {"bands": bands_of(group.runs), "ratios": ratios_of(group.runs)} for group in groups
             ],
             "charts": charts_of(runs),
             "common": _common_facts(runs),
-            "differences": _differences([group[0].config for group in groups]),
-            "heldOut": [row for label, group in zip(labels, groups, strict=True) for row in held_out_rows(label, group)],
+            "differences": _differences([group.config for group in groups]),
+            "heldOut": [row for group in groups for row in held_out_rows(group)],
             "benchmarks": [benchmark_row(folder) for folder in evaluated],
             "paper": paper_tables(),
             "alarms": [
@@ -73,53 +70,18 @@ def report_data(folders: Sequence[Path]) -> dict[str, Any]:
     )
 
 
-def group_by_config(runs: Sequence[RunRecord]) -> list[list[RunRecord]]:
-    """Runs whose recipes differ in nothing that learning depends on but the seed, together; in the order given."""
-    groups: dict[str, list[RunRecord]] = {}
-    for run in runs:
-        groups.setdefault(json.dumps(_recipe(run.config), sort_keys=True, default=str), []).append(run)
-    return list(groups.values())
-
-
-def _recipe(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key.partition(".")[0] not in ("run", "log", "checkpoint")}
-
-
-def _labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A short name for each recipe: the objective, and what differs among recipes of the same objective."""
-    labels = []
-    for config in configs:
-        kind = str(config.get("objective.type", "run"))
-        peers = [other for other in configs if other.get("objective.type") == config.get("objective.type")]
-        keys = [key for key in _differing(peers) if key in config]
-        # The last part of a key says enough unless another key ends alike.
-        short = {key: key if sum(k.rpartition(".")[2] == key.rpartition(".")[2] for k in keys) > 1 else key.rpartition(".")[2]
-                 for key in keys}  # fmt: skip
-        labels.append(", ".join([kind, *(f"{short[key]} = {_text(config[key])}" for key in keys)]))
-    return labels
-
-
-def _differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    keys = dict.fromkeys(key for config in configs for key in _recipe(config))
-    return [key for key in keys if len({_text(config.get(key)) for config in configs}) > 1]
-
-
 def _differences(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [
-        {"key": key, "values": [_text(config[key]) if key in config else None for config in configs]}
-        for key in _differing(configs)
+        {"key": key, "values": [as_text(config[key]) if key in config else None for config in configs]}
+        for key in differing(configs)
     ]
 
 
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _series(label: str, runs: Sequence[RunRecord], points: int) -> dict[str, Any]:
-    names = sorted({name for run in runs for name in run.metrics})
-    total = int(runs[0].config.get("train.steps", 0))
+def _series(group: RunGroup, points: int) -> dict[str, Any]:
+    names = sorted({name for run in group.runs for name in run.metrics})
+    total = int(group.config.get("train.steps", 0))
     return {
-        "label": label,
+        "label": group.label,
         "runs": [
             {
                 "name": run.name,
@@ -130,9 +92,9 @@ def _series(label: str, runs: Sequence[RunRecord], points: int) -> dict[str, Any
                 "last": run.times[-1] if run.times else None,
                 "seconds": _duration(run),
             }
-            for run in runs
+            for run in group.runs
         ],
-        "curves": {name: curve for name in names if (curve := curve_of(runs, name, points))},
+        "curves": {name: curve for name in names if (curve := curve_of(group.runs, name, points))},
     }
 
 
@@ -149,7 +111,7 @@ def _facts(run: RunRecord) -> list[tuple[str, str]]:
     c = run.config
     off = c.get("objective.kl.target") == "none"
     objective = [
-        f"{key.removeprefix('objective.')} = {_text(value)}"
+        f"{key.removeprefix('objective.')} = {as_text(value)}"
         for key, value in c.items()
         if key.startswith("objective.") and key != "objective.type" and not (off and key.startswith("objective.kl."))
     ]
@@ -165,6 +127,8 @@ def _facts(run: RunRecord) -> list[tuple[str, str]]:
         ),
         ("Optimizer", f"{c.get('optim.type')}, lr {c.get('optim.lr')}, {c.get('optim.schedule')}"),
     ]
+    if run.broken:
+        facts.append(("Left out", broken_lines(run)))
     if not run.environment:
         return [*facts, ("Hardware and versions", "not recorded")]
     e = run.environment[-1]

@@ -1,4 +1,4 @@
-"""A run folder as it lies on disk, read so that nothing missing, torn or odd in it stops a report."""
+"""Run folders as they lie on disk: nothing missing, torn or odd in one stops the reading; and which are seeds of one recipe."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,20 +16,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from realrl.errors import DataError
+from realrl.config import Config, load_config
+from realrl.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from realrl.analysis.distributions import RatioCounts
 
 _STEP = re.compile(r"step_(\d+)\.parquet")
 
+# What runs may differ in and still be seeds of one recipe.
+_NOT_THE_RECIPE = ("run.dir", "run.seed", "run.threads", "log.", "checkpoint.")
+
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
     """What one run left behind.
 
-    `config` has dotted keys; `metrics` holds, for each name, the finite values by step; `times` the Unix seconds of every
-    record; `environment` one entry for each start (train/environment.py); `alarms` pairs of step and text.
+    `config` has dotted keys; `metrics` holds, for each name, the finite values by step, in the order of steps; `times` the Unix
+    seconds of every record; `environment` one entry for each start (train/environment.py); `alarms` pairs of step and text;
+    `broken` the lines of metrics.jsonl that are no record, but for a last one that a crash tore or that is being written.
     """
 
     folder: Path
@@ -38,6 +43,7 @@ class RunRecord:
     times: list[float]
     environment: list[dict[str, Any]]
     alarms: list[tuple[int, str]]
+    broken: list[int]
 
     @property
     def name(self) -> str:
@@ -48,17 +54,52 @@ class RunRecord:
         """Finished sampling rounds."""
         return max((max(values) for values in self.metrics.values()), default=0)
 
+    @property
+    def evaluated(self) -> list[str]:
+        """Held-out sets whose sampled accuracy was recorded."""
+        start, end = "eval/", "/sampled/accuracy"
+        return sorted(
+            name.removeprefix(start).removesuffix(end) for name in self.metrics if name.startswith(start) and name.endswith(end)
+        )
+
+    def series(self, name: str) -> dict[int, float]:
+        """Step → value of one metric; empty where it was never recorded."""
+        return self.metrics.get(name, {})
+
+    def recipe(self) -> Config:
+        """The validated recipe; ConfigError where this version of realrl has other keys."""
+        return load_config(self.folder / "config.toml")
+
     def rollout_files(self) -> list[tuple[int, Path]]:
         """(step, file) in the order of steps."""
         found = ((_STEP.fullmatch(path.name), path) for path in self.folder.glob("rollouts/step_*.parquet"))
         return sorted((int(match[1]), path) for match, path in found if match)
 
+    def rollouts(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """One table for each saved step, of those `columns` that it has, in the order of steps. DataError if unreadable."""
+        for _, path in self.rollout_files():
+            try:
+                present = set(pq.read_schema(path).names)
+                yield pq.read_table(path, columns=[name for name in columns if name in present])
+            except (pa.ArrowException, OSError) as error:
+                raise DataError(f"{path} cannot be read: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class RunGroup:
+    """Runs of one recipe that differ by run.seed alone, under a label that sets the recipe apart from the others."""
+
+    label: str
+    runs: tuple[RunRecord, ...]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """That of the first run, with dotted keys."""
+        return self.runs[0].config
+
 
 def read_run(folder: Path) -> RunRecord:
-    """The run in `folder`; DataError for a folder that no run made.
-
-    Unlike rundata.read_run it takes a run that has only begun, a metrics.jsonl with broken lines and an older recipe.
-    """
+    """The run in `folder`, which may have only begun; DataError for a folder that no run made."""
     try:
         config = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -68,10 +109,9 @@ def read_run(folder: Path) -> RunRecord:
         raise DataError(f"{folder / 'config.toml'} cannot be read: {error}") from error
     metrics: dict[str, dict[int, float]] = {}
     times = []
-    for record in _json_lines(folder / "metrics.jsonl"):
-        step = record.get("step")
-        if not isinstance(step, int):
-            continue
+    records, broken = _records(folder / "metrics.jsonl")
+    for record in sorted(records, key=lambda record: record["step"]):
+        step = record["step"]
         for name, value in record.items():
             if name == "step" or not isinstance(value, int | float) or not math.isfinite(value):
                 continue
@@ -79,7 +119,41 @@ def read_run(folder: Path) -> RunRecord:
                 times.append(float(value))
             else:
                 metrics.setdefault(name, {})[step] = float(value)
-    return RunRecord(folder, flatten(config), metrics, times, _environment(folder), _alarms(folder))
+    return RunRecord(folder, flatten(config), metrics, sorted(times), _environment(folder), _alarms(folder), broken)
+
+
+def group_runs(runs: Sequence[RunRecord]) -> list[RunGroup]:
+    """Runs by recipe, in the order given; raises ConfigError for two runs of one recipe and one seed."""
+    groups: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        members = groups.setdefault(json.dumps(_recipe(run.config), sort_keys=True, default=str), [])
+        for member in members:
+            seed = run.config.get("run.seed")
+            if member.config.get("run.seed") == seed:
+                raise ConfigError(
+                    f"{member.folder} and {run.folder} have the same recipe and run.seed = {seed}; two of one "
+                    "seed are not independent: leave one out"
+                )
+        members.append(run)
+    labels = _labels([members[0].config for members in groups.values()])
+    return [RunGroup(label, tuple(members)) for label, members in zip(labels, groups.values(), strict=True)]
+
+
+def broken_lines(run: RunRecord) -> str:
+    """What `run.broken` left out of the curves, for a reader."""
+    rest = f" and {len(run.broken) - 1} more" if len(run.broken) > 1 else ""
+    return f"line {run.broken[0]}{rest} of {run.folder / 'metrics.jsonl'}: no record of a step"
+
+
+def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Keys of the recipe in which `configs` are not all alike."""
+    keys = dict.fromkeys(key for config in configs for key in _recipe(config))
+    return [key for key in keys if len({as_text(config.get(key)) for config in configs}) > 1]
+
+
+def as_text(value: object) -> str:
+    """A value of a recipe as its file has it, without quotes."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -137,19 +211,41 @@ def _token_ratios(path: Path, modified: int) -> RatioCounts | None:
         return None
 
 
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file; a line that is none (torn by a crash, or still being written) is passed over."""
+def _records(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """The records of metrics.jsonl, and the numbers of the lines before the last that are none."""
     if not path.is_file():
-        return []
-    records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        return [], []
+    records: list[dict[str, Any]] = []
+    broken: list[int] = []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):
-            continue
-        if isinstance(record, dict):
+            record = None
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
             records.append(record)
-    return records
+        elif number < len(lines):
+            broken.append(number)
+    return records, broken
+
+
+def _recipe(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if not key.startswith(_NOT_THE_RECIPE)}
+
+
+def _labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A short name for each recipe: the objective, and what differs among recipes of the same objective."""
+    labels = []
+    for config in configs:
+        kind = str(config.get("objective.type", "run"))
+        peers = [other for other in configs if other.get("objective.type") == config.get("objective.type")]
+        keys = [key for key in differing(peers) if key in config]
+        # The last part of a key says enough unless another key ends alike.
+        short = {key: key if sum(k.rpartition(".")[2] == key.rpartition(".")[2] for k in keys) > 1 else key.rpartition(".")[2]
+                 for key in keys}  # fmt: skip
+        labels.append(", ".join([kind, *(f"{short[key]} = {as_text(config[key])}" for key in keys)]))
+    return labels
 
 
 def _environment(folder: Path) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from realrl.analysis.rundata import read_run
+from realrl.analysis.runs import read_run
 from realrl.analysis.statistics import Mean, holm, mean_of, p_value_of_zero
 from realrl.errors import DataError
 from realrl.eval.benchmarks import PAPER_ROWS, PAPER_SOURCE
@@ -87,6 +87,8 @@ def study_tables(progress: Progress, folder: Path) -> str:
 
 def _figures(run: PlannedRun) -> RunFigures:
     data, steps = read_run(run.folder), run.config.train.steps
+    if data.broken:
+        raise DataError(f"{run.folder / 'metrics.jsonl'}, line {data.broken[0]} is broken; remove the folder to run it anew")
     names = [f"eval/{name}/sampled/accuracy" for name in run.config.data.eval]
     reward, entropy = data.series("reward/mean"), data.series("policy/entropy")
     before = [data.series(name).get(0) for name in names]
