@@ -21,6 +21,7 @@ from realrl.analysis.page import render_page
 from realrl.analysis.report import report_data, write_report
 from realrl.analysis.statistics import mean_of
 from realrl.analysis.watch import WatchServer
+from realrl.analysis.weights import figure_1_of
 from realrl.errors import ConfigError, DataError
 from realrl.eval.benchmarks import PAPER_ROWS
 from realrl.models.adder import character_tokenizer
@@ -92,6 +93,22 @@ def test_quantiles_are_of_rollouts_that_were_computed(tmp_path):
     assert [q[0] for q in bands["score"]["right"]["quantiles"]] == pytest.approx([1.2, 2.0, 3.0, 4.0, 4.8])
     assert bands["score"]["wrong"]["quantiles"][2] == [-7.0]
     assert bands["weight"]["wrong"] == {"x": [1], "quantiles": [[2.0]] * 5}
+
+
+def test_pictures_are_of_the_runs_own_objectives(tmp_path):
+    real = make_run(tmp_path / "real", objective={"type": "real", "tau": 0.25, "kl": {"target": "old", "coef": 0.1}})
+    (picture,) = report_data([real])["pictures"]
+    assert picture["section"] == "distributions" and base64.b64decode(picture["svg"]).startswith(b"<?xml")
+    figure_1_of({"real": {"type": "real", "tau": 0.25}}, tmp_path)
+    assert base64.b64decode(picture["svg"]) == (tmp_path / "figure_1_runs.svg").read_bytes()
+    # At s = 2, where the wrong response is far up: (1/τ)/(1 + C e^(−s/τ)) with C = 4.
+    *_, last = (tmp_path / "figure_1_runs.csv").read_text().split()
+    assert float(last.split(",")[4]) == pytest.approx(4 / (1 + 4 * math.exp(-8)), rel=1e-6)
+    data = report_data([real, make_run(tmp_path / "grpo", objective={"type": "grpo"})])
+    assert [picture["section"] for picture in data["pictures"]] == ["distributions", "evaluation"]
+    config = real / "config.toml"
+    config.write_text(config.read_text().replace('type = "real"', 'type = "unheard_of"'))
+    assert report_data([real])["pictures"] == []
 
 
 def test_a_damaged_run_still_has_a_report(tmp_path):
@@ -189,7 +206,7 @@ def test_the_policy_allows_exactly_the_pages_own_scripts_and_styles(tmp_path, li
         ]
         assert rules.pop(rule) == [f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests] and digests
     assert rules.pop("connect-src", None) == (["'self'"] if live else None)
-    assert rules == {"default-src": ["'none'"], "base-uri": ["'none'"], "form-action": ["'none'"]}
+    assert rules == {"default-src": ["'none'"], "base-uri": ["'none'"], "form-action": ["'none'"], "img-src": ["data:"]}
     assert not re.findall(r"""(?:src|href)\s*=\s*["']?(?!#)[\w/:.]""", re.sub("<script.*?</script>", "", page, flags=re.DOTALL))
 
 

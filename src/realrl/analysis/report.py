@@ -11,6 +11,7 @@ from typing import Any
 from realrl.analysis.curves import bands_of, charts_of, curve_of, points_of_a_curve, ratios_of
 from realrl.analysis.evaluations import benchmark_row, held_out_rows, paper_tables
 from realrl.analysis.page import render_page
+from realrl.analysis.pictures import pictures_of
 from realrl.analysis.rollouts import mark_disagreements, sample_rollouts
 from realrl.analysis.runs import RunGroup, RunRecord, as_text, broken_lines, differing, group_runs, read_run
 from realrl.errors import DataError
@@ -58,6 +59,7 @@ def report_data(folders: Sequence[Path]) -> dict[str, Any]:
             "heldOut": [row for group in groups for row in held_out_rows(group)],
             "benchmarks": [benchmark_row(folder) for folder in evaluated],
             "paper": paper_tables(),
+            "pictures": pictures_of(groups),
             "alarms": [
                 {"run": run.name, "step": step, "text": text} for run in runs for step, text in _merged(run.alarms, run.steps)
             ],

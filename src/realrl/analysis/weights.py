@@ -75,6 +75,27 @@ def weight_figures(folder: Path) -> list[Path]:
         return [*_paper_figure(folder), *_all_objectives(folder), *_temperatures(folder)]
 
 
+def figure_1_of(configs: Mapping[str, Mapping[str, Any]], folder: Path) -> list[Path]:
+    """figure_1_runs: a panel for each label and objective of a run, its settings as they were; autograd alone."""
+    columns = min(len(configs), 4)
+    with style():
+        figure, axes = panels(-(-len(configs) // columns), columns, (3.4, 2.7), sharex=True)
+        data: list[dict[str, Any]] = []
+        for axis, (label, config) in zip(axes, configs.items(), strict=False):
+            config = {**config, **_NO_KL, **_SETTINGS.get(config.get("type", ""), {})}
+            for right in (True, False):
+                data += _draw(axis, config, right=right, label=_name_of(right), dots=False)
+            axis.set_title(label, loc="left", fontsize=9)
+            axis.set_ylim(bottom=0)
+            axis.xaxis.set_tick_params(labelbottom=True)
+        for axis in axes[len(configs) :]:
+            axis.set_axis_off()
+        axes[0].legend(loc="best")
+        figure.supxlabel("log-ratio s of the response (nats)", fontsize=9)
+        figure.supylabel("|∂L/∂s|", fontsize=9)
+        return save(figure, data, folder, "figure_1_runs")
+
+
 def _paper_figure(folder: Path) -> list[Path]:
     figure, axes = panels(1, 2, (4.6, 3.7), sharey=True)
     data: list[dict[str, Any]] = []
@@ -132,20 +153,29 @@ def _name_of(right: bool) -> str:
 
 
 def _draw(
-    axis: Axes, config: dict[str, Any], *, right: bool, label: str, colour: str = "", dashes: str = "", dot: float = 4.2
+    axis: Axes,
+    config: dict[str, Any],
+    *,
+    right: bool,
+    label: str,
+    colour: str = "",
+    dashes: str = "",
+    dot: float = 4.2,
+    dots: bool = True,
 ) -> list[dict[str, Any]]:
     """One curve and its dots; returns its rows of the CSV, signed: negative raises the response's probability."""
     s = LOG_RATIOS
-    weight, closed = gradient_weights(config, s, right=right), formula(config, s, right=right)
+    weight = gradient_weights(config, s, right=right)
+    closed = formula(config, s, right=right) if dots else None
     colour = colour or (RIGHT if right else WRONG)
     # A weight that jumps to 0 is a clip's edge, not a slope.
     jumps = np.flatnonzero(np.diff(weight == 0)) + 1
     drawn = np.insert(np.abs(weight), jumps, np.nan)
     axis.plot(np.insert(s, jumps, np.nan), drawn, color=colour, linestyle=dashes or ("-" if right else "--"), label=label)
     if closed is not None:
-        dots = slice(_EVERY // 2, None, _EVERY)
+        some = slice(_EVERY // 2, None, _EVERY)
         axis.plot(
-            s[dots], np.abs(closed[dots]), "o", color=colour, markerfacecolor="white", markersize=dot, markeredgewidth=1.0
+            s[some], np.abs(closed[some]), "o", color=colour, markerfacecolor="white", markersize=dot, markeredgewidth=1.0
         )
     columns = {"objective": config["type"], "tau": config.get("tau", ""), "reward": int(right)}
     closed_form = [""] * len(s) if closed is None else [float(value) for value in closed]

@@ -195,6 +195,15 @@
       "Ratios of tokens before their optimizer step, as in the paper's Figure 2"));
   }
 
+  function pictures() {
+    for (const section of ["distributions", "evaluation"]) {
+      byId(`${section}-pictures`).replaceChildren(...data.pictures.filter((one) => one.section === section).map((one) => (
+        el("figure", { className: "card picture" },
+          el("figcaption", {}, el("strong", {}, one.title), el("span", { className: "about" }, one.about)),
+          el("img", { src: `data:image/svg+xml;base64,${one.svg}`, alt: `${one.title}: ${one.about}` })))));
+    }
+  }
+
   let charts = [];
   function curves() {
     const wanted = JSON.stringify(data.charts);
@@ -211,7 +220,7 @@
     }
     byId("more").hidden = !data.charts.some((one) => !one.main);
     byId("charts").classList.toggle("none", !data.charts.length);
-    byId("distributions").hidden = !data.series.some((series) => Object.keys(series.bands).length);
+    byId("distributions").hidden = !data.pictures.length && !data.series.some((series) => Object.keys(series.bands).length);
   }
 
   function legend() {
@@ -242,6 +251,7 @@
     legend();
     curves();
     ratios();
+    pictures();
     Rollouts.load(data.rollouts);
     byId("made").textContent = `on ${new Date(1000 * data.made).toLocaleString()}`;
   }
