@@ -209,7 +209,7 @@ def sweep(
     only: Annotated[str, typer.Option(help="Only runs whose name fits this pattern, e.g. 'real-*'.")] = "*",
     list_runs: Annotated[bool, typer.Option("--list", help="List the runs and how they stand; run nothing.")] = False,
     table: Annotated[
-        str | None, typer.Option(help="Write the tables of the finished runs into this folder; run nothing.")
+        str | None, typer.Option(help="Write tables and figures of the finished runs into this folder; run nothing.")
     ] = None,
 ) -> None:
     """Make many runs as processes of their own; started again, it goes on where it was. Exit status 1: a run is missing."""

@@ -244,6 +244,10 @@ def test_the_tables_of_a_study(tmp_path):
     assert json.loads((tmp_path / "tables" / "study.json").read_text())["settings"][1]["p_value"] == pytest.approx(
         0.5, rel=1e-3
     )
+    drawn = list(csv.DictReader((tmp_path / "tables" / "figure_5.csv").open()))
+    means = {row["recipe"]: float(row["value"]) for row in drawn if row["seed"] == "mean" and "Pass@1" in row["quantity"]}
+    assert means == {"real": 0.5, "grpo": 0.5}
+    assert {row["recipe"] for row in csv.DictReader((tmp_path / "tables" / "figure_4.csv").open())} == {"real", "grpo"}
     write_run(final["grpo-seed2"], [(2, 0.5)], problems=("p", "r"))
     with pytest.raises(DataError, match="other problems with seed 2: 2 are not in both"):
         study_tables(Progress(plan), tmp_path / "tables")

@@ -1,4 +1,4 @@
-"""The tables of a study: each setting of a sweep over its seeds, beside a reference setting and the paper's numbers."""
+"""Tables and figures of a study: each setting of a sweep over its seeds, beside a reference setting and the paper's numbers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from realrl.analysis.runs import read_run
+from realrl.analysis.distributions import figure_2
+from realrl.analysis.dynamics import figure_4, figure_5
+from realrl.analysis.runs import RunGroup, RunRecord, broken_lines, read_run
 from realrl.analysis.statistics import Mean, holm, mean_of, p_value_of_zero
 from realrl.errors import DataError
 from realrl.eval.benchmarks import PAPER_ROWS, PAPER_SOURCE
@@ -59,14 +61,17 @@ class SettingFigures:
 
 
 def study_tables(progress: Progress, folder: Path) -> str:
-    """Write `study.md`, `settings.csv`, `runs.csv`, `tuning.csv` and `study.json` into `folder`; returns the Markdown.
+    """Write `study.md`, `settings.csv`, `runs.csv`, `tuning.csv`, `study.json` and Figures 2, 4 and 5 into `folder`.
+
+    Returns the Markdown.
 
     Only finished runs count. Raises DataError where there is none, or where runs to be compared saw other problems.
     """
     finished = [run for run in progress.final_runs() if progress.look(run).state == "finished"]
     if not finished:
         raise DataError(f"no run of {progress.plan.path} is finished yet; make them with realrl sweep {progress.plan.path}")
-    runs = [_figures(run) for run in finished]
+    records = [_record(run) for run in finished]
+    runs = [_figures(run, record) for run, record in zip(finished, records, strict=True)]
     settings = _settings(finished, runs, progress.plan.file.reference)
     grid = progress.grid()
     text = _markdown(progress, settings, grid)
@@ -82,13 +87,24 @@ def study_tables(progress: Progress, folder: Path) -> str:
         "tuning": _grid_rows(grid),
     }
     (folder / "study.json").write_text(json.dumps(document, indent=1) + "\n")
+    seeds: dict[str, list[RunRecord]] = defaultdict(list)
+    for run, record in zip(finished, records, strict=True):
+        seeds[run.setting].append(record)
+    groups = [RunGroup(setting, tuple(members)) for setting, members in seeds.items()]
+    for draw in (figure_2, figure_4, figure_5):
+        draw(groups, folder)
     return text
 
 
-def _figures(run: PlannedRun) -> RunFigures:
-    data, steps = read_run(run.folder), run.config.train.steps
-    if data.broken:
-        raise DataError(f"{run.folder / 'metrics.jsonl'}, line {data.broken[0]} is broken; remove the folder to run it anew")
+def _record(run: PlannedRun) -> RunRecord:
+    record = read_run(run.folder)
+    if record.broken:
+        raise DataError(f"{broken_lines(record)}; remove the folder to run it anew")
+    return record
+
+
+def _figures(run: PlannedRun, data: RunRecord) -> RunFigures:
+    steps = run.config.train.steps
     names = [f"eval/{name}/sampled/accuracy" for name in run.config.data.eval]
     reward, entropy = data.series("reward/mean"), data.series("policy/entropy")
     before = [data.series(name).get(0) for name in names]
