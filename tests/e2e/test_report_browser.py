@@ -230,9 +230,7 @@ def test_hostile_text_is_text(browser, tmp_path):
     assert "\x1b" not in find(browser, "body").text
     assert "<img src=x onerror" in find(browser, "#alarm-list").text
     # The one image is the picture of the gradient weights.
-    counts = (
-        "return [window.hacked ?? null, document.querySelectorAll(':not(.picture) > img').length, document.scripts.length]"
-    )
+    counts = "return [window.hacked ?? null, document.querySelectorAll(':not(.picture) > img').length, document.scripts.length]"
     assert browser.execute_script(counts) == [None, 0, 5]
     assert browser.title == "run<img src=x> · realrl"
     asked, said = logs(browser)

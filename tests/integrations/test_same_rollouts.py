@@ -15,12 +15,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 pytest.importorskip("trl", reason="TRL is not installed: pip install 'realrl[trl]'")
 
+from batches import batch_of  # noqa: E402
 from datasets import Dataset  # noqa: E402
 
 from realrl.integrations.trl import RealConfig, RealTrainer  # noqa: E402
 from realrl.objectives import build_objective  # noqa: E402
 from realrl.train.step import GradientStep, StepSettings  # noqa: E402
-from realrl.types import Batch, Problem, Prompt  # noqa: E402
+from realrl.types import Batch  # noqa: E402
 
 RECORD = os.environ.get("REALRL_RECORD", "")
 pytestmark = pytest.mark.skipif(not RECORD, reason="no recorded verl run: make test-integrations makes one")
@@ -109,15 +110,6 @@ def test_our_trainer_ends_at_verl_s_weights(steps):
 
 
 def our_batch(recorded) -> Batch:
-    rows, width = recorded["responses"], max(map(len, recorded["responses"]))
-    rewards = torch.tensor(recorded["rewards"])
-    prompts = {group: ids for group, ids in zip(recorded["groups"], recorded["prompts"], strict=True)}
-    return Batch(
-        prompts=[Prompt(Problem("p", "", ""), "", tuple(prompts[group])) for group in sorted(prompts)],
-        response_ids=torch.tensor([ids + [0] * (width - len(ids)) for ids in rows]),
-        loss_mask=torch.arange(width) < torch.tensor([len(ids) for ids in rows])[:, None],
-        group_ids=torch.tensor(recorded["groups"]),
-        rewards=rewards,
-        levels=1 + (rewards == 1).long(),
-        logprobs_sampler=torch.zeros(len(rows), width),
-    )
+    prompts = dict(zip(recorded["groups"], recorded["prompts"], strict=True))
+    in_order = [prompts[group] for group in range(len(prompts))]
+    return batch_of(in_order, recorded["responses"], recorded["groups"], recorded["rewards"])

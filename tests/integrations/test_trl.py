@@ -15,6 +15,7 @@ import torch
 
 pytest.importorskip("trl", reason="TRL is not installed: pip install 'realrl[trl]'")
 
+from batches import batch_of  # noqa: E402
 from datasets import Dataset  # noqa: E402
 from transformers import AutoTokenizer  # noqa: E402
 from trl import GRPOConfig  # noqa: E402
@@ -26,7 +27,7 @@ from realrl.integrations.trl import RealConfig, RealTrainer, verifier_reward  # 
 from realrl.integrations.trl.trainer import _loss_inputs  # noqa: E402
 from realrl.objectives import build_objective  # noqa: E402
 from realrl.train.step import GradientStep, StepSettings  # noqa: E402
-from realrl.types import Batch, Problem, Prompt  # noqa: E402
+from realrl.types import Batch  # noqa: E402
 
 PROBE = Path(__file__).with_name("trl_probe.py")
 
@@ -232,24 +233,11 @@ def our_batch(rows, tokenizer) -> Batch:
     """The rollouts of an optimizer step as `realrl train` holds them; those without a reward left out."""
     texts = {tuple(tokenizer(prompt)["input_ids"]): prompt for prompt in PROMPTS}
     rows = [row for row in rows if reward_of(texts[tuple(row[0])], row[1]) is not None]
-    prompts, index = [], {}
-    for prompt, _, group in rows:
-        if group not in index:
-            index[group] = len(prompts)
-            prompts.append(Prompt(Problem("p", "", ""), "", tuple(prompt)))
-    width = max(len(completion) for _, completion, _ in rows)
-    ids = torch.tensor([completion + [0] * (width - len(completion)) for _, completion, _ in rows])
-    lengths = torch.tensor([len(completion) for _, completion, _ in rows])
-    rewards = torch.tensor([reward_of(texts[tuple(prompt)], completion) for prompt, completion, _ in rows])
-    return Batch(
-        prompts=prompts,
-        response_ids=ids,
-        loss_mask=torch.arange(width) < lengths[:, None],
-        group_ids=torch.tensor([index[group] for _, _, group in rows]),
-        rewards=rewards,
-        levels=1 + (rewards == 1).long(),
-        logprobs_sampler=torch.zeros(ids.shape),
-    )
+    prompts = {group: prompt for prompt, _, group in rows}
+    index = {group: place for place, group in enumerate(prompts)}
+    completions = [completion for _, completion, _ in rows]
+    rewards = [reward_of(texts[tuple(prompt)], completion) for prompt, completion, _ in rows]
+    return batch_of(prompts.values(), completions, [index[group] for _, _, group in rows], rewards)
 
 
 BAD = {

@@ -16,12 +16,13 @@ if find_spec("transfer_queue") is None or find_spec("realrl_verl_harness") is No
     pytest.skip("verl or its CPU harness is not installed in this environment; run `make test-verl`", allow_module_level=True)
 
 import reference
-from runs import EPS, LR, VerlRun, make_inputs
+from batches import batch_of
 from transformers import AutoModelForCausalLM
+from verl_run import EPS, LR, VerlRun, make_inputs
 
 from realrl.objectives import build_objective
 from realrl.train.step import GradientStep, StepSettings
-from realrl.types import Batch, Problem, Prompt
+from realrl.types import Batch
 
 ACTOR = "actor_rollout_ref.actor"
 ROLLOUT = "actor_rollout_ref.rollout"
@@ -72,7 +73,7 @@ def test_our_trainer_reaches_the_same_weights(plain):
     model = AutoModelForCausalLM.from_pretrained(plain.folder / "model", dtype=torch.float32)
     gradient = GradientStep(model, build_objective({"type": "real"}), StepSettings(temperature=1.0, budget=64))
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, eps=EPS, weight_decay=0.01)
-    batches = [batch_of(step) for step in plain.steps]
+    batches = [our_batch(step) for step in plain.steps]
     old = [gradient.token_logprobs(batch, torch.ones(len(batch), dtype=torch.bool)) for batch in batches]
     for step, batch, old_NT in zip(plain.steps, batches, old, strict=True):
         optimizer.zero_grad()
@@ -82,20 +83,9 @@ def test_our_trainer_reaches_the_same_weights(plain):
     assert_same_weights(plain.final_weights(1), model.state_dict())
 
 
-def batch_of(step) -> Batch:
-    lengths = [len(response) for response in step["responses"]]
+def our_batch(step) -> Batch:
     prompts = dict(zip(step["groups"], step["prompts"], strict=True))
-    assert sorted(prompts) == list(range(len(prompts)))
-    rewards = torch.tensor(step["rewards"])
-    return Batch(
-        prompts=[Prompt(Problem(str(group), "", ""), "", tuple(prompts[group])) for group in sorted(prompts)],
-        response_ids=torch.tensor([ids + [0] * (max(lengths) - len(ids)) for ids in step["responses"]]),
-        loss_mask=torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None],
-        group_ids=torch.tensor(step["groups"]),
-        rewards=rewards,
-        levels=1 + rewards.long(),
-        logprobs_sampler=torch.zeros(len(lengths), max(lengths)),
-    )
+    return batch_of([prompts[group] for group in range(len(prompts))], step["responses"], step["groups"], step["rewards"])
 
 
 def test_ragged_groups_a_failing_reward_and_a_killed_run(folder):
