@@ -376,11 +376,15 @@ def test_the_commands(tmp_path):
     assert str(output) in done.stdout and "MB" in done.stdout and data_of(output.read_text())["title"] == "run"
     failed = subprocess.run(command("report", tmp_path, "-o", output), capture_output=True, text=True, timeout=120, check=False)
     assert failed.returncode == 1 and "no config.toml" in failed.stderr and "Traceback" not in failed.stderr
-    with subprocess.Popen(command("watch", run), stdout=subprocess.PIPE, text=True) as watching:
-        line = watching.stdout.readline()
-        address = re.search(r"http://(127\.0\.0\.1):(\d+)/", line)
-        connection = http.client.HTTPConnection(address[1], int(address[2]), timeout=30)
-        connection.request("GET", "/data.json")
-        assert connection.getresponse().status == 200
-        watching.send_signal(signal.SIGINT)
-        assert watching.wait(timeout=30) == 0
+    # A shell without job control starts what it puts into the background with Ctrl-C ignored, tests included.
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    with subprocess.Popen(command("watch", run), stdout=subprocess.PIPE, text=True, **heard) as watching:
+        try:
+            address = re.search(r"http://(127\.0\.0\.1):(\d+)/", watching.stdout.readline())
+            connection = http.client.HTTPConnection(address[1], int(address[2]), timeout=30)
+            connection.request("GET", "/data.json")
+            assert connection.getresponse().status == 200
+            watching.send_signal(signal.SIGINT)
+            assert watching.wait(timeout=30) == 0
+        finally:
+            watching.kill()
