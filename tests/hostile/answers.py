@@ -1,11 +1,16 @@
 """Nasty answers: a list by hand, and an endless stream made of the pieces of LaTeX that graders stumble over."""
 
 import random
+import signal
 from collections.abc import Iterator
 
-from realrl.rewards.extract import ExtractionPolicy
+from realrl.rewards.extract import ExtractionPolicy, extract_answer
 from realrl.rewards.judges import quick_math
+from realrl.rewards.latex import normalise
 from realrl.rewards.pool import Judgement
+
+# Processor seconds of one answer; the slowest by hand takes about 2, on two pages of LaTeX.
+MOST_CPU_S = 20.0
 
 # Each touches the file {canary} where it is run as Python.
 CODE = (
@@ -162,6 +167,16 @@ def _answer(rng: random.Random, size: int) -> str:
 
 
 def judge_quickly(response: str, gold: str) -> Judgement:
-    """What the trainer decides in its own process, run in a worker that can be killed: a hang is seen as one."""
+    """What the trainer decides in its own process, run in a worker: one answer's processor time ends it, so a hang is seen."""
+    signal.setitimer(signal.ITIMER_VIRTUAL, MOST_CPU_S)
     decided = quick_math(response, (gold,), ExtractionPolicy())
     return decided if isinstance(decided, Judgement) else Judgement("undecided")
+
+
+def judge_a_long_run(text: str) -> Judgement:
+    """Everything that reads a text of any length; quadratic time would be minutes."""
+    signal.setitimer(signal.ITIMER_VIRTUAL, MOST_CPU_S)
+    extract_answer(f"x{text}y")
+    extract_answer(f"\\boxed{{{text}}}")
+    normalise(f"1{text}y")
+    return Judgement("read")
