@@ -48,10 +48,9 @@ def add_lora(model: PreTrainedModel, lora: LoraSection, *, seed: int) -> None:
 def load_adapter(model: PreTrainedModel, folder: Path) -> None:
     """Put the LoRA that `save_pretrained` or PEFT wrote into `folder` into its base model, ready to be trained further."""
     peft: Any = _peft(f"the adapter {folder}")
-    unsafe = [key for key in ("auto_mapping", "megatron_config") if settings_of(folder).get(key)]
-    if unsafe:
-        # PEFT would import the module that it names.
-        raise ConfigError(f"{folder / ADAPTER_CONFIG} names code in {unsafe[0]}, which no adapter of ours needs; take it out")
+    if settings_of(folder).get("megatron_config"):
+        # PEFT would import the module that megatron_core names.
+        raise ConfigError(f"{folder / ADAPTER_CONFIG} names code in megatron_config, which is not run here; take it out")
     try:
         config = peft.PeftConfig.from_pretrained(str(folder))
     except (TypeError, ValueError, KeyError, AttributeError) as error:
