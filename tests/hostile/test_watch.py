@@ -30,7 +30,7 @@ def send(server, request: bytes) -> bytes:
             parts = []
             while part := connection.recv(1 << 16):
                 parts.append(part)
-        except (BrokenPipeError, ConnectionResetError):
+        except OSError:  # it hung up on the rest of the request
             return b""
         return b"".join(parts)
 
