@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import sys
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TextIO
 
 import typer
 from typer.core import TyperGroup
@@ -23,6 +25,8 @@ app = typer.Typer(
     help="Train language models with verifiable rewards as labels (REAL, arXiv 2602.05630).",
 )
 _WITH_OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
+# Name and password in a URL.
+_LOGIN = re.compile(r"://[^/\s@]+@")
 _OVERRIDES_HELP = "Any key of the recipe can be given by its dotted name, e.g. --optim.lr 1e-6 --train.steps 10."
 
 
@@ -32,15 +36,34 @@ def main() -> None:
     # Threads that spin while they wait slow a shared machine down many times over; read when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     keep_freed_memory()
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal without UTF-8 shows what it can.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except RealrlError as error:
-        rank = f" (rank {os.environ['RANK']})" if "RANK" in os.environ else ""
-        print(f"realrl: error{rank}: {error}", file=sys.stderr)
-        sys.exit(1)
+        _fail(str(error))
+    except OSError as error:
+        # The system's word on a file, a disk or a connection: nothing that a traceback would add to.
+        _fail(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
     except KeyboardInterrupt:
-        print("realrl: interrupted; train goes on with --resume, eval with the same command", file=sys.stderr)
+        say("realrl: interrupted; train goes on with --resume, eval with the same command", file=sys.stderr)
         sys.exit(130)
+
+
+def _fail(message: str) -> NoReturn:
+    rank = f" (rank {os.environ['RANK']})" if "RANK" in os.environ else ""
+    say(f"realrl: error{rank}: " + _LOGIN.sub("://…@", message).replace("\n", " "), file=sys.stderr)
+    sys.exit(1)
+
+
+def say(text: str, *, file: TextIO | None = None) -> None:
+    """Print lines for a person. All that the commands print goes through here, because names, paths and errors hold text of
+    models and data: what could steer a terminal is shown as its escape."""
+    from realrl.logging import printable
+
+    print("\n".join(map(printable, text.split("\n"))), file=file or sys.stdout, flush=True)
 
 
 @app.command(context_settings=_WITH_OVERRIDES, epilog=_OVERRIDES_HELP)
@@ -137,7 +160,7 @@ def evaluate(
         regrade=regrade,
         show_paper=show_paper,
     )
-    print(run_eval(request))
+    say(run_eval(request))
 
 
 @eval_app.command(name="compare")
@@ -153,7 +176,7 @@ def compare(
     from realrl.eval.compare import compare_evaluations
 
     table, records = compare_evaluations(Path(a), Path(b))
-    print(f"a: {a}\nb: {b}\n{table.markdown()}", end="")
+    say(f"a: {a}\nb: {b}\n{table.markdown()}".rstrip("\n"))
     if output:
         Path(output).write_text(json.dumps(records, indent=1) + "\n")
 
@@ -163,7 +186,7 @@ def show_config(context: typer.Context, recipe: Annotated[str, typer.Argument(he
     """Print the resolved recipe, defaults and overrides included."""
     from realrl.config import dump_config, load_config
 
-    print(dump_config(load_config(recipe, parse_overrides(context.args))), end="")
+    say(dump_config(load_config(recipe, parse_overrides(context.args))).rstrip("\n"))
 
 
 @app.command(context_settings=_WITH_OVERRIDES, epilog=_OVERRIDES_HELP)
@@ -194,12 +217,12 @@ def export(
         config, Machines(gpus_per_node, nodes), made_by=" ".join(map(shlex.quote, words))
     )
     for note in exported.notes:
-        print(f"{engine}: {note}", file=sys.stderr)
+        say(f"{engine}: {note}", file=sys.stderr)
     if output is None:
-        print(exported.script, end="")
+        say(exported.script.rstrip("\n"))
         return
     exported.write(Path(output), overwrite=overwrite)
-    print(f"cd {shlex.quote(output)} && {exported.command}")
+    say(f"cd {shlex.quote(output)} && {exported.command}")
 
 
 @app.command()
@@ -221,12 +244,12 @@ def sweep(
     if table is not None:
         from realrl.analysis.study import study_tables
 
-        print(study_tables(Progress(plan), Path(table)), end="")
+        say(study_tables(Progress(plan), Path(table)).rstrip("\n"))
         return
     progress = Progress(plan, only) if list_runs else run_sweep(plan, jobs=jobs, only=only)
-    print(progress.table().markdown(), end="")
+    say(progress.table().markdown().rstrip("\n"))
     if progress.interrupted:
-        print("realrl: interrupted; the same command goes on", file=sys.stderr)
+        say("realrl: interrupted; the same command goes on", file=sys.stderr)
         raise typer.Exit(130)
     if not list_runs and any(row["status"] != "finished" for row in progress.rows()):
         raise typer.Exit(1)
@@ -251,16 +274,16 @@ def grade(
     section = RewardSection(type=reward, require_boxed=require_boxed, workers=workers)
     report = grade_file(file, output, reward=section, compare=compare)
     for title, counts in (("status", report.statuses), ("stage", report.stages)):
-        print(f"{title}: " + ", ".join(f"{name or '-'} {count}" for name, count in counts.most_common()))
+        say(f"{title}: " + ", ".join(f"{name or '-'} {count}" for name, count in counts.most_common()))
     if any(isinstance(row.get("label"), bool) for row in report.rows):
         for name in ("status", *([f"status_{compare}"] if compare else [])):
-            print(f"against the labels, {name}: {report.errors(name)}")
+            say(f"against the labels, {name}: {report.errors(name)}")
     if compare:
-        print(f"disagreements with {compare}: {len(report.disagreements)} of {len(report.rows)}")
+        say(f"disagreements with {compare}: {len(report.disagreements)} of {len(report.rows)}")
         for row in report.disagreements[:20]:
             answer, gold = (printable(str(row[key]))[:80] for key in ("extracted", "answer"))
             statuses = f"ours {row['status']}, {compare} {row[f'status_{compare}']}"
-            print(f"  {statuses}: answer {answer} gold {gold} ({row['stage']}: {printable(row['reason'])})")
+            say(f"  {statuses}: answer {answer} gold {gold} ({row['stage']}: {printable(row['reason'])})")
 
 
 @app.command()
@@ -278,9 +301,9 @@ def figures(
 
     report = write_figures(runs or [], Path(output))
     for path in report.written:
-        print(path)
+        say(str(path))
     for reason in report.skipped:
-        print(f"skipped: {reason}", file=sys.stderr)
+        say(f"skipped: {reason}", file=sys.stderr)
 
 
 data_app = typer.Typer(no_args_is_help=True, help="Data sets: list them, show problems, check the gold answers.")
@@ -294,11 +317,9 @@ def list_data() -> None:
     from realrl.data.tasks import TASKS
 
     for name, local, hub in list_sets():
-        print(f"{name:16}{local or f'not found locally; hub: {hub}'}")
-    print(f"generated: {', '.join(TASKS)}")
-    print(
-        "amc23: the 40 problems of 2023; amc22_23: 83 of 2022 and 2023, which the paper's code evaluates under the name AMC23"
-    )
+        say(f"{name:16}{local or f'not found locally; hub: {hub}'}")
+    say(f"generated: {', '.join(TASKS)}")
+    say("amc23: the 40 problems of 2023; amc22_23: 83 of 2022 and 2023, which the paper's code evaluates under the name AMC23")
 
 
 @data_app.command(name="show")
@@ -312,10 +333,10 @@ def show_data(
     from realrl.logging import printable
 
     loaded = load_problems(name)
-    print(f"{name}: {len(loaded.problems)} problems, {loaded.bad_rows} bad rows")
+    say(f"{name}: {len(loaded.problems)} problems, {loaded.bad_rows} bad rows")
     for index in range(skip, min(skip + count, len(loaded.problems))):
         problem = loaded.problems[index]
-        print(f"\n{printable(problem.id)}\n  {printable(problem.problem)}\n  gold: {printable(' | '.join(problem.golds))}")
+        say(f"\n{printable(problem.id)}\n  {printable(problem.problem)}\n  gold: {printable(' | '.join(problem.golds))}")
 
 
 @data_app.command(name="check")
@@ -336,25 +357,25 @@ def check_data(
     problems = [loaded.problems[index] for index in range(len(loaded.problems))]
     report = check_golds(problems, RewardSection(type=reward))
     passed = report.total - len(report.failures)
-    print(f"{name}: {passed} of {report.total} golds pass ({passed / report.total:.2%}); {loaded.bad_rows} bad rows left out")
+    say(f"{name}: {passed} of {report.total} golds pass ({passed / report.total:.2%}); {loaded.bad_rows} bad rows left out")
     for line in loaded.bad_examples:
-        print(f"  bad row: {printable(line)}")
+        say(f"  bad row: {printable(line)}")
     for problem, verdict in report.failures[:shown]:
         gold = printable(problem.answer)[:100]
-        print(f"  fails: {printable(problem.id)} gold {gold}: {verdict.status}, {printable(verdict.reason)}")
-    print(f"compared as text only by the parser, else by computer algebra: {len(report.text_only)}")
+        say(f"  fails: {printable(problem.id)} gold {gold}: {verdict.status}, {printable(verdict.reason)}")
+    say(f"compared as text only by the parser, else by computer algebra: {len(report.text_only)}")
     for problem in report.text_only[:shown]:
-        print(f"  {printable(problem.id)} gold {printable(problem.answer)[:100]}")
+        say(f"  {printable(problem.id)} gold {printable(problem.answer)[:100]}")
     found = deduplicate(problems)
     conflicts = f"{found.conflicting} of {len(found.conflicts)} problems"
-    print(f"repeated problems: {found.repeated}; rows whose golds conflict: {conflicts}")
+    say(f"repeated problems: {found.repeated}; rows whose golds conflict: {conflicts}")
     for group in found.conflicts[:shown]:
-        print("  " + "; ".join(f"{printable(problem.id)} gold {printable(problem.answer)[:40]}" for problem in group))
+        say("  " + "; ".join(f"{printable(problem.id)} gold {printable(problem.answer)[:40]}" for problem in group))
     for other in filter(None, (part.strip() for part in against.split(","))):
         pairs = find_overlap(problems, load_problems(other).problems)
-        print(f"overlap with {other}: {count_overlap(pairs)}")
+        say(f"overlap with {other}: {count_overlap(pairs)}")
         for pair in pairs[:shown]:
-            print(f"  {printable(pair.train.id)} holds {pair.containment:.0%} of {printable(pair.evaluated.id)}")
+            say(f"  {printable(pair.train.id)} holds {pair.containment:.0%} of {printable(pair.evaluated.id)}")
     if passed < 0.995 * report.total:
         raise typer.Exit(1)
 
@@ -373,7 +394,7 @@ def report(
     from realrl.analysis.report import write_report
 
     size = write_report([Path(run) for run in dict.fromkeys(runs)], Path(output), compare)
-    print(f"{output}: {size / 1e6:.1f} MB")
+    say(f"{output}: {size / 1e6:.1f} MB")
 
 
 @app.command()
@@ -386,7 +407,7 @@ def watch(
 
     from realrl.analysis.watch import watch as serve
 
-    serve(Path(run), port, lambda url: print(f"{run} at {url} (Ctrl-C ends)", flush=True))
+    serve(Path(run), port, lambda url: say(f"{run} at {url} (Ctrl-C ends)"))
 
 
 def parse_overrides(arguments: list[str]) -> dict[str, str]:
@@ -416,9 +437,9 @@ def _quiet_libraries() -> None:
 def _print_summary(summary: Summary, recipe: str, config: Config) -> None:
     from realrl.logging import printable
 
-    print()
+    say("")
     if summary.steps < summary.total:
-        print(f"stopped after step {summary.steps} of {summary.total}; continue with: realrl train {recipe} --resume")
+        say(f"stopped after step {summary.steps} of {summary.total}; continue with: realrl train {recipe} --resume")
     first: dict[tuple[str, str], tuple[int, Any]] = {}
     last: dict[tuple[str, str], tuple[int, Any]] = {}
     for step, name, mode, result in summary.evaluations:
@@ -429,7 +450,7 @@ def _print_summary(summary: Summary, recipe: str, config: Config) -> None:
         if after_step == step:
             continue
         gain = after.accuracy - before.accuracy
-        print(
+        say(
             f"held-out accuracy, {key[0]}, {key[1]}: {before.accuracy:.3f} ± {before.standard_error:.3f} (step {step}) → "
             f"{after.accuracy:.3f} ± {after.standard_error:.3f} (step {after_step}), gain {gain:+.3f}; "
             f"answers in a box: {before.boxed_share:.2f} → {after.boxed_share:.2f}"
@@ -437,12 +458,12 @@ def _print_summary(summary: Summary, recipe: str, config: Config) -> None:
         if key[1] == "greedy":
             continue
         for old, new in list(zip(before.samples, after.samples, strict=True))[: config.log.examples]:
-            print(f"  {printable(old['problem'])}  gold {printable(old['answer'])}")
-            print(f"    before: {printable(old['response'])!s:.100} [{old['status']}]")
-            print(f"    after:  {printable(new['response'])!s:.100} [{new['status']}]")
-    print(f"files in {summary.folder}: config.toml, metrics.jsonl, learning_curve.png, eval/, rollouts/, checkpoints/")
+            say(f"  {printable(old['problem'])}  gold {printable(old['answer'])}")
+            say(f"    before: {printable(old['response'])!s:.100} [{old['status']}]")
+            say(f"    after:  {printable(new['response'])!s:.100} [{new['status']}]")
+    say(f"files in {summary.folder}: config.toml, metrics.jsonl, learning_curve.png, eval/, rollouts/, checkpoints/")
     if summary.checkpoint:
-        print("next:")
+        say("next:")
         held_out = config.data.eval[0] if config.data.eval else config.data.train
-        print(f"  realrl eval {summary.checkpoint} --recipe {summary.folder}/config.toml -b {held_out} --samples 4")
-        print(f"  realrl train {recipe} --run.dir runs/other --run.seed 1 --objective.tau 0.25")
+        say(f"  realrl eval {summary.checkpoint} --recipe {summary.folder}/config.toml -b {held_out} --samples 4")
+        say(f"  realrl train {recipe} --run.dir runs/other --run.seed 1 --objective.tau 0.25")

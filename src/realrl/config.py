@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from realrl.errors import ConfigError
 from realrl.objectives import ObjectiveConfig, RealConfig, build_objective
@@ -22,12 +23,32 @@ class Section(BaseModel):
 
 
 PositiveInt = Annotated[int, Field(gt=0)]
+# Tables within tables of a file, and the largest whole number: past these a file is no recipe.
+_MAX_DEPTH = 16
+_MAX_INT = 2**62
+# Bytes of one part of a path; file systems take 255, and some parts are written with a suffix.
+_MAX_NAME = 200
+# Characters of a wrong value that an error shows.
+_MAX_SHOWN = 200
 
 
 class RunSection(Section):
     dir: str = "runs/run"
     seed: int = 0
-    threads: int = Field(default=0, ge=0, description="CPU threads of torch; 0 keeps torch's own choice")
+    threads: int = Field(default=0, ge=0, le=4096, description="CPU threads of torch; 0 keeps torch's own choice")
+
+    @field_validator("dir")
+    @classmethod
+    def _is_a_path(cls, value: str) -> str:
+        if (
+            not value.strip()
+            or not value.isprintable()
+            or any(len(os.fsencode(part)) > _MAX_NAME for part in Path(value).parts)
+        ):
+            raise ValueError(
+                f"no folder can be named so: give a path without control characters, each part of at most {_MAX_NAME} bytes"
+            )
+        return value
 
 
 class LoraSection(Section):
@@ -112,7 +133,7 @@ class DataSection(Section):
 class RewardSection(Section):
     type: str = "math"
     workers: PositiveInt = 2
-    timeout_s: float = Field(default=5.0, gt=0, description="seconds for one answer")
+    timeout_s: float = Field(default=5.0, gt=0, le=3600, description="seconds for one answer")
     memory_mib: PositiveInt = Field(default=1024, description="address space of one grading worker")
     require_boxed: bool = False
     require_think_close: bool = False
@@ -280,10 +301,7 @@ def load_config(path: str | Path, overrides: dict[str, str] | None = None) -> Co
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.toml")], n=1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
         raise ConfigError(f"no recipe at {path}{hint}")
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    document = read_toml(path)
     overrides, table = overrides or {}, document.get("objective")
     if isinstance(table, dict) and overrides.get("objective.type", "").strip("'\"") not in ("", table.get("type")):
         document["objective"] = {}
@@ -292,8 +310,32 @@ def load_config(path: str | Path, overrides: dict[str, str] | None = None) -> Co
     return parse_config(document, source=str(path))
 
 
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file; ConfigError for one that is broken, too deep, or holds numbers that no setting can be."""
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    # Broken TOML, other bytes than UTF-8, a number of thousands of digits; arrays in arrays without end.
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    _check_values(document, str(path))
+    return document
+
+
+def _check_values(document: dict[str, Any], source: str) -> None:
+    nodes: list[Any] = [document]
+    for _ in range(_MAX_DEPTH):
+        nodes = [value for node in nodes for value in (node.values() if isinstance(node, dict) else node)]
+        for value in nodes:
+            if isinstance(value, int | float) and not abs(value) < _MAX_INT:
+                raise ConfigError(f"{source}: {str(value)[:20]} is no value of a setting; numbers are finite, and below 2^62")
+        nodes = [value for value in nodes if isinstance(value, dict | list)]
+    if nodes:
+        raise ConfigError(f"{source}: tables or lists are nested deeper than {_MAX_DEPTH}; a recipe has three levels")
+
+
 def parse_config(document: dict[str, Any], source: str = "config") -> Config:
     """Validate a recipe given as nested dicts; raises ConfigError that lists every fault, one a line."""
+    _check_values(document, source)
     try:
         return Config.model_validate(document)
     except ValidationError as error:
@@ -315,7 +357,7 @@ def _set_dotted(document: dict[str, Any], dotted: str, text: str) -> None:
             raise ConfigError(f"--{dotted}: {name} is a value, not a section")
     try:
         node[key] = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         node[key] = text
 
 
@@ -339,7 +381,9 @@ def _describe(fault: Any, document: dict[str, Any]) -> str:
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(expected)}"
         return f"unknown objective.type {fault['ctx']['tag']!r}; {hint}"
     message = fault["msg"].removeprefix("Value error, ")
-    return f"{dotted} = {fault['input']!r}: {message}" if dotted else message
+    shown = repr(fault["input"])
+    shown = shown if len(shown) <= _MAX_SHOWN else f"{shown[:_MAX_SHOWN]}…"
+    return f"{dotted} = {shown}: {message}" if dotted else message
 
 
 def _known_keys(location: list[str], document: dict[str, Any]) -> list[str]:

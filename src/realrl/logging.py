@@ -96,14 +96,24 @@ class MetricsFile:
 
 
 def write_rollouts(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Save rows as zstd Parquet, under a temporary name first."""
+    """Save rows as zstd Parquet, under a temporary name first; the columns are those of all rows, absent values are null."""
     temporary = path.with_suffix(".tmp")
-    pq.write_table(pa.Table.from_pylist(list(rows)), temporary, compression="zstd")
+    names = dict.fromkeys(name for row in rows for name in row)
+    table = pa.table({name: _column([row.get(name) for row in rows]) for name in names})
+    pq.write_table(table, temporary, compression="zstd")
     temporary.rename(path)
 
 
+def _column(values: list[Any]) -> pa.Array:
+    try:
+        return pa.array(values)
+    except UnicodeEncodeError:
+        # A lone half of a surrogate pair, which no UTF-8 file can hold.
+        return pa.array([v.encode("utf-8", "replace").decode("utf-8") if isinstance(v, str) else v for v in values])
+
+
 def printable(text: str) -> str:
-    """Model text without control characters, so that no escape sequence reaches the terminal."""
+    """Text from outside as one line of printable characters, so that no escape sequence reaches the terminal."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
@@ -115,7 +125,7 @@ class Display:
         self._bar: Progress | None = None
         if rich and sys.stdout.isatty():
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
@@ -132,7 +142,7 @@ class Display:
     def phase(self, name: str) -> None:
         """Say what the current step is doing."""
         if self._bar:
-            self._bar.update(self._task, description=name)
+            self._bar.update(self._task, description=printable(name))
 
     def step(self, step: int, m: dict[str, float]) -> None:
         """One line for a finished step."""

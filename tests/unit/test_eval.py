@@ -182,7 +182,8 @@ def generation(identity="p0", sample=0, response="x", prompt="d"):
     return Generation(identity, sample, prompt, response, 1, False)
 
 
-SETTINGS = {"model": "m", "seed": 0, "benchmarks": {"b": {"samples": 1}}}
+COUNTS = {"problems": 1, "of": 1, "samples": 1}
+SETTINGS = {"model": "m", "seed": 0, "data": {}, "benchmarks": {"b": COUNTS}}
 
 
 def test_the_store_gives_back_what_was_appended_and_cuts_a_torn_line(tmp_path):
@@ -220,8 +221,8 @@ def test_other_settings_are_refused_and_further_benchmarks_are_not(tmp_path):
         with pytest.raises(DataError, match="no evaluation"):
             store.settings()
         store.keep_settings(SETTINGS)
-        store.keep_settings(SETTINGS | {"benchmarks": {"c": {"samples": 2}}})
-        assert store.settings()["benchmarks"] == {"b": {"samples": 1}, "c": {"samples": 2}}
+        store.keep_settings(SETTINGS | {"benchmarks": {"c": COUNTS | {"samples": 2}}})
+        assert store.settings()["benchmarks"] == {"b": COUNTS, "c": COUNTS | {"samples": 2}}
         with pytest.raises(DataError, match="seed was 0 and is now 1"):
             store.keep_settings(SETTINGS | {"seed": 1})
         (tmp_path / "settings.json").write_text("{")

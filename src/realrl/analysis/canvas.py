@@ -40,6 +40,11 @@ def style() -> AbstractContextManager[None]:
     return mpl.rc_context(_STYLE)
 
 
+def plain(text: str) -> str:
+    """`text` as a label that is drawn as it is: no `$` of a recipe starts a formula, which could be a broken one."""
+    return text.replace("$", r"\$")
+
+
 def line_style(index: int) -> dict[str, Any]:
     """Colour and dashes of the index-th of many lines: dashes change when the colours are used up."""
     return {"color": COLOURS[index % len(COLOURS)], "linestyle": _DASHES[index // len(COLOURS) % len(_DASHES)]}

@@ -148,7 +148,7 @@ def ratios_of(runs: Sequence[RunRecord]) -> dict[str, Any] | None:
 
 def is_accuracy(name: str) -> bool:
     """Whether a metric is a held-out accuracy: `eval/SET/MODE/accuracy`."""
-    return name.startswith("eval/") and name.endswith("/accuracy")
+    return name.startswith("eval/") and name.endswith("/accuracy") and name.count("/") >= 3
 
 
 def set_name(name: str) -> str:

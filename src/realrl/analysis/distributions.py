@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from realrl.analysis.canvas import RIGHT, WRONG, panels, save, style
+from realrl.analysis.canvas import RIGHT, WRONG, panels, plain, save, style
 from realrl.analysis.runs import RunGroup
 from realrl.objectives import BCEConfig, RealConfig, ScoreObjective, build_objective
 
@@ -47,7 +47,7 @@ def ratio_counts(tables: Iterator[pa.Table]) -> RatioCounts | None:
     intervals, dropped = np.zeros((2, len(_INTERVALS)), dtype=np.int64), np.zeros((2, len(_CLIPS)), dtype=np.int64)
     found = False
     for table in tables:
-        if "log_ratio" not in table.column_names:
+        if not {"group", "reward", "log_ratio"} <= set(table.column_names):
             continue
         found = True
         column = table["log_ratio"].combine_chunks()
@@ -87,7 +87,7 @@ def figure_2(groups: Sequence[RunGroup], folder: Path) -> tuple[list[Path], list
             left.set_yscale("log")
             data += _bars(left, label, "interval", _INTERVALS, found.intervals, found.tokens)
             data += _bars(right, label, "dropped", _CLIPS, found.dropped, found.tokens)
-            left.set_title(f"{label}: {found.tokens.sum():,} tokens", loc="left")
+            left.set_title(f"{plain(label)}: {found.tokens.sum():,} tokens", loc="left")
             right.set_title(f"dropped by clipping at 1 ± {EPSILON:g}", loc="left")
             left.set_ylabel("share of the sign's tokens")
             left.set_ylim(top=3)
@@ -120,7 +120,7 @@ def score_histograms(groups: Sequence[RunGroup], folder: Path) -> list[Path] | s
                     cells = _heat(axis, rows["step"], chosen, values, (low, high), RIGHT if positive else WRONG)
                     keys = {"recipe": label, "quantity": "score" if number == 0 else "weight", "reward": int(positive)}
                     data += [keys | cell for cell in cells]
-                    axis.set_title(f"{label}, {'right' if positive else 'wrong'}", loc="left")
+                    axis.set_title(f"{plain(label)}, {'right' if positive else 'wrong'}", loc="left")
                     axis.set(ylabel=quantity, xlabel="sampling round")
                     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         note = "colour: share of the round's rollouts, darker is more; only rollouts that carry a gradient"

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from realrl.analysis.canvas import line_style, panels, save, style
+from realrl.analysis.canvas import line_style, panels, plain, save, style
 from realrl.analysis.runs import RunGroup, RunRecord
 from realrl.analysis.statistics import t_quantile
 
@@ -128,7 +128,7 @@ def figure_5(groups: Sequence[RunGroup], folder: Path) -> list[Path] | str:
                     continue
                 last = max(1, int(part * len(found.steps)))
                 data += _final(axis, row, group, panel.title, found.steps[-last:], found.values[:, -last:].mean(axis=1))
-        axes[0].set_yticks(range(len(groups)), [group.label for group in groups])
+        axes[0].set_yticks(range(len(groups)), [plain(group.label) for group in groups])
         axes[0].set_ylim(len(groups) - 0.5, -0.5)
         if not data:
             return "figure_5 needs eval/*/sampled/accuracy or reward/mean, and no recipe has a step that all its seeds recorded"
@@ -180,7 +180,7 @@ def _curves(groups: Sequence[RunGroup], folder: Path, name: str, quantities: Seq
 def _line(axis: Axes, index: int, group: RunGroup, panel: Panel, line: Curve) -> list[dict[str, Any]]:
     look = line_style(index)
     marker = "o" if len(line.steps) < 15 else ""
-    axis.plot(line.steps, line.mean, **look, marker=marker, markersize=3.5, label=group.label)
+    axis.plot(line.steps, line.mean, **look, marker=marker, markersize=3.5, label=plain(group.label))
     half = line.half_width
     if half is not None:
         axis.fill_between(line.steps, line.mean - half, line.mean + half, color=look["color"], alpha=0.15, linewidth=0)

@@ -15,6 +15,7 @@ from realrl.analysis.statistics import NORMAL, mean_of
 from realrl.errors import DataError
 from realrl.eval.benchmarks import COLUMNS, PAPER_ROWS, PAPER_SOURCE, paper_column
 from realrl.eval.intervals import interval
+from realrl.eval.store import file_name
 
 
 def held_out_rows(group: RunGroup) -> list[dict[str, Any]]:
@@ -50,14 +51,18 @@ def benchmark_row(folder: Path) -> dict[str, Any]:
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         cells = {
-            name: {key: figures[key] for key in ("accuracy", "interval", "problems", "samples_each")}
+            name: _pass_at_1(figures) | {key: int(figures[key]) for key in ("problems", "samples_each")}
             for name, figures in report["results"].items()
         }
-        mean = report["average"]
-        cells |= {"Avg.": {"accuracy": mean["accuracy"], "interval": mean["interval"]}} if len(cells) > 1 else {}
+        cells |= {"Avg.": _pass_at_1(report["average"])} if len(cells) > 1 else {}
         return {"model": str(report["model"]), "folder": folder.name, "cells": cells}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise DataError(f"{path} is not what realrl eval writes ({error}); run realrl eval --regrade {folder}") from error
+
+
+def _pass_at_1(figures: dict[str, Any]) -> dict[str, Any]:
+    low, high = figures["interval"]
+    return {"accuracy": float(figures["accuracy"]), "interval": (float(low), float(high))}
 
 
 def paper_tables() -> dict[str, Any]:
@@ -70,8 +75,7 @@ def paper_tables() -> dict[str, Any]:
 def _interval_over_problems(run: RunRecord, name: str, step: int) -> tuple[str, float | None, float | None]:
     """The bootstrap interval over the problems of a stored evaluation; without the file, from the standard error."""
     data_set, mode, _ = name.removeprefix("eval/").rsplit("/", 2)
-    safe = "".join(char if char.isalnum() or char in "-_." else "_" for char in data_set)
-    columns = read_columns(run.folder / "eval" / f"{safe}_{mode}_step_{step:06}.parquet", ("id", "status"))
+    columns = read_columns(run.folder / "eval" / f"{file_name(data_set)}_{mode}_step_{step:06}.parquet", ("id", "status"))
     if columns and len(columns) == 2 and columns["id"]:
         right: dict[str, list[bool]] = {}
         for key, status in zip(columns["id"], columns["status"], strict=True):

@@ -13,6 +13,7 @@ from typing import Any
 from realrl.analysis.dynamics import figure_5
 from realrl.analysis.runs import RunGroup
 from realrl.analysis.weights import figure_1_of
+from realrl.errors import RealrlError
 
 
 def pictures_of(groups: Sequence[RunGroup]) -> list[dict[str, str]]:
@@ -20,7 +21,7 @@ def pictures_of(groups: Sequence[RunGroup]) -> list[dict[str, str]]:
     if not groups:
         return []
     pictures = []
-    weights = _weights(json.dumps({group.label: _objective(group) for group in groups}))
+    weights = _weights(json.dumps({group.label: _objective(group) for group in groups}, default=str))
     if weights:
         about = "by autograd: one response moves in a group of four right and four wrong ones; the paper's Figure 1"
         pictures.append({"section": "distributions", "title": "Gradient weight", "about": about, "svg": weights})
@@ -38,7 +39,7 @@ def _weights(objectives: str) -> str | None:
     with tempfile.TemporaryDirectory() as folder:
         try:
             return _svg(figure_1_of(json.loads(objectives), Path(folder)))
-        except ValueError:
+        except (ValueError, TypeError, KeyError, ArithmeticError, RuntimeError, RealrlError):
             return None
 
 

@@ -81,7 +81,7 @@ def _differences(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _series(group: RunGroup, points: int) -> dict[str, Any]:
     names = sorted({name for run in group.runs for name in run.metrics})
-    total = int(group.config.get("train.steps", 0))
+    total = group.config.get("train.steps", 0)
     return {
         "label": group.label,
         "runs": [
@@ -89,7 +89,7 @@ def _series(group: RunGroup, points: int) -> dict[str, Any]:
                 "name": run.name,
                 "seed": run.config.get("run.seed"),
                 "steps": run.steps,
-                "total": total,
+                "total": total if isinstance(total, int) else 0,
                 "started": run.environment[0].get("started") if run.environment else None,
                 "last": run.times[-1] if run.times else None,
                 "seconds": _duration(run),
@@ -119,7 +119,7 @@ def _facts(run: RunRecord) -> list[tuple[str, str]]:
     ]
     facts = [
         ("Model", f"{c.get('model.path')}, {c.get('model.dtype')}"),
-        ("Data", f"{c.get('data.train')}; held out: {', '.join(c.get('data.eval') or ['none'])}"),
+        ("Data", f"{c.get('data.train')}; held out: {', '.join(map(as_text, c.get('data.eval') or ['none']))}"),
         ("Reward", str(c.get("reward.type"))),
         ("Objective", f"{c.get('objective.type')} ({', '.join(objective)})"),
         (
@@ -150,7 +150,7 @@ def _facts(run: RunRecord) -> list[tuple[str, str]]:
 
 def _duration(run: RunRecord) -> float | None:
     """Seconds from each start to the last record before the next one; None where no start was recorded."""
-    starts = [float(entry["started"]) for entry in run.environment if isinstance(entry.get("started"), int | float)]
+    starts = [entry["started"] for entry in run.environment if entry["started"] is not None]
     if not starts or not run.times:
         return None
     ends = [*starts[1:], math.inf]

@@ -86,7 +86,7 @@ def token_texts(run: RunRecord, ids: set[int]) -> dict[int, str]:
     tokenizer = _saved_tokenizer(run.folder) or _model_tokenizer(str(run.config.get("model.path", "")))
     if tokenizer is None:
         return {}
-    return {token: tokenizer.decode([token], skip_special_tokens=False) for token in sorted(ids)}
+    return {token: tokenizer.decode([token], skip_special_tokens=False) for token in sorted(ids) if 0 <= token < 2**31}
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
 import re
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,13 +14,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from realrl.config import Config, load_config
+from realrl.config import Config, load_config, read_toml
 from realrl.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from realrl.analysis.distributions import RatioCounts
 
 _STEP = re.compile(r"step_(\d+)\.parquet")
+# Columns of saved rollouts and evaluations that are no text.
+_NUMBERS = {"step", "group", "reward", "score", "weight", "tokens", "truncated"}
+_LISTS = {"token_ids", "log_ratio"}
 
 # What runs may differ in and still be seeds of one recipe.
 _NOT_THE_RECIPE = ("run.dir", "run.seed", "run.threads", "log.", "checkpoint.")
@@ -79,9 +80,8 @@ class RunRecord:
         """One table for each saved step, of those `columns` that it has, in the order of steps. DataError if unreadable."""
         for _, path in self.rollout_files():
             try:
-                present = set(pq.read_schema(path).names)
-                yield pq.read_table(path, columns=[name for name in columns if name in present])
-            except (pa.ArrowException, OSError) as error:
+                yield pq.read_table(path, columns=_present(pq.read_schema(path), columns))
+            except (pa.ArrowException, OSError, ValueError) as error:
                 raise DataError(f"{path} cannot be read: {error}") from error
 
 
@@ -101,24 +101,26 @@ class RunGroup:
 def read_run(folder: Path) -> RunRecord:
     """The run in `folder`, which may have only begun; DataError for a folder that no run made."""
     try:
-        config = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
+        config = read_toml(folder / "config.toml")
     except (FileNotFoundError, NotADirectoryError) as error:
         what = "is no run folder: it has no config.toml" if folder.exists() else "does not exist"
         raise DataError(f"{folder} {what}; give the folder that run.dir of the recipe named") from error
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ConfigError) as error:
         raise DataError(f"{folder / 'config.toml'} cannot be read: {error}") from error
+    _check_links(folder)
     metrics: dict[str, dict[int, float]] = {}
     times = []
     records, broken = _records(folder / "metrics.jsonl")
     for record in sorted(records, key=lambda record: record["step"]):
         step = record["step"]
         for name, value in record.items():
-            if name == "step" or not isinstance(value, int | float) or not math.isfinite(value):
+            number = _number(value)
+            if name == "step" or number is None:
                 continue
             if name == "time":
-                times.append(float(value))
+                times.append(number)
             else:
-                metrics.setdefault(name, {})[step] = float(value)
+                metrics.setdefault(name, {})[step] = number
     return RunRecord(folder, flatten(config), metrics, sorted(times), _environment(folder), _alarms(folder), broken)
 
 
@@ -168,10 +170,45 @@ def read_columns(path: Path, columns: Sequence[str]) -> dict[str, list[Any]] | N
     """Those of `columns` that the file has; None for a file that is gone or cannot be read."""
     try:
         with pq.ParquetFile(path) as file:
-            names = [name for name in columns if name in file.schema_arrow.names]
-            return file.read(columns=names).to_pydict()
-    except (OSError, pa.ArrowException):
+            return file.read(columns=_present(file.schema_arrow, columns)).to_pydict()
+    except (OSError, pa.ArrowException, ValueError):
         return None
+
+
+def _present(schema: pa.Schema, columns: Sequence[str]) -> list[str]:
+    """Those of `columns` that a file has, once and as what the recorder writes: numbers, lists of numbers, else text."""
+    return [name for name in columns if schema.names.count(name) == 1 and _fits(name, schema.field(name).type)]
+
+
+def _fits(name: str, kind: pa.DataType) -> bool:
+    if name in _LISTS:
+        return pa.types.is_list(kind) and _is_number(kind.value_type)
+    if name in _NUMBERS:
+        return _is_number(kind)
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+
+
+def _number(value: object) -> float | None:
+    """A finite number that a float can hold; None for anything else."""
+    if not isinstance(value, int | float) or not abs(value) < 1e300:
+        return None
+    return float(value)
+
+
+def _check_links(folder: Path) -> None:
+    """DataError for a link in a run that leads out of it: what a report shows, and may be sent on, is of the run alone.
+
+    A folder of the run may be a link itself, to another disk.
+    """
+    inside = [folder.resolve(), *(path.resolve() for path in (folder / "rollouts", folder / "eval"))]
+    for place in (folder, folder / "rollouts", folder / "eval"):
+        for path in place.iterdir() if place.is_dir() else ():
+            if path.is_symlink() and not path.is_dir() and not any(path.resolve().is_relative_to(root) for root in inside):
+                raise DataError(f"{path} is a link to a file outside of the run; put a copy in its place")
 
 
 def rollout_numbers(path: Path) -> dict[str, np.ndarray] | None:
@@ -202,12 +239,10 @@ def token_ratios(path: Path) -> RatioCounts | None:
 def _token_ratios(path: Path, modified: int) -> RatioCounts | None:
     try:
         with pq.ParquetFile(path) as file:
-            if not {"group", "reward", "log_ratio"} <= set(file.schema_arrow.names):
-                return None
             from realrl.analysis.distributions import ratio_counts
 
-            return ratio_counts(iter([file.read(columns=["group", "reward", "log_ratio"])]))
-    except (OSError, pa.ArrowException):
+            return ratio_counts(iter([file.read(columns=_present(file.schema_arrow, ("group", "reward", "log_ratio")))]))
+    except (OSError, pa.ArrowException, ValueError):
         return None
 
 
@@ -217,13 +252,13 @@ def _records(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
         return [], []
     records: list[dict[str, Any]] = []
     broken: list[int] = []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):
             record = None
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
+        if isinstance(record, dict) and isinstance(record.get("step"), int) and abs(record["step"]) < 2**53:
             records.append(record)
         elif number < len(lines):
             broken.append(number)
@@ -251,9 +286,19 @@ def _labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 def _environment(folder: Path) -> list[dict[str, Any]]:
     try:
         entries = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return []
-    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    return [_start(entry) for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+
+
+def _start(entry: dict[str, Any]) -> dict[str, Any]:
+    """One entry of environment.json, with `started`, `gpus` and `packages` of the types that they are written with."""
+    gpus, packages = entry.get("gpus"), entry.get("packages")
+    return entry | {
+        "started": _number(entry.get("started")),
+        "gpus": gpus if isinstance(gpus, list) else [],
+        "packages": packages if isinstance(packages, dict) else {},
+    }
 
 
 def _alarms(folder: Path) -> list[tuple[int, str]]:
@@ -261,5 +306,5 @@ def _alarms(folder: Path) -> list[tuple[int, str]]:
         lines = (folder / "alarms.txt").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
-    matches = (re.fullmatch(r"step (\d+): (?:ALARM: )?(.*)", line) for line in lines)
+    matches = (re.fullmatch(r"step (\d{1,15}): (?:ALARM: )?(.*)", line) for line in lines)
     return [(int(match[1]), match[2]) for match in matches if match]

@@ -175,9 +175,10 @@ def _problem_means(run: PlannedRun) -> dict[str, float]:
     for file in files:
         try:
             table = pq.read_table(file, columns=["id", "status"])
-        except (pa.ArrowException, OSError) as error:
+            ids, statuses = (table[name].cast(pa.string()).to_pylist() for name in ("id", "status"))
+        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
             raise DataError(f"{file} cannot be read: {error}; remove {run.folder} to run it anew") from error
-        for identity, status in zip(table["id"].to_pylist(), table["status"].to_pylist(), strict=True):
+        for identity, status in zip(ids, statuses, strict=True):
             right[f"{file.name}/{identity}"].append(status == "correct")
     return {identity: mean(values) for identity, values in right.items()}
 

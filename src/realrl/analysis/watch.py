@@ -10,7 +10,7 @@ from pathlib import Path
 
 from realrl.analysis.page import policy, render_page, script_json
 from realrl.analysis.report import report_data
-from realrl.errors import ConfigError, DataError
+from realrl.errors import ConfigError, DataError, RealrlError
 
 _ADDRESS = "127.0.0.1"
 _FILES = ("config.toml", "metrics.jsonl", "alarms.txt", "environment.json")
@@ -106,8 +106,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer_data(self) -> None:
         try:
             body, tag = self.server.data()
-        except DataError as error:
-            self._answer(503, f"{error}\n".encode(), "text/plain; charset=utf-8")
+        except RealrlError as error:
+            self._answer(503, f"{error}\n".encode("utf-8", "replace"), "text/plain; charset=utf-8")
             return
         if self.headers.get("If-None-Match") == tag:
             self._answer(304, b"", "application/json", tag)

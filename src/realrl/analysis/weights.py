@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from matplotlib.axes import Axes
 
-from realrl.analysis.canvas import COLOURS, RIGHT, WRONG, panels, save, style
+from realrl.analysis.canvas import COLOURS, RIGHT, WRONG, panels, plain, save, style
 from realrl.objectives import AdditiveObjective, build_objective, list_objectives
 from realrl.types import LossInputs, LossTotals
 
@@ -85,7 +85,7 @@ def figure_1_of(configs: Mapping[str, Mapping[str, Any]], folder: Path) -> list[
             config = {**config, **_NO_KL, **_SETTINGS.get(config.get("type", ""), {})}
             for right in (True, False):
                 data += _draw(axis, config, right=right, label=_name_of(right), dots=False)
-            axis.set_title(label, loc="left", fontsize=9)
+            axis.set_title(plain(label), loc="left", fontsize=9)
             axis.set_ylim(bottom=0)
             axis.xaxis.set_tick_params(labelbottom=True)
         for axis in axes[len(configs) :]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import difflib
 import json
@@ -117,7 +118,9 @@ def list_sets() -> list[tuple[str, str, str]]:
 
 def _open(name: str) -> tuple[Iterable[tuple[str, Any]], str, Mapping[str, str]]:
     """Rows as (place, record) pairs from the first source that has the name, that source, and its columns' mapping."""
-    path = Path(name).expanduser()
+    path = Path(name)
+    with contextlib.suppress(RuntimeError):  # a home folder that does not exist
+        path = path.expanduser()
     if path.is_file():
         return _read_file(path), str(path), {}
     if path.is_dir():
@@ -161,15 +164,19 @@ def _read_jsonl(path: Path) -> Iterable[tuple[str, Any]]:
                 continue
             try:
                 yield f"line {number}", json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
+            # Also a number of thousands of digits, and lists in lists without end.
+            except (ValueError, RecursionError) as error:
                 yield f"line {number}", f"not valid JSON ({error})"
 
 
 def _read_csv(path: Path) -> Iterable[tuple[str, Any]]:
     with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        reader = csv.DictReader(file)
-        for record in reader:
-            yield f"line {reader.line_num}", record
+        reader = csv.DictReader(file, restkey="")
+        try:
+            for record in reader:
+                yield f"line {reader.line_num}", record
+        except csv.Error as error:
+            raise DataError(f"{path}, line {reader.line_num}: not CSV ({error}); a JSONL file has no such limits") from error
 
 
 def _read_parquet(path: Path) -> Iterable[tuple[str, Any]]:
@@ -183,7 +190,8 @@ def _read_parquet(path: Path) -> Iterable[tuple[str, Any]]:
                     number += 1
                     yield f"row {number}", record
                 place = f"row group {group}, after row {number}"
-    except (pa.ArrowException, OSError) as error:
+    # A flipped byte can also make text that is no UTF-8, or a date that is none.
+    except (pa.ArrowException, OSError, ValueError, ArithmeticError) as error:
         raise DataError(f"{path} cannot be read as Parquet ({place}): {error}; get the file again") from error
 
 
@@ -249,7 +257,7 @@ def _kept(value: Any, wanted: Keep) -> bool:
         return value in wanted
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
     return (wanted.min is None or number >= wanted.min) and (wanted.max is None or number <= wanted.max)
 
@@ -288,7 +296,10 @@ def _problem(record: Mapping[str, Any], mapping: Mapping[str, str], default_id: 
     if isinstance(text, list) and text and isinstance(text[-1], Mapping):
         # A chat, as verl's data sets have it: the last turn asks.
         text = text[-1].get("content")
-    accepted = list(record.get("also_accept") or [])
+    accepted = record.get("also_accept") or []
+    if not isinstance(accepted, list):
+        raise ValueError(f"also_accept is a {type(accepted).__name__}, not a list of answers")
+    accepted = list(accepted)
     if isinstance(answer, list) and answer and all(isinstance(item, str) for item in answer):
         answer, *more = answer
         accepted += more
@@ -298,6 +309,8 @@ def _problem(record: Mapping[str, Any], mapping: Mapping[str, str], default_id: 
         raise ValueError(f"the problem is {'empty' if not text else 'a ' + type(text).__name__}, not text")
     if isinstance(answer, float) and math.isfinite(answer) and answer.is_integer():
         answer = int(answer)
+    if isinstance(answer, float) and not math.isfinite(answer):
+        raise ValueError(f"the answer is {answer}, not a number")
     if isinstance(answer, bool) or not isinstance(answer, (str, int, float)):
         raise ValueError("the answer is missing" if answer is None else f"the answer is a {type(answer).__name__}")
     # GSM8K as released ends its worked solution with "#### answer".

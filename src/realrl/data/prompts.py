@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
 
@@ -10,7 +13,11 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from realrl.config import DataSection
+from realrl.errors import ConfigError
 from realrl.types import Problem, Prompt
+
+# Seconds for one prompt; a template of any real model takes a thousandth.
+_TEMPLATE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +65,39 @@ def _ask(text: str, data: DataSection) -> str:
 
 
 def _chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
+    """The prompt by the model's own template: a program of its author's, which transformers runs in a sandbox.
+
+    Raises ConfigError where it fails, or takes longer than 10 s (in the main thread, which alone can be stopped).
+    """
+    try:
+        with _deadline(_TEMPLATE_S):
+            return _rendered(tokenizer, messages)
+    except Exception as error:  # noqa: BLE001  a template may raise anything
+        raise ConfigError(
+            f"the tokenizer's chat template cannot be rendered ({type(error).__name__}: {error}); correct it, or set "
+            "data.chat_template = 'plain'"
+        ) from error
+
+
+@contextmanager
+def _deadline(seconds: float) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(signum: int, frame: object) -> None:
+        raise TimeoutError(f"not done after {seconds:g} s")
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
     try:
         return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
     except TemplateError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,7 @@ def run_eval(request: EvalRequest) -> str:
     if params.temperature == 0 and samples > 1:
         raise ConfigError(f"temperature 0 gives the same response {samples} times; use --samples 1, or a temperature above 0")
     engine_name = _engine_name(request)
+    _check_file_names(request.benchmarks)
     benchmarks = [_benchmark(name, config, request) for name in dict.fromkeys(request.benchmarks)]
     folder = Path(request.output or Path("runs") / "eval" / file_name(request.model.strip("./")))
     settings = {
@@ -107,6 +109,17 @@ def run_eval(request: EvalRequest) -> str:
         store.keep_settings(settings)
         _generate(store, benchmarks, samples, params, engine_name, request)
         return _report(store, benchmarks, settings, config, show_paper=request.show_paper)
+
+
+def _check_file_names(benchmarks: Sequence[str]) -> None:
+    """ConfigError for benchmarks whose generations would share a file."""
+    names: dict[str, str] = {}
+    for benchmark in benchmarks:
+        other = names.setdefault(file_name(benchmark), benchmark)
+        if other != benchmark:
+            raise ConfigError(
+                f"{other!r} and {benchmark!r} have one file name, {file_name(benchmark)}; evaluate them by themselves"
+            )
 
 
 def _regrade(request: EvalRequest) -> str:
@@ -150,6 +163,8 @@ def _config(request: EvalRequest) -> Config:
 
 
 def _sampling_params(request: EvalRequest, config: Config) -> SamplingParams:
+    if request.temperature is not None and not math.isfinite(request.temperature):
+        raise ConfigError(f"--temperature {request.temperature} is no number to sample with; give a finite one")
     return SamplingParams(
         temperature=config.sampling.temperature if request.temperature is None else request.temperature,
         top_p=request.top_p or config.eval.top_p or config.sampling.top_p,
@@ -161,6 +176,11 @@ def _sampling_params(request: EvalRequest, config: Config) -> SamplingParams:
 
 def _engine_name(request: EvalRequest) -> str:
     if request.endpoint:
+        if "@" in request.endpoint.partition("://")[2].partition("/")[0]:
+            raise ConfigError(
+                "--endpoint holds a name or password, which would be kept with the results; give the URL without it, and the "
+                "key as OPENAI_API_KEY in the environment"
+            )
         return f"endpoint {request.endpoint}"
     if request.engine != "auto":
         return request.engine

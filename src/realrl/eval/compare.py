@@ -73,10 +73,11 @@ def _problem_means(folder: Path) -> dict[str, dict[str, float]]:
     for file in files:
         try:
             table = pq.read_table(file, columns=["id", "status"])
-        except (pa.ArrowException, OSError) as error:
+            ids, statuses = (table[name].cast(pa.string()).to_pylist() for name in ("id", "status"))
+        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
             raise DataError(f"{file} cannot be read: {error}; make it again with realrl eval {folder} --regrade") from error
         right: dict[str, list[bool]] = defaultdict(list)
-        for identity, status in zip(table["id"].to_pylist(), table["status"].to_pylist(), strict=True):
+        for identity, status in zip(ids, statuses, strict=True):
             right[identity].append(status == "correct")
         means[file.stem] = {identity: sum(values) / len(values) for identity, values in right.items()}
     return means

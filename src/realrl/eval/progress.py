@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from realrl.logging import printable
+
 _SECONDS_BETWEEN_LINES = 30.0
 
 
@@ -17,13 +19,14 @@ class Progress:
     """Counts the responses of one benchmark, `done` of `total` at the start."""
 
     def __init__(self, name: str, total: int, done: int = 0) -> None:
+        name = printable(name)
         self._name, self._total, self._done, self._tokens = name, total, done, 0
         self._began = self._said = time.monotonic()
         self._bar: Bar | None = None
         if done:
             print(f"{name}: {done} of {total} responses are stored; the rest follows", file=sys.stderr)
         if sys.stderr.isatty():
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+            columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
             self._bar = Bar(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True))
             self._task = self._bar.add_task(name, total=total, completed=done)
 

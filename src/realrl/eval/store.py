@@ -15,6 +15,8 @@ from typing import Any
 from realrl.errors import DataError
 
 SETTINGS = "settings.json"
+# Bytes of a name that a file name holds; file systems take 255 in all.
+_MAX_NAME = 150
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +66,11 @@ class Store:
         """The settings of the stored generations; DataError where there are none."""
         path = self.folder / SETTINGS
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            return _checked(json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError as error:
             raise DataError(f"{self.folder} holds no {SETTINGS}, so no evaluation; give the folder that -o named") from error
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise DataError(f"{path} is damaged: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path} is damaged: {error}; give another folder with -o") from error
 
     def keep_settings(self, settings: dict[str, Any]) -> None:
         """Write the settings, or hold them against those already there; what `benchmarks` holds is added to."""
@@ -102,6 +104,7 @@ class Store:
                 whole += len(line)
                 try:
                     generation = Generation(**json.loads(line))
+                    _check(generation)
                 except (ValueError, TypeError, RecursionError) as error:
                     raise DataError(
                         f"{path}, line {number}: not a stored generation ({error}); delete the line, and it is made again"
@@ -123,9 +126,38 @@ class Store:
         return self.folder / "generations" / f"{file_name(benchmark)}.jsonl"
 
 
+def _checked(settings: Any) -> dict[str, Any]:
+    """The settings, if they are what `realrl eval` writes; ValueError otherwise."""
+    fields = {"model": str, "seed": int, "data": dict, "benchmarks": dict}
+    wrong = [
+        name for name, kind in fields.items() if not isinstance(settings, dict) or not isinstance(settings.get(name), kind)
+    ]
+    if wrong:
+        raise ValueError(f"{', '.join(wrong)} missing or of another type")
+    for name, counts in settings["benchmarks"].items():
+        if not isinstance(counts, dict) or not all(isinstance(counts.get(key), int) for key in ("problems", "of", "samples")):
+            raise ValueError(f"benchmarks.{name} does not say how many problems and samples")
+    return settings
+
+
+def _check(generation: Generation) -> None:
+    """TypeError where a stored generation has a field of another type than it was written with."""
+    texts, flag = (generation.id, generation.prompt, generation.response), generation.truncated
+    counts = [generation.sample, *([] if generation.tokens is None else [generation.tokens])]
+    if (
+        not all(isinstance(text, str) for text in texts)
+        or not all(type(count) is int for count in counts)
+        or type(flag) is not bool
+    ):
+        raise TypeError("a field has another type")
+
+
 def file_name(benchmark: str) -> str:
-    """The benchmark's name, or path, as part of a file name."""
-    return "".join(char if char.isalnum() or char in "-_." else "_" for char in benchmark)
+    """The benchmark's name, or path, as part of a file name: letters, digits and "-_." alone, and never too long."""
+    safe = "".join(char if char.isalnum() or char in "-_." else "_" for char in benchmark)
+    if len(safe.encode()) <= _MAX_NAME:
+        return safe
+    return f"{safe.encode()[:_MAX_NAME].decode('utf-8', 'ignore')}-{prompt_digest(benchmark)}"
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
@@ -47,14 +48,24 @@ def add_lora(model: PreTrainedModel, lora: LoraSection, *, seed: int) -> None:
 def load_adapter(model: PreTrainedModel, folder: Path) -> None:
     """Put the LoRA that `save_pretrained` or PEFT wrote into `folder` into its base model, ready to be trained further."""
     peft: Any = _peft(f"the adapter {folder}")
-    config = peft.PeftConfig.from_pretrained(str(folder))
+    if settings_of(folder).get("megatron_config"):
+        # PEFT would import the module that megatron_core names.
+        raise ConfigError(f"{folder / ADAPTER_CONFIG} names code in megatron_config, which is not run here; take it out")
+    try:
+        config = peft.PeftConfig.from_pretrained(str(folder))
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise ConfigError(f"{folder / ADAPTER_CONFIG} is no adapter's configuration: {error}") from error
     if not isinstance(config, peft.LoraConfig) or not (folder / _ADAPTER_WEIGHTS).is_file():
         raise ConfigError(f"{folder} holds no LoRA in {_ADAPTER_WEIGHTS}, the one kind of adapter that is read here")
     config.inference_mode = False
     config.lora_dropout = 0.0
     _inject(model, config, str(folder / ADAPTER_CONFIG))
     # PEFT's own files carry the prefix of its wrapper.
-    weights = {name.removeprefix("base_model.model."): value for name, value in load_file(folder / _ADAPTER_WEIGHTS).items()}
+    try:
+        saved = load_file(folder / _ADAPTER_WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"{folder / _ADAPTER_WEIGHTS} cannot be read: {error}; get the file again") from error
+    weights = {name.removeprefix("base_model.model."): value for name, value in saved.items()}
     try:
         result = peft.set_peft_model_state_dict(model, weights, adapter_name=_NAME)
     except RuntimeError as error:
@@ -64,9 +75,20 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> None:
         raise ConfigError(f"{folder} does not fit its base model: {', '.join([*absent, *result.unexpected_keys][:3])}")
 
 
+def settings_of(folder: Path) -> dict[str, Any]:
+    """What the adapter's configuration file holds; ConfigError where it is damaged."""
+    try:
+        settings = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{folder / ADAPTER_CONFIG} is no JSON: {error}; get the file again") from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{folder / ADAPTER_CONFIG} is no adapter's configuration: it holds a {type(settings).__name__}")
+    return settings
+
+
 def base_of(folder: Path) -> str:
     """`base_model_name_or_path` of the adapter in `folder`; ConfigError where it names none."""
-    base = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    base = settings_of(folder).get("base_model_name_or_path")
     if not base:
         raise ConfigError(f"{folder / ADAPTER_CONFIG} does not say which model the adapter belongs to: base_model_name_or_path")
     return str(base)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import json
@@ -39,7 +40,9 @@ def resolve_model(path: str) -> str:
     A folder with an adapter alone is one, too. Raises ConfigError for a local path that is no model folder or an unknown
     plain name.
     """
-    local = Path(path).expanduser()
+    local = Path(path)
+    with contextlib.suppress(RuntimeError):  # a home folder that does not exist
+        local = local.expanduser()
     if (local / "config.json").is_file() or (local / ADAPTER_CONFIG).is_file():
         return str(local)
     if path in BUILT_IN:
@@ -69,12 +72,12 @@ def weights_fingerprint(path: str) -> str:
     name = resolve_model(path)
     digest = hashlib.sha256()
     if (folder := adapter_folder(name)) is not None:
-        settings = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")) | {"base_model_name_or_path": None}
+        settings = adapters.settings_of(folder) | {"base_model_name_or_path": None}
         digest.update(json.dumps(settings, sort_keys=True).encode() + weights_fingerprint(_base_model(folder)).encode())
     elif not Path(name).is_dir():
         try:
             return str(getattr(AutoConfig.from_pretrained(name), "_commit_hash", None))
-        except (OSError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001  transformers raises whatever a damaged file leads it to
             raise _unloadable("configuration", path, name, error) from error
     for file in sorted(Path(name).glob("*.safetensors")):
         size = file.stat().st_size
@@ -93,7 +96,7 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedT
         return load_tokenizer(_base_model(folder), trust_remote_code=trust_remote_code)
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001  transformers raises whatever a damaged file leads it to
         raise _unloadable("tokenizer", path, name, error) from error
 
 
@@ -124,9 +127,19 @@ def load_model(
     options: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
     quantised = {"quantization_config": adapters.quantisation(dtype), "device_map": {"": device}} if quantize != "none" else {}
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True, **options, **quantised
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            name,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+            **quantised,
         )
+        model, found = loaded
+        if absent := sorted(found["missing_keys"]):
+            # transformers would go on with random weights in their place.
+            raise ValueError(f"its files lack {len(absent)} of its tensors, the first is {absent[0]}.")
         if quantised:
             adapters.guard_quantised(model)
         else:
@@ -134,7 +147,9 @@ def load_model(
         # What an adapter saved from this model will name as its base, from whatever folder it is read.
         model.name_or_path = str(Path(name).resolve()) if Path(name).is_dir() else name
         return model
-    except (OSError, ValueError, ImportError) as error:
+    except ConfigError:
+        raise
+    except Exception as error:  # noqa: BLE001  transformers and safetensors raise whatever a damaged file leads them to
         raise _unloadable("model", path, name, error) from error
 
 
@@ -149,6 +164,16 @@ def _base_model(folder: Path) -> str:
 
     The cache folder of a built-in model is known by its name, so that adapters move between machines.
     """
+    found, seen = _named_base(folder), {folder.resolve()}
+    while (inner := adapter_folder(found)) is not None:
+        if inner.resolve() in seen:
+            raise ConfigError(f"the adapter {folder} has itself as its base model, by way of {inner}; correct {ADAPTER_CONFIG}")
+        seen.add(inner.resolve())
+        found = _named_base(inner)
+    return _named_base(folder)
+
+
+def _named_base(folder: Path) -> str:
     base = adapters.base_of(folder)
     built_in = {cached: name for name, (cached, _, _) in BUILT_IN.items()}.get(Path(base).name)
     try:

@@ -110,12 +110,13 @@ def _read(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise DataError(f"no file at {path}; realrl grade takes JSONL with the keys response and answer")
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    # Lines end with a line feed alone: str.splitlines would also cut at characters that JSON allows within text.
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path}, line {number}: not valid JSON ({error})") from error
         if not isinstance(row, dict) or not isinstance(row.get("response"), str) or not _is_gold(row.get("answer")):
             raise DataError(

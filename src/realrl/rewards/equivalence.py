@@ -246,8 +246,13 @@ def _same_value(x: expression.Node, y: expression.Node, answer: str, gold: str) 
     if left is not None and right is not None:
         return left == right or (tolerance is not None and abs(left - right) <= tolerance)
     names = sorted(expression.variables(x) | expression.variables(y))
-    verdicts = [_same_at(x, y, point, tolerance if not names else None) for point in _points(names)]
-    return False if False in verdicts else None if None in verdicts else True
+    sure: bool | None = True
+    for point in _points(names):
+        same_here = _same_at(x, y, point, tolerance if not names else None)
+        if same_here is False:
+            return False
+        sure = same_here and sure
+    return sure
 
 
 def half_unit(gold: str) -> Fraction | None:

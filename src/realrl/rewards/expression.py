@@ -308,6 +308,8 @@ def variables(node: Node) -> set[str]:
     return set().union(*[variables(part) for part in node[1:] if isinstance(part, tuple)])
 
 
+# Items of two lists are held against each other pair by pair; each is valued once.
+@lru_cache(maxsize=256)
 def exact(node: Node) -> Fraction | None:
     """The value as a fraction where the formula is rational arithmetic within the bounds; None otherwise."""
     try:
@@ -377,9 +379,14 @@ def _context() -> Any:
 
 def numeric(node: Node, values: dict[str, Fraction] | None = None) -> Any | None:
     """The value to 60 digits (an mpmath number) with `values` for the variables; None where there is none."""
+    return _numeric_at(node, tuple((values or {}).items()))
+
+
+@lru_cache(maxsize=1024)
+def _numeric_at(node: Node, values: tuple[tuple[str, Fraction], ...]) -> Any | None:
     mp = _context()
     try:
-        result = _numeric(mp, node, values or {})
+        result = _numeric(mp, node, dict(values))
     except (_Unreadable, ArithmeticError, ValueError, KeyError, TypeError, RecursionError):
         return None
     except Exception as error:  # noqa: BLE001  mpmath's NoConvergence derives from Exception alone

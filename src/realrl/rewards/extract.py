@@ -16,7 +16,7 @@ _MARKERS = re.compile(r"####|\b(?:final answer|answer)\b\**\s*(?:is|:)", re.IGNO
 _MATH = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$([^$]+)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 # Where a chat's turn ends; what a model says after it is no answer.
 _TURN = re.compile(r"<\|(?:im_start|im_end|endoftext|eot_id)\|>|</s>|<｜end▁of▁sentence｜>")
-_HOPE = re.compile(r"\s*I hope (?:it|this) is correct\W*$", re.IGNORECASE)
+_HOPE = re.compile(r"I hope (?:it|this) is correct\W*$", re.IGNORECASE)
 _NUMBER_TEXT = r"[-+]?\d+(?:,\d{3})*(?:[.,]\d+)?(?:/\d+)?(?:\s*\\?%)?"
 _NUMBER = re.compile(rf"(?<![\w.,/^-]){_NUMBER_TEXT}(?![\w/^])")
 _STATED = re.compile(
@@ -80,7 +80,7 @@ def extract_answer(text: str, policy: ExtractionPolicy | None = None) -> str | N
         return boxed.strip() or None
     if policy.require_boxed:
         return None
-    visible = _HOPE.sub("", visible.rstrip())
+    visible = _HOPE.sub("", visible.rstrip()).rstrip()
     marked = _after_marker(visible)
     if marked is None and policy.bare_answers:
         return _bare(visible)

@@ -115,8 +115,9 @@ def register_verifier(name: str, build: Callable[[RewardSection], Grader]) -> No
     _VERIFIERS[name] = build
 
 
-def _pool(judge: str, reward: RewardSection) -> JudgePool:
-    return JudgePool(f"realrl.rewards.judges:{judge}", reward.workers, reward.timeout_s, reward.memory_mib)
+def _pool(judge: str, reward: RewardSection, preload: str = "") -> JudgePool:
+    path = f"realrl.rewards.judges:{judge}"
+    return JudgePool(path, reward.workers, reward.timeout_s, reward.memory_mib, preload=preload)
 
 
 register_verifier("math", lambda reward: Grader(quick_math, _pool("judge_symbolic", reward), reward))
@@ -145,7 +146,8 @@ def build_verifier(reward: RewardSection) -> Grader:
     """
     if ":" in reward.type:
         path = reward.type
-        return Grader(lambda response, golds, policy: (path, response, golds), _pool("judge_by_function", reward), reward)
+        pool = _pool("judge_by_function", reward, preload=path.partition(":")[0])
+        return Grader(lambda response, golds, policy: (path, response, golds), pool, reward)
     if reward.type not in _VERIFIERS:
         near = difflib.get_close_matches(reward.type, list_verifiers(), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""

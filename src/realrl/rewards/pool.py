@@ -5,6 +5,7 @@ This module and what a worker imports stay free of torch, so that a worker start
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import socket
@@ -34,12 +35,18 @@ _START_UP_S = 60.0
 _WORKER = "from realrl.rewards.pool import serve; import sys; serve(*sys.argv[1:])"
 
 
-def serve(descriptor: str, import_path: str, memory_mib: str, parent: str) -> None:
-    """A worker's life: answer items until the pipe closes. It ends with its parent, even in the middle of an item."""
+def serve(descriptor: str, import_path: str, memory_mib: str, parent: str, preload: str = "") -> None:
+    """A worker's life: answer items until the pipe closes. It ends with its parent, even in the middle of an item.
+
+    The module `preload` is imported first, outside of any answer's deadline; one that cannot be is the items' own fault.
+    """
     threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
     connection = Connection(int(descriptor))
     module, _, name = import_path.partition(":")
     judge: Judge = getattr(importlib.import_module(module), name)
+    if preload:
+        with contextlib.suppress(Exception):
+            importlib.import_module(preload)
     _limit_memory(int(memory_mib))
     connection.send("ready")
     while True:
@@ -73,12 +80,21 @@ def _limit_memory(mebibytes: int) -> None:
 class _Worker:
     """A process of its own interpreter: neither a caller's unguarded main module nor a daemonic caller stands in the way."""
 
-    def __init__(self, import_path: str, memory_mib: int) -> None:
+    def __init__(self, import_path: str, memory_mib: int, preload: str) -> None:
         ours, theirs = socket.socketpair()
         # Where the caller finds its modules, the judge is found too.
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
         with theirs:
-            command = [sys.executable, "-c", _WORKER, str(theirs.fileno()), import_path, str(memory_mib), str(os.getpid())]
+            command = [
+                sys.executable,
+                "-c",
+                _WORKER,
+                str(theirs.fileno()),
+                import_path,
+                str(memory_mib),
+                str(os.getpid()),
+                preload,
+            ]
             self.process = subprocess.Popen(
                 command,
                 pass_fds=[theirs.fileno()],
@@ -113,17 +129,25 @@ class JudgePool:
     """`workers` processes of the judge at `import_path` ("module:function"), started at the first call; thread-safe.
 
     Each item gets `timeout_s` seconds and each worker `memory_mib` MiB of address space; a worker is replaced after `recycle`
-    items, which bounds what a grading library leaks.
+    items, which bounds what a grading library leaks. `preload` is a module that the judge will need: importing it is part of
+    a worker's start, not of its first item.
     """
 
     def __init__(
-        self, import_path: str, workers: int = 2, timeout_s: float = 5.0, memory_mib: int = 1024, recycle: int = 2000
+        self,
+        import_path: str,
+        workers: int = 2,
+        timeout_s: float = 5.0,
+        memory_mib: int = 1024,
+        recycle: int = 2000,
+        preload: str = "",
     ) -> None:
         self._import_path = import_path
         self._count = workers
         self._timeout_s = timeout_s
         self._memory_mib = memory_mib
         self._recycle = recycle
+        self._preload = preload
         self._workers: list[_Worker] = []
         self._lock = threading.Lock()
         self._owner = os.getpid()
@@ -145,7 +169,7 @@ class JudgePool:
         failed_starts = done = 0
         while done < len(items):
             while len(self._workers) < min(self._count, len(items)):
-                self._workers.append(_Worker(self._import_path, self._memory_mib))
+                self._workers.append(_Worker(self._import_path, self._memory_mib, self._preload))
             for worker in self._workers:
                 if worker.ready and worker.item is None and waiting:
                     index = waiting.pop()

@@ -30,9 +30,8 @@ class EndpointEngine:
         except ImportError as error:
             raise ConfigError("--endpoint needs the openai client: pip install 'realrl[endpoint]'") from error
         self._errors: Any = openai
-        self._client: Any = openai.OpenAI(
-            base_url=url, api_key=os.environ.get("OPENAI_API_KEY") or "none", max_retries=retries, timeout=_TIMEOUT_S
-        )
+        self._key = os.environ.get("OPENAI_API_KEY") or "none"
+        self._client: Any = openai.OpenAI(base_url=url, api_key=self._key, max_retries=retries, timeout=_TIMEOUT_S)
         self._url, self._model, self._params, self._concurrency = url, model, params, concurrency
 
     def generate(self, requests: Sequence[TextRequest]) -> Iterator[list[tuple[int, TextResponse]]]:
@@ -90,7 +89,9 @@ class EndpointEngine:
             choice = reply.choices[0]
         except self._errors.APIStatusError as error:
             hint = "; set OPENAI_API_KEY in the environment" if error.status_code in (401, 403) else ""
-            raise ConfigError(f"{self._url} answered {error.status_code}: {str(error.message)[:300]}{hint}") from error
+            # A server may say which key it refuses.
+            said = str(error.message).replace(self._key, "…")[:300]
+            raise ConfigError(f"{self._url} answered {error.status_code}: {said}{hint}") from error
         except self._errors.OpenAIError as error:
             raise ConfigError(f"{self._url} cannot be asked: {error} ({error.__cause__ or 'no further reason'})") from error
         except (AttributeError, IndexError, TypeError) as error:

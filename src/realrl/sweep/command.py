@@ -169,7 +169,11 @@ def _failures(summary: Path) -> dict[str, str]:
     """Runs that failed when the folder was last swept, and why; a sweep tries them again, a table counts them as ended."""
     if not summary.is_file():
         return {}
-    return {row["name"]: row["detail"] for row in json.loads(summary.read_text())["runs"] if row["status"] == "failed"}
+    try:
+        rows = json.loads(summary.read_text(encoding="utf-8"))["runs"]
+        return {str(row["name"]): str(row["detail"]) for row in rows if row["status"] == "failed"}
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return {}  # it is written anew at the end of every run
 
 
 def _last_line(log: Path) -> str:

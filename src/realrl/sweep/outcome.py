@@ -62,14 +62,16 @@ def can_resume(folder: Path) -> bool:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl up to a line torn by a crash; none where there is no such file."""
+    """The records of metrics.jsonl up to a line torn by a crash, their numbers alone; none where there is no such file."""
     path = folder / "metrics.jsonl"
     records: list[dict[str, Any]] = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
+            record = {name: value for name, value in json.loads(line).items() if isinstance(value, int | float)}
+            record["step"] = int(record["step"])
+        except (ValueError, RecursionError, AttributeError, KeyError, OverflowError):
             break
+        records.append(record)
     return records
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import math
 import re
-import tomllib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,13 +16,16 @@ from typing import Annotated, Any
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from realrl.config import Config, load_config
+from realrl.config import Config, load_config, read_toml
 from realrl.errors import ConfigError
 
 Values = Annotated[tuple[Any, ...], Field(min_length=1)]
 Seeds = Annotated[tuple[int, ...], Field(min_length=1)]
 # A variant's key that is no key of a recipe.
 TUNED_AS = "tuned_as"
+_MAX_POINTS = 10_000
+# Characters of a run's name; its log and recipe are named by it, too.
+_MAX_NAME = 200
 
 
 class TuneSection(BaseModel):
@@ -172,6 +175,8 @@ def _settings(path: Path, file: SweepFile, variants: Mapping[str, Mapping[str, A
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
             raise ConfigError(f"{path}: grid.{key} = {values!r} must be a list of values")
+    if math.prod(map(len, grid.values())) > _MAX_POINTS:
+        raise ConfigError(f"{path}: the grid has more than {_MAX_POINTS} points; give it fewer values")
     points = list(itertools.product(*([(key, _text(value)) for value in values] for key, values in grid.items())))
     short = Counter(map(_label, grid))
     settings: dict[str, Setting] = {}
@@ -202,15 +207,15 @@ def _check_names(path: Path, names: list[str]) -> None:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ConfigError(f"{path}: two runs would share the folder {twice[0]}; name no seed or value twice")
+    longest = max(names, key=len)
+    if len(longest) > _MAX_NAME:
+        raise ConfigError(f"{path}: no folder can have the name {longest[:80]}…; shorten the variant or the values")
 
 
 def _read(path: Path, what: str) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"no {what} at {path}{_near(path.name, [other.name for other in path.parent.glob('*.toml')])}")
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    return read_toml(path)
 
 
 def _describe(fault: Any) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from realrl.eval.runner import EvalResult, evaluate
+from realrl.eval.store import file_name
 from realrl.logging import Display, MetricsFile, Tracker, printable, write_rollouts
 from realrl.memory import return_freed_memory
 from realrl.rewards import last_boxed
@@ -128,9 +129,8 @@ class Recorder:
                         f"{prefix}/truncated_share": result.truncated_share,
                     },
                 )
-                safe = "".join(char if char.isalnum() or char in "-_." else "_" for char in name)
                 (self.folder / "eval").mkdir(exist_ok=True)
-                write_rollouts(self.folder / "eval" / f"{safe}_{mode}_step_{step:06}.parquet", result.samples)
+                write_rollouts(self.folder / "eval" / f"{file_name(name)}_{mode}_step_{step:06}.parquet", result.samples)
                 self.line(
                     f"eval step {step}: {name} {mode} accuracy {result.accuracy:.3f} ± {result.standard_error:.3f} "
                     f"(boxed {result.boxed_share:.2f}, {len(result.samples)} samples of {len(prompts)} problems)"
