@@ -30,7 +30,7 @@ SPELLINGS = {
 
 
 def stated(package: Distribution) -> list[str]:
-    """The licences that a package's metadata names: all of its SPDX expression, else its classifiers', else its licence line."""
+    """The licences that a package's metadata names: all of its SPDX expression, else its classifiers', else its own line."""
     metadata = package.metadata
     classifiers = [line.rpartition(" :: ")[2] for line in metadata.get_all("Classifier") or [] if line.startswith("License ::")]
     line = metadata.get("License-Expression") or ""

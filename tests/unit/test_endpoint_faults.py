@@ -1,4 +1,4 @@
-"""An evaluation through a server that fails in every way: each sample is there in the end, once, or an error says how to go on."""
+"""An evaluation through a server that fails in every way: each sample is there in the end, once; an error says how to go on."""
 
 import json
 import os

@@ -49,7 +49,12 @@ def hub(request):
 def test_a_hub_that_does_not_answer_is_tried_once_and_the_errors_name_what_can_be_had(hub, tmp_path):
     url, connections = hub
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    environment |= {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path), "NO_PROXY": "127.0.0.1"}
+    environment |= {
+        "HF_ENDPOINT": url,
+        "HF_HOME": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "NO_PROXY": "127.0.0.1",
+    }
     result = subprocess.run([sys.executable, "-c", ASK], capture_output=True, text=True, env=environment, timeout=600)
     tokenizer, model, data = result.stdout.splitlines()
     assert len(connections) <= 1

@@ -77,8 +77,8 @@ class Benchmark:
 def run_eval(request: EvalRequest) -> str:
     """Generate what is not stored yet, grade everything, write the reports; returns the tables for the terminal.
 
-    Raises ConfigError for a model that cannot be had or a request that a server refuses, SamplingError for an engine or a server
-    that fails on the way, DataError for a data set or a folder that cannot be used.
+    Raises ConfigError for a model that cannot be had or a request that a server refuses, SamplingError for an engine or a
+    server that fails on the way, DataError for a data set or a folder that cannot be used.
     """
     if request.regrade:
         return _regrade(request)

@@ -55,8 +55,9 @@ class EndpointEngine:
     def generate(self, requests: Sequence[TextRequest]) -> Iterator[list[tuple[int, TextResponse]]]:
         """Responses in the order in which they are done.
 
-        A request that fails for good ends the work: those under way are still given, then the error says why, ConfigError for a
-        request that the server refuses as it is, else SamplingError. So does a server that answers nothing for twice `timeout_s`.
+        A request that fails for good ends the work: those under way are still given, then the error says why, ConfigError for
+        a request that the server refuses as it is, else SamplingError. So does a server that answers nothing for twice
+        `timeout_s`.
         """
         jobs: queue.SimpleQueue[tuple[int, TextRequest]] = queue.SimpleQueue()
         results: queue.SimpleQueue[tuple[int, TextResponse | Exception] | None] = queue.SimpleQueue()
@@ -87,9 +88,10 @@ class EndpointEngine:
                 result = results.get(timeout=2 * self._timeout_s)
             except queue.Empty:
                 failed.set()
+                silence = 2 * self._timeout_s
                 failure = failure or SamplingError(
-                    f"{self._url} has answered none of {working} requests for {2 * self._timeout_s:g} s; look at the server, or "
-                    "give a slow one more time with --timeout"
+                    f"{self._url} has answered none of {working} requests for {silence:g} s; look at the server, or give a "
+                    "slow one more time with --timeout"
                 )
                 break
             if result is None:
@@ -142,7 +144,7 @@ class EndpointEngine:
 
 
 def _response(reply: Any, *, chat: bool) -> TextResponse:
-    """What a reply holds, whose shape nobody has checked: AttributeError, LookupError or TypeError where it is no completion."""
+    """What a reply, whose shape nobody checked, holds: AttributeError, LookupError or TypeError where it is no completion."""
     choice = reply.choices[0]
     text = _with_reasoning(choice.message) if chat else choice.text
     # A lone half of a surrogate pair, which JSON can carry, can be neither printed nor stored.

@@ -266,7 +266,7 @@ def _step(engine: Any) -> list[Any]:
     except Exception as error:
         raise SamplingError(
             f"vLLM failed while sampling: {type(error).__name__}: {_reason(error)}. Start again: train goes on from its last "
-            "checkpoint with --resume, eval with the same command. Where memory ran out, lower sampling.gpu_memory or batch_rows"
+            "checkpoint with --resume, eval with the same command. If memory ran out, lower sampling.gpu_memory or batch_rows"
         ) from error
 
 
