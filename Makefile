@@ -7,8 +7,9 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 VLLM := .venv-vllm
 VERL := .venv-verl
+AUDIT := .venv-audit
 
-.PHONY: help quickstart test test-vllm test-verl test-integrations bench-trl study lint docs clean
+.PHONY: help quickstart test test-vllm test-verl test-integrations bench-trl study lint docs lock audit clean
 
 help:
 	@echo "make quickstart   train a real language model with REAL, 5 to 8 minutes on 2 CPU cores"
@@ -20,6 +21,8 @@ help:
 	@echo "make study        the laptop-scale study: runs, then tables; hours, resumable (STUDY=tiny, JOBS=2)"
 	@echo "make lint         ruff and pyright"
 	@echo "make docs         the documentation site in site/; a warning fails"
+	@echo "make audit        known vulnerabilities and licences of every pinned package; needs a network"
+	@echo "make lock         requirements.lock anew, after a change of constraints.txt"
 	@echo "make clean        remove the environment"
 
 quickstart: $(INSTALLED)
@@ -58,8 +61,19 @@ lint: $(INSTALLED)
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
+# --strict: a package that could not be asked about is a failure.
+audit: $(INSTALLED) $(AUDIT)/.installed
+	$(BIN)/python .ci/licences.py
+	$(AUDIT)/bin/pip-audit --strict --require-hashes --disable-pip --progress-spinner off -r requirements.lock
+
+lock: $(AUDIT)/.installed
+	@grep '^#' requirements.lock > requirements.lock.new
+	$(AUDIT)/bin/uv pip compile -q --no-deps --generate-hashes --no-annotate --no-header \
+		--python-version 3.11.7 --python-platform x86_64-unknown-linux-gnu constraints.txt >> requirements.lock.new
+	@mv requirements.lock.new requirements.lock
+
 clean:
-	rm -rf site .venv $(VLLM) $(VERL)
+	rm -rf site .venv $(VLLM) $(VERL) $(AUDIT)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "realrl needs Python 3.11 or newer, %s is %d.%d; set PYTHON=" % (sys.executable, v.major, v.minor))'
@@ -99,4 +113,10 @@ $(VERL)/.installed: pyproject.toml tests/with_verl/harness/pyproject.toml
 	@if [ -n "$(TORCH_INDEX)" ]; then $(VERL)/bin/pip install -q --disable-pip-version-check --index-url $(TORCH_INDEX) torch==2.13.0; fi
 	@$(VERL)/bin/pip install -q --disable-pip-version-check torch==2.13.0 -e '.[verl]' pytest beartype psutil
 	@$(VERL)/bin/pip install -q --disable-pip-version-check --no-deps -e tests/with_verl/harness
+	@touch $@
+
+$(AUDIT)/.installed:
+	@echo "making $(AUDIT) with pip-audit and uv"
+	@rm -rf $(AUDIT) && $(PYTHON) -m venv $(AUDIT)
+	@$(AUDIT)/bin/pip install -q --disable-pip-version-check pip-audit==2.10.1 uv==0.13.9
 	@touch $@

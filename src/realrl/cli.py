@@ -128,6 +128,7 @@ def evaluate(
     ] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time to the server.")] = 16,
     retries: Annotated[int, typer.Option(min=0, help="Tries more of a request that the server could not serve.")] = 6,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds that one response of the server may take.")] = 1800,
     batch_rows: Annotated[int, typer.Option(min=1, help="Responses decoded together at most.")] = 64,
     seed: Annotated[int, typer.Option()] = 0,
     output: Annotated[
@@ -154,6 +155,7 @@ def evaluate(
         endpoint=endpoint,
         concurrency=concurrency,
         retries=retries,
+        timeout=timeout,
         batch_rows=batch_rows,
         seed=seed,
         output=output,

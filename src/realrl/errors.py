@@ -13,6 +13,10 @@ class DataError(RealrlError):
     """A data set that cannot be read or has no usable row."""
 
 
+class SamplingError(RealrlError):
+    """An engine or a server that stopped giving responses; those that it gave are kept."""
+
+
 class TrainingError(RealrlError):
     """A run that must stop: too many non-finite steps, or a checkpoint that cannot be used."""
 

@@ -16,7 +16,7 @@ from realrl.errors import ConfigError
 from realrl.rewards import build_verifier, extract_answer, grade, last_boxed, verify
 from realrl.rewards.extract import ExtractionPolicy
 from realrl.rewards.judges import judge_reasoning_gym
-from realrl.rewards.pool import Judgement, JudgePool
+from realrl.rewards.pool import JudgePool
 
 
 @pytest.mark.parametrize(
@@ -125,21 +125,8 @@ def test_workers_do_not_import_torch():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
 
 
-def hang_or_die(response: str, gold: str):
-    """A judge for the tests below; runs in the pool's workers."""
-    if response == "hang":
-        multiprocessing.Event().wait()
-    if response == "die":
-        os._exit(1)
-    if response == "raise":
-        raise ValueError("no")
-    if response == "hoard":
-        return Judgement("correct", str(len(bytearray(2**31))))
-    return Judgement("correct" if response == gold else "wrong", response, str(os.getpid()))
-
-
 def test_a_hanging_or_dying_worker_costs_its_own_item_only():
-    pool = JudgePool(f"{__name__}:hang_or_die", workers=2, timeout_s=0.5)
+    pool = JudgePool("judges:hang_or_die", workers=2, timeout_s=0.5)
     try:
         responses = ["a", "hang", "b", "die", "raise", "c", "hoard", "d"]
         done = []
@@ -164,7 +151,7 @@ def test_a_hanging_or_dying_worker_costs_its_own_item_only():
 
 
 def test_workers_are_recycled():
-    pool = JudgePool(f"{__name__}:hang_or_die", workers=1, recycle=3)
+    pool = JudgePool("judges:hang_or_die", workers=1, recycle=3)
     try:
         results = pool.judge([("a", "a")] * 7)
     finally:
@@ -178,12 +165,12 @@ def test_workers_end_with_their_parent():
     code = (
         "import os, threading\n"
         "from realrl.rewards.pool import JudgePool\n"
-        f"pool = JudgePool({__name__!r} + ':hang_or_die', workers=1, timeout_s=600)\n"
+        "pool = JudgePool('judges:hang_or_die', workers=1, timeout_s=600)\n"
         "threading.Thread(target=pool.judge, args=([('a', 'a'), ('hang', '')], lambda n: n and print(\n"
         "    pool._workers[0].process.pid, flush=True)), daemon=True).start()\n"
         "threading.Event().wait()\n"
     )
-    environment = os.environ | {"PYTHONPATH": os.path.dirname(__file__)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
     worker = int(parent.stdout.readline())
     parent.kill()
@@ -218,23 +205,14 @@ def test_the_verdict_is_the_same_in_threads_processes_and_asyncio():
             assert processes.starmap(verify, pairs) == expected
 
 
-def double(response: str, answer: str) -> bool:
-    return response == 2 * answer
-
-
-async def share(response: str, answer: str) -> float:
-    await asyncio.sleep(0)
-    return response.count(answer) / len(response)
-
-
 def test_a_users_function_by_import_path():
-    with build_verifier(RewardSection(type=f"{__name__}:double")) as grader:
+    with build_verifier(RewardSection(type="judges:double")) as grader:
         assert [verdict.reward for verdict in grader.score(["aa", "a"], ["a", "a"])] == [1.0, 0.0]
-    with build_verifier(RewardSection(type=f"{__name__}:share")) as grader:
+    with build_verifier(RewardSection(type="judges:share")) as grader:
         assert [verdict.reward for verdict in grader.score(["ab", "aa", "bb"], ["a"] * 3)] == [0.5, 1.0, 0.0]
-    with build_verifier(RewardSection(type=f"{__name__}:share", threshold=0.5)) as grader:
+    with build_verifier(RewardSection(type="judges:share", threshold=0.5)) as grader:
         assert [verdict.reward for verdict in grader.score(["ab", "aa", "bb"], ["a"] * 3)] == [1.0, 1.0, 0.0]
-    with build_verifier(RewardSection(type=f"{__name__}:missing", timeout_s=1)) as grader:
+    with build_verifier(RewardSection(type="judges:missing", timeout_s=1)) as grader:
         assert grader.score(["a"], ["a"])[0].status == "grader_error"
 
 

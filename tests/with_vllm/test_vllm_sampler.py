@@ -19,7 +19,7 @@ from peft import LoraConfig
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
 from realrl.config import parse_config
-from realrl.errors import ConfigError
+from realrl.errors import ConfigError, SamplingError
 from realrl.models.adder import character_tokenizer
 from realrl.sampling import SamplingParams, VLLMSampler, build_sampler, merged_weights
 from realrl.sampling.hf import end_token_ids
@@ -271,3 +271,14 @@ def test_bfloat16_engine_of_a_float32_model():
     with pytest.raises(ConfigError, match="vLLM takes 0.01 to 2"):
         recipe["sampling"]["temperature"] = 2.5
         build_sampler(parse_config(recipe), model, character_tokenizer(), 160)
+
+
+def test_an_engine_that_fails_ends_the_run_and_says_how_to_go_on():
+    sampler = VLLMSampler(make_model(tied=False), character_tokenizer(), dtype=torch.float32, max_model_len=256, batch_rows=8)
+
+    def fail(*arguments, **keywords):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nlong advice")
+
+    sampler._engine.apply_model(lambda model: setattr(model, "forward", fail))
+    with pytest.raises(SamplingError, match=r"^vLLM failed while sampling: .*illegal memory access .*--resume"):
+        run(sampler)

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from realrl.config import Keep, KeepRange
 from realrl.data.tasks import TASKS, TaskProblems
 from realrl.errors import DataError
+from realrl.hub import reach_hub
 from realrl.types import Problem
 
 
@@ -202,6 +203,8 @@ def _read_hub(hub: str, configuration: str | None, split: str, name: str | None 
     """A hub name or a local folder through the `datasets` library; the same code path for both."""
     from datasets import load_dataset
 
+    if not Path(hub).is_dir():
+        reach_hub()
     try:
         loaded = load_dataset(hub, configuration, split=split)
     except Exception as error:  # noqa: BLE001  the library raises many kinds for an unreachable or unreadable set

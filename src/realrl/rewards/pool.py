@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -32,39 +34,45 @@ class Judgement(NamedTuple):
 Judge = Callable[..., Judgement]
 
 _START_UP_S = 60.0
+# Starts in a row that may fail before the judge counts as broken.
+_FAILED_STARTS = 3
+# Bytes of a judgement; a worker that sends more is not read.
+_LARGEST_MESSAGE = 1 << 20
 _WORKER = "from realrl.rewards.pool import serve; import sys; serve(*sys.argv[1:])"
 
 
-def serve(descriptor: str, import_path: str, memory_mib: str, parent: str, preload: str = "") -> None:
+def serve(descriptor: str, import_path: str, memory_mib: str, parent: str, *imports: str) -> None:
     """A worker's life: answer items until the pipe closes. It ends with its parent, even in the middle of an item.
 
-    The module `preload` is imported first, outside of any answer's deadline; one that cannot be is the items' own fault.
+    Messages are JSON, so that what a grading library was made to do in a worker stays there.
     """
     threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
     connection = Connection(int(descriptor))
-    module, _, name = import_path.partition(":")
-    judge: Judge = getattr(importlib.import_module(module), name)
-    if preload:
-        with contextlib.suppress(Exception):
-            importlib.import_module(preload)
+    home, _, name = import_path.partition(":")
+    judge: Judge = getattr(importlib.import_module(home), name)
     _limit_memory(int(memory_mib))
-    connection.send("ready")
+    for module in imports:
+        # What cannot be imported is the judge's to say, of each item.
+        with contextlib.suppress(Exception):
+            importlib.import_module(module)
+    connection.send_bytes(b"null")
     while True:
         try:
-            item = connection.recv()
-        except (EOFError, OSError, KeyboardInterrupt):
+            item = json.loads(connection.recv_bytes())
+        except (EOFError, OSError):
             return
         try:
-            result = judge(*item)
+            answer = json.dumps(judge(*item))
         except Exception as error:  # noqa: BLE001  whatever a grading library raises, the item alone fails
-            result = Judgement("grader_error", None, f"{type(error).__name__}: {error}"[:200], "worker")
-        connection.send(result)
+            answer = json.dumps(Judgement("grader_error", None, f"{type(error).__name__}: {error}"[:200], "worker"))
+        connection.send_bytes(answer.encode())
 
 
 def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.5)
-    os._exit(1)
+    # With whatever the judge has started.
+    os.killpg(0, signal.SIGKILL)
 
 
 def _limit_memory(mebibytes: int) -> None:
@@ -78,23 +86,19 @@ def _limit_memory(mebibytes: int) -> None:
 
 
 class _Worker:
-    """A process of its own interpreter: neither a caller's unguarded main module nor a daemonic caller stands in the way."""
+    """A process of its own interpreter: neither a caller's unguarded main module nor a daemonic caller stands in the way.
 
-    def __init__(self, import_path: str, memory_mib: int, preload: str) -> None:
+    It leads a process group of its own, so that a Ctrl-C at the terminal is its parent's business alone, and its end is also
+    that of the processes which the judge has started.
+    """
+
+    def __init__(self, import_path: str, memory_mib: int, imports: Sequence[str]) -> None:
         ours, theirs = socket.socketpair()
         # Where the caller finds its modules, the judge is found too.
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
         with theirs:
-            command = [
-                sys.executable,
-                "-c",
-                _WORKER,
-                str(theirs.fileno()),
-                import_path,
-                str(memory_mib),
-                str(os.getpid()),
-                preload,
-            ]
+            command = [sys.executable, "-c", _WORKER, str(theirs.fileno()), import_path, str(memory_mib), str(os.getpid())]
+            command += imports
             self.process = subprocess.Popen(
                 command,
                 pass_fds=[theirs.fileno()],
@@ -102,6 +106,7 @@ class _Worker:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
+                process_group=0,
             )
         self.connection = Connection(ours.detach())
         self.ready = False
@@ -113,14 +118,14 @@ class _Worker:
     def give(self, index: int, item: tuple[Any, ...], timeout_s: float) -> None:
         self.item, self.started = index, time.monotonic()
         self.deadline = self.started + timeout_s
-        try:
-            self.connection.send(item)
-        except OSError:
-            # It died idle: reading from it says so, and the item counts as lost with it.
-            self.deadline = self.started
+        message = json.dumps(item).encode()
+        # It may have died idle: reading from it says so.
+        with contextlib.suppress(OSError):
+            self.connection.send_bytes(message)
 
     def kill(self) -> None:
-        self.process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.connection.close()
 
@@ -128,9 +133,10 @@ class _Worker:
 class JudgePool:
     """`workers` processes of the judge at `import_path` ("module:function"), started at the first call; thread-safe.
 
-    Each item gets `timeout_s` seconds and each worker `memory_mib` MiB of address space; a worker is replaced after `recycle`
-    items, which bounds what a grading library leaks. `preload` is a module that the judge will need: importing it is part of
-    a worker's start, not of its first item.
+    Each item, of what JSON can hold, gets `timeout_s` seconds and each worker `memory_mib` MiB of address space; a worker is
+    replaced after `recycle` items, which bounds what a grading library leaks. An item whose worker died is judged once more,
+    by another: the system may have ended the worker for what is not the item's fault. `imports` are modules that the judge
+    will need, which a worker imports before its first item's seconds run.
     """
 
     def __init__(
@@ -140,14 +146,14 @@ class JudgePool:
         timeout_s: float = 5.0,
         memory_mib: int = 1024,
         recycle: int = 2000,
-        preload: str = "",
+        imports: Sequence[str] = (),
     ) -> None:
         self._import_path = import_path
         self._count = workers
         self._timeout_s = timeout_s
         self._memory_mib = memory_mib
         self._recycle = recycle
-        self._preload = preload
+        self._imports = imports
         self._workers: list[_Worker] = []
         self._lock = threading.Lock()
         self._owner = os.getpid()
@@ -161,15 +167,21 @@ class JudgePool:
             # After a fork the workers are the parent's.
             self._workers, self._lock, self._owner = [], threading.Lock(), os.getpid()
         with self._lock:
-            return self._judge(items, progress or (lambda done: None))
+            try:
+                return self._judge(items, progress or (lambda done: None))
+            except BaseException:
+                # What a worker still works on must not answer an item of the next call.
+                self._end_workers()
+                raise
 
     def _judge(self, items: Sequence[tuple[Any, ...]], progress: Callable[[int], None]) -> list[Judgement]:
         results: list[Judgement | None] = [None] * len(items)
         waiting = list(range(len(items)))[::-1]
+        died: set[int] = set()
         failed_starts = done = 0
         while done < len(items):
             while len(self._workers) < min(self._count, len(items)):
-                self._workers.append(_Worker(self._import_path, self._memory_mib, self._preload))
+                self._workers.append(_Worker(self._import_path, self._memory_mib, self._imports))
             for worker in self._workers:
                 if worker.ready and worker.item is None and waiting:
                     index = waiting.pop()
@@ -178,45 +190,55 @@ class JudgePool:
             pause = max(0.0, min(worker.deadline for worker in busy) - time.monotonic())
             answered = wait([worker.connection for worker in busy], timeout=pause)
             for worker in busy:
+                item, starting = worker.item, not worker.ready
                 if worker.connection in answered:
-                    fault = self._receive(worker, results)
+                    result, lost = self._receive(worker)
                 elif time.monotonic() >= worker.deadline:
-                    fault = f"no verdict within {self._timeout_s:g} s"
+                    result, lost = _failure(worker, f"no verdict within {self._timeout_s:g} s"), True
                 else:
                     continue
-                if fault or worker.done >= self._recycle:
-                    failed_starts += not worker.ready
-                    if worker.item is not None:
-                        seconds = time.monotonic() - worker.started
-                        results[worker.item] = Judgement("grader_error", None, fault, "deadline", seconds)
+                if starting:
+                    failed_starts = failed_starts + 1 if lost else 0
+                elif item is not None:
+                    if result is None and item not in died:
+                        died.add(item)
+                        waiting.append(item)
+                    else:
+                        results[item] = result or _failure(worker, "the grading worker died, twice")
+                        done += 1
+                if lost or worker.done >= self._recycle:
                     worker.kill()
                     self._workers.remove(worker)
-            done = sum(result is not None for result in results)
             progress(done)
-            if failed_starts > 3:
+            if failed_starts > _FAILED_STARTS:
                 missing = Judgement("grader_error", None, f"the grading worker of {self._import_path} does not start", "worker")
                 return [result or missing for result in results]
         return [result for result in results if result is not None]
 
-    def _receive(self, worker: _Worker, results: list[Judgement | None]) -> str:
-        """Take what a worker sent; returns why it has to be replaced, or nothing."""
+    def _receive(self, worker: _Worker) -> tuple[Judgement | None, bool]:
+        """What a worker sent, None for its start and its death; and whether it died."""
         try:
-            message = worker.connection.recv()
-        except (EOFError, OSError):
-            return "the grading worker died"
-        if worker.item is None:
-            worker.ready = True
-        else:
-            results[worker.item] = message._replace(seconds=time.monotonic() - worker.started)
-            worker.item = None
-            worker.done += 1
-        return ""
+            message = json.loads(worker.connection.recv_bytes(_LARGEST_MESSAGE))
+            judgement = Judgement(*message) if worker.ready else None
+        except (EOFError, OSError, ValueError, TypeError):
+            return None, True
+        worker.ready = True
+        worker.done += worker.item is not None
+        worker.item = None
+        return judgement and judgement._replace(seconds=time.monotonic() - worker.started), False
 
     def close(self) -> None:
         """End the workers; a later call starts new ones."""
         if self._owner != os.getpid():
             return
         with self._lock:
-            for worker in self._workers:
-                worker.kill()
-            self._workers.clear()
+            self._end_workers()
+
+    def _end_workers(self) -> None:
+        for worker in self._workers:
+            worker.kill()
+        self._workers.clear()
+
+
+def _failure(worker: _Worker, reason: str) -> Judgement:
+    return Judgement("grader_error", None, reason, "deadline", time.monotonic() - worker.started)

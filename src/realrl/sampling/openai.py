@@ -6,38 +6,59 @@ import contextlib
 import os
 import queue
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from realrl.errors import ConfigError
+from realrl.errors import ConfigError, SamplingError
 from realrl.sampling.base import SamplingParams, TextRequest, TextResponse
 
-# Seconds that one response may take; 8,192 tokens at 5 tokens a second.
-_TIMEOUT_S = 1800.0
+# Seconds until a connection stands.
+_CONNECT_S = 20.0
+# Seconds before a request that got no completion is sent again, doubled each time up to the second number; as the client's own.
+_BACKOFF_S = 0.5, 8.0
 _SEED_BITS = 31
 
 
 class EndpointEngine:
     """Asks `concurrency` requests at a time; the API key comes from the environment's OPENAI_API_KEY alone.
 
-    Refused (429) or failed (5xx, connection) requests are tried again up to `retries` times, with exponential backoff or
-    the server's Retry-After. A request without messages goes to /completions, others to /chat/completions.
+    Refused (429) or failed (5xx, connection, no completion in the reply) requests are tried again up to `retries` times, with
+    exponential backoff or the server's Retry-After. A response may take `timeout_s` seconds; by default 8,192 tokens at 5
+    tokens a second. A request without messages goes to /completions, others to /chat/completions.
     """
 
-    def __init__(self, url: str, model: str, params: SamplingParams, *, concurrency: int = 16, retries: int = 6) -> None:
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        params: SamplingParams,
+        *,
+        concurrency: int = 16,
+        retries: int = 6,
+        timeout_s: float = 1800.0,
+    ) -> None:
         try:
             import openai
         except ImportError as error:
             raise ConfigError("--endpoint needs the openai client: pip install 'realrl[endpoint]'") from error
         self._errors: Any = openai
         self._key = os.environ.get("OPENAI_API_KEY") or "none"
-        self._client: Any = openai.OpenAI(base_url=url, api_key=self._key, max_retries=retries, timeout=_TIMEOUT_S)
-        self._url, self._model, self._params, self._concurrency = url, model, params, concurrency
+        self._client: Any = openai.OpenAI(
+            base_url=url,
+            api_key=self._key,
+            max_retries=retries,
+            timeout=openai.Timeout(timeout_s, connect=min(_CONNECT_S, timeout_s)),
+        )
+        self._url, self._model, self._params = url, model, params
+        self._concurrency, self._retries, self._timeout_s = concurrency, retries, timeout_s
 
     def generate(self, requests: Sequence[TextRequest]) -> Iterator[list[tuple[int, TextResponse]]]:
         """Responses in the order in which they are done.
 
-        A request that fails for good ends the work: those under way are still given, then ConfigError says why.
+        A request that fails for good ends the work: those under way are still given, then the error says why, ConfigError for
+        a request that the server refuses as it is, else SamplingError. So does a server that answers nothing for twice
+        `timeout_s`.
         """
         jobs: queue.SimpleQueue[tuple[int, TextRequest]] = queue.SimpleQueue()
         results: queue.SimpleQueue[tuple[int, TextResponse | Exception] | None] = queue.SimpleQueue()
@@ -63,7 +84,17 @@ class EndpointEngine:
         failure: Exception | None = None
         working = len(workers)
         while working:
-            result = results.get()
+            try:
+                # The client's own deadline ends a silent connection, not one that trickles, and more tries follow it.
+                result = results.get(timeout=2 * self._timeout_s)
+            except queue.Empty:
+                failed.set()
+                silence = 2 * self._timeout_s
+                failure = failure or SamplingError(
+                    f"{self._url} has answered none of {working} requests for {silence:g} s; look at the server, or give a "
+                    "slow one more time with --timeout"
+                )
+                break
             if result is None:
                 working -= 1
             elif isinstance(result[1], Exception):
@@ -81,32 +112,48 @@ class EndpointEngine:
             "max_tokens": self._params.max_new_tokens,
             "seed": request.seed % 2**_SEED_BITS,
         }
-        try:
-            if request.messages:
-                reply = self._client.chat.completions.create(messages=list(request.messages), **settings)
-            else:
-                reply = self._client.completions.create(prompt=request.text, **settings)
-            choice = reply.choices[0]
-        except self._errors.APIStatusError as error:
-            hint = "; set OPENAI_API_KEY in the environment" if error.status_code in (401, 403) else ""
-            # A server may say which key it refuses.
-            said = str(error.message).replace(self._key, "…")[:300]
-            raise ConfigError(f"{self._url} answered {error.status_code}: {said}{hint}") from error
-        except self._errors.OpenAIError as error:
-            raise ConfigError(f"{self._url} cannot be asked: {error} ({error.__cause__ or 'no further reason'})") from error
-        except (AttributeError, IndexError, TypeError) as error:
-            raise ConfigError(
-                f"{self._url} gave no completion; is it the URL of an OpenAI-compatible server (…/v1)?"
-            ) from error
-        text = _with_reasoning(choice.message) if request.messages else choice.text
-        # A lone half of a surrogate pair, which JSON can carry, can be neither printed nor stored.
-        text = text.encode("utf-8", "replace").decode("utf-8")
-        tokens = reply.usage.completion_tokens if reply.usage else None
-        return TextResponse(text, tokens, choice.finish_reason == "length")
+        last = ""
+        first, longest = _BACKOFF_S
+        for attempt in range(self._retries + 1):
+            if attempt:
+                time.sleep(min(first * 2 ** (attempt - 1), longest))
+            reply: Any = None
+            try:
+                if request.messages:
+                    reply = self._client.chat.completions.create(messages=list(request.messages), **settings)
+                else:
+                    reply = self._client.completions.create(prompt=request.text, **settings)
+                return _response(reply, chat=bool(request.messages))
+            except self._errors.APIStatusError as error:
+                code = error.status_code
+                hint = "; set OPENAI_API_KEY in the environment" if code in (401, 403) else ""
+                kind = SamplingError if code == 429 or code >= 500 else ConfigError
+                # A server may say which key it refuses.
+                said = str(error.message).replace(self._key, "…")[:300]
+                raise kind(f"{self._url} answered {code}: {said!r}{hint}") from error
+            except self._errors.OpenAIError as error:
+                reason = error.__cause__ or "no further reason"
+                raise SamplingError(f"{self._url} cannot be asked: {error} ({reason})") from error
+            except (AttributeError, LookupError, TypeError, ValueError) as error:
+                last = str(getattr(error, "doc", error) if reply is None else reply)
+        raise SamplingError(
+            f"{self._url} gave no completion, {self._retries + 1} times, at last {last[:200]!r}; is it the URL of an "
+            "OpenAI-compatible server (…/v1)?"
+        )
 
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
+
+
+def _response(reply: Any, *, chat: bool) -> TextResponse:
+    """What a reply, whose shape nobody checked, holds: AttributeError, LookupError or TypeError where it is no completion."""
+    choice = reply.choices[0]
+    text = _with_reasoning(choice.message) if chat else choice.text
+    # A lone half of a surrogate pair, which JSON can carry, can be neither printed nor stored.
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    tokens = getattr(reply.usage, "completion_tokens", None)
+    return TextResponse(text, tokens if isinstance(tokens, int) else None, choice.finish_reason == "length")
 
 
 def _with_reasoning(message: Any) -> str:

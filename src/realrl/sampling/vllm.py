@@ -14,7 +14,7 @@ import torch
 from pydantic import ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from realrl.errors import ConfigError
+from realrl.errors import ConfigError, SamplingError
 from realrl.sampling.base import SamplingParams, TextRequest, TextResponse
 from realrl.sampling.hf import end_token_ids
 from realrl.sampling.weights import merged_weights
@@ -38,12 +38,12 @@ class VLLMEngine:
         )
 
     def generate(self, requests: Sequence[TextRequest]) -> Iterator[list[tuple[int, TextResponse]]]:
-        """Responses in the order in which they are done."""
+        """Responses in the order in which they are done. Raises SamplingError where the engine fails."""
         for index, request in enumerate(requests):
             wanted = _vllm_params(self._params, seed=request.seed)
             self._engine.add_request(str(index), {"prompt_token_ids": list(request.token_ids)}, wanted)
         while self._engine.has_unfinished_requests():
-            done = [output for output in self._engine.step() if output.finished]
+            done = [output for output in _step(self._engine) if output.finished]
             if done:
                 yield [(int(output.request_id), _response(output.outputs[0])) for output in done]
 
@@ -147,7 +147,7 @@ class VLLMSampler:
         """`group_size` rollouts of each prompt; see `Sampler`.
 
         Raises ValueError for a wrong number of seeds, a prompt that leaves no room for `max_new_tokens`, or top-p or
-        top-k where the sampler was not made for `cuts`.
+        top-k where the sampler was not made for `cuts`; SamplingError where the engine fails.
         """
         self._check(prompts, group_size, params, seeds)
         rollouts: dict[int, Rollout] = {}
@@ -159,17 +159,20 @@ class VLLMSampler:
                     prompt = {"prompt_token_ids": list(prompts[index // group_size])}
                     self._engine.add_request(str(index), prompt, self._request(params, seed))
                 while self._engine.has_unfinished_requests():
-                    for output in self._engine.step():
+                    for output in _step(self._engine):
                         if output.finished:
                             index = int(output.request_id)
                             rollouts[index] = self._rollout(index // group_size, output.outputs[0])
                             if on_finished is not None:
                                 on_finished(index, rollouts[index])
-        finally:
-            unfinished = [str(index) for index in range(len(seeds)) if index not in rollouts]
-            if unfinished:
-                self._engine.abort_request(unfinished)
+        except SamplingError:
+            # Nothing can be asked of an engine that failed.
+            raise
+        except BaseException:
+            self._engine.abort_request([str(index) for index in range(len(seeds)) if index not in rollouts])
             self._sleep()
+            raise
+        self._sleep()
         return [rollouts[index] for index in range(len(seeds))]
 
     def _check(self, prompts: Sequence[Sequence[int]], group_size: int, params: SamplingParams, seeds: Sequence[int]) -> None:
@@ -254,6 +257,17 @@ def _start(**arguments: Any) -> Any:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+
+
+def _step(engine: Any) -> list[Any]:
+    """One step of the engine; SamplingError for whatever it raises: it is not to be used again in this process."""
+    try:
+        return engine.step()
+    except Exception as error:
+        raise SamplingError(
+            f"vLLM failed while sampling: {type(error).__name__}: {_reason(error)}. Start again: train goes on from its last "
+            "checkpoint with --resume, eval with the same command. If memory ran out, lower sampling.gpu_memory or batch_rows"
+        ) from error
 
 
 def _reason(error: Exception) -> str:

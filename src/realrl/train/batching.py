@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,15 +19,13 @@ def make_batch(
     prompts: Sequence[Prompt], rollouts: Sequence[Rollout], verdicts: Sequence[Verdict], device: torch.device
 ) -> Batch:
     """Rollouts, right-padded to the longest; `group_ids` are indices into `prompts`."""
-    longest = max(len(rollout.token_ids) for rollout in rollouts)
-    ids = torch.zeros(len(rollouts), longest, dtype=torch.long)
-    logprobs = torch.zeros(len(rollouts), longest)
-    loss_mask = torch.zeros(len(rollouts), longest, dtype=torch.bool)
-    for row, rollout in enumerate(rollouts):
-        length = len(rollout.token_ids)
-        ids[row, :length] = torch.tensor(rollout.token_ids)
-        logprobs[row, :length] = torch.tensor(rollout.logprobs_sampler)
-        loss_mask[row, :length] = True
+    lengths = torch.tensor([len(rollout.token_ids) for rollout in rollouts])
+    loss_mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    ids = torch.zeros(loss_mask.shape, dtype=torch.long)
+    logprobs = torch.zeros(loss_mask.shape)
+    # Row by row without padding, as the mask selects them; numpy reads tuples three times as fast as torch.
+    ids[loss_mask] = torch.from_numpy(_joined([rollout.token_ids for rollout in rollouts], np.int64))
+    logprobs[loss_mask] = torch.from_numpy(_joined([rollout.logprobs_sampler for rollout in rollouts], np.float32))
     return Batch(
         prompts=list(prompts),
         response_ids=ids.to(device),
@@ -36,6 +35,10 @@ def make_batch(
         levels=torch.tensor([verdict.level for verdict in verdicts], device=device),
         logprobs_sampler=logprobs.to(device),
     )
+
+
+def _joined(sequences: Sequence[Sequence[float]], dtype: type) -> np.ndarray:
+    return np.fromiter(itertools.chain.from_iterable(sequences), dtype, sum(map(len, sequences)))
 
 
 def select_rows(batch: Batch, rows: Tensor) -> Batch:
