@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +18,6 @@ import pyarrow.parquet as pq
 
 from realrl.config import Config, load_config
 from realrl.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    from realrl.analysis.distributions import RatioCounts
 
 _STEP = re.compile(r"step_(\d+)\.parquet")
 
@@ -188,27 +185,6 @@ def _rollout_numbers(path: Path, modified: int) -> dict[str, np.ndarray] | None:
     if columns is None or len(columns) < 3:
         return None
     return {name: np.array(values, dtype=float) for name, values in columns.items()}
-
-
-def token_ratios(path: Path) -> RatioCounts | None:
-    """Counts of a step's tokens by their ratio ρ; None where they were not recorded. Kept, as `rollout_numbers` are."""
-    try:
-        return _token_ratios(path, path.stat().st_mtime_ns)
-    except OSError:
-        return None
-
-
-@lru_cache(maxsize=20_000)
-def _token_ratios(path: Path, modified: int) -> RatioCounts | None:
-    try:
-        with pq.ParquetFile(path) as file:
-            if not {"group", "reward", "log_ratio"} <= set(file.schema_arrow.names):
-                return None
-            from realrl.analysis.distributions import ratio_counts
-
-            return ratio_counts(iter([file.read(columns=["group", "reward", "log_ratio"])]))
-    except (OSError, pa.ArrowException):
-        return None
 
 
 def _records(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
