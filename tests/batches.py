@@ -18,3 +18,9 @@ def batch_of(prompts, responses, groups, rewards) -> Batch:
         levels=1 + (rewards == 1).long(),
         logprobs_sampler=torch.zeros(len(responses), width),
     )
+
+
+def recorded_batch(step) -> Batch:
+    """The batch of an optimizer step as verl's run records it (tests/with_verl): `prompts` and `groups` for each rollout."""
+    prompts = dict(zip(step["groups"], step["prompts"], strict=True))
+    return batch_of([prompts[group] for group in range(len(prompts))], step["responses"], step["groups"], step["rewards"])

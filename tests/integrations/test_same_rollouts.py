@@ -15,13 +15,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 pytest.importorskip("trl", reason="TRL is not installed: pip install 'realrl[trl]'")
 
-from batches import batch_of  # noqa: E402
+from batches import recorded_batch  # noqa: E402
 from datasets import Dataset  # noqa: E402
 
 from realrl.integrations.trl import RealConfig, RealTrainer  # noqa: E402
 from realrl.objectives import build_objective  # noqa: E402
 from realrl.train.step import GradientStep, StepSettings  # noqa: E402
-from realrl.types import Batch  # noqa: E402
 
 RECORD = os.environ.get("REALRL_RECORD", "")
 pytestmark = pytest.mark.skipif(not RECORD, reason="no recorded verl run: make test-integrations makes one")
@@ -99,7 +98,7 @@ def test_trl_ends_at_verl_s_weights(rows, steps, tmp_path):
 def test_our_trainer_ends_at_verl_s_weights(steps):
     model, optimizer = start()
     step = GradientStep(model, build_objective({"type": "real"}), StepSettings(temperature=1.0, budget=40, route="two_pass"))
-    batches = [our_batch(recorded) for recorded in steps]
+    batches = [recorded_batch(recorded) for recorded in steps]
     old = [step.token_logprobs(batch, torch.ones(len(batch), dtype=torch.bool)) for batch in batches]
     for batch, old_NT in zip(batches, old, strict=True):
         step.backward(batch, old_NT, None)
@@ -107,9 +106,3 @@ def test_our_trainer_ends_at_verl_s_weights(steps):
         optimizer.step()
         optimizer.zero_grad()
     assert_equal_to_verl_s(model)
-
-
-def our_batch(recorded) -> Batch:
-    prompts = dict(zip(recorded["groups"], recorded["prompts"], strict=True))
-    in_order = [prompts[group] for group in range(len(prompts))]
-    return batch_of(in_order, recorded["responses"], recorded["groups"], recorded["rewards"])

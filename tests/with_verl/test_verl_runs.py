@@ -16,13 +16,12 @@ if find_spec("transfer_queue") is None or find_spec("realrl_verl_harness") is No
     pytest.skip("verl or its CPU harness is not installed in this environment; run `make test-verl`", allow_module_level=True)
 
 import reference
-from batches import batch_of
+from batches import recorded_batch
 from transformers import AutoModelForCausalLM
 from verl_run import EPS, LR, VerlRun, make_inputs
 
 from realrl.objectives import build_objective
 from realrl.train.step import GradientStep, StepSettings
-from realrl.types import Batch
 
 ACTOR = "actor_rollout_ref.actor"
 ROLLOUT = "actor_rollout_ref.rollout"
@@ -73,7 +72,7 @@ def test_our_trainer_reaches_the_same_weights(plain):
     model = AutoModelForCausalLM.from_pretrained(plain.folder / "model", dtype=torch.float32)
     gradient = GradientStep(model, build_objective({"type": "real"}), StepSettings(temperature=1.0, budget=64))
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, eps=EPS, weight_decay=0.01)
-    batches = [our_batch(step) for step in plain.steps]
+    batches = [recorded_batch(step) for step in plain.steps]
     old = [gradient.token_logprobs(batch, torch.ones(len(batch), dtype=torch.bool)) for batch in batches]
     for step, batch, old_NT in zip(plain.steps, batches, old, strict=True):
         optimizer.zero_grad()
@@ -81,11 +80,6 @@ def test_our_trainer_reaches_the_same_weights(plain):
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     assert_same_weights(plain.final_weights(1), model.state_dict())
-
-
-def our_batch(step) -> Batch:
-    prompts = dict(zip(step["groups"], step["prompts"], strict=True))
-    return batch_of([prompts[group] for group in range(len(prompts))], step["responses"], step["groups"], step["rewards"])
 
 
 def test_ragged_groups_a_failing_reward_and_a_killed_run(folder):

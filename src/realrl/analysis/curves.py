@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from realrl.analysis.runs import RunRecord, rollout_numbers, token_ratios
+from realrl.analysis.ratios import ABOVE, BELOW, EPSILON, token_ratios
+from realrl.analysis.runs import RunRecord, rollout_numbers
 from realrl.analysis.statistics import NORMAL, mean_of
 
 # Points of one curve: at most the first number, and fewer where many series share the page.
@@ -58,7 +59,7 @@ def curve_of(runs: Sequence[RunRecord], name: str, points: int) -> dict[str, Any
 
     Of more than `points` steps, as many in a row as needed become one point: first within each run, then over runs.
     """
-    steps = sorted({step for run in runs for step in run.metrics.get(name, {})})
+    steps = sorted({step for run in runs for step in run.series(name)})
     if not steps:
         return None
     size = -(-len(steps) // points)
@@ -68,11 +69,11 @@ def curve_of(runs: Sequence[RunRecord], name: str, points: int) -> dict[str, Any
         means = [
             math.fsum(found) / len(found)
             for run in runs
-            if (found := [run.metrics[name][step] for step in bins if step in run.metrics.get(name, {})])
+            if (found := [run.series(name)[step] for step in bins if step in run.series(name)])
         ]
         mean, low, high = astuple(mean_of(means))
         if len(runs) == 1 and size == 1 and is_accuracy(name):
-            error = runs[0].metrics.get(name.removesuffix("accuracy") + "standard_error", {}).get(bins[0])
+            error = runs[0].series(name.removesuffix("accuracy") + "standard_error").get(bins[0])
             low, high = (None, None) if error is None else (mean - NORMAL * error, mean + NORMAL * error)
         xs.append(bins[-1])
         rows.append((mean, low, high))
@@ -134,8 +135,6 @@ def ratios_of(runs: Sequence[RunRecord]) -> dict[str, Any] | None:
     counts = [found for _, path in chosen if (found := token_ratios(path)) is not None]
     if not counts:
         return None
-    from realrl.analysis.distributions import ABOVE, BELOW, EPSILON
-
     edges = [*BELOW, *ABOVE]
     between = [f"{low:g} to {high:g}" for low, high in zip(edges, edges[1:], strict=False)]
     return {

@@ -2,65 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from realrl.analysis.canvas import RIGHT, WRONG, panels, plain, save, style
+from realrl.analysis.ratios import CLIPS, EPSILON, INTERVALS, RatioCounts, ratio_counts
 from realrl.analysis.runs import RunGroup
 from realrl.objectives import BCEConfig, RealConfig, ScoreObjective, build_objective
 
-# Edges of the intervals of ρ; those of the clip, 1 ± 0.2, belong to the inside, as in the objectives.
-BELOW, ABOVE = (0.5, 0.8, 0.95), (1.05, 1.2, 1.5, 2.0)
-EPSILON = 0.2
-_INTERVALS = ("< 0.5", "0.5–0.8", "0.8–0.95", "0.95–1.05", "1.05–1.2", "1.2–1.5", "1.5–2", "> 2")
 _SIGNS = ("A > 0", "A < 0")
-_CLIPS = ("one-sided", "bidirectional")
 _BINS = 41
 _COLUMNS = 40
-
-
-@dataclass(frozen=True, slots=True)
-class RatioCounts:
-    """Tokens by sign of the advantage (first axis: A > 0, A < 0): of each interval of ρ, and dropped by each clipping."""
-
-    intervals: np.ndarray
-    dropped: np.ndarray
-
-    @property
-    def tokens(self) -> np.ndarray:
-        return self.intervals.sum(axis=1)
-
-
-def ratio_counts(tables: Iterator[pa.Table]) -> RatioCounts | None:
-    """Counts over saved rollouts; None where the tokens' log-ratios were not saved.
-
-    The sign is that of reward − mean reward of the group; groups of equal rewards teach nothing and are left out.
-    """
-    intervals, dropped = np.zeros((2, len(_INTERVALS)), dtype=np.int64), np.zeros((2, len(_CLIPS)), dtype=np.int64)
-    found = False
-    for table in tables:
-        if not {"group", "reward", "log_ratio"} <= set(table.column_names):
-            continue
-        found = True
-        column = table["log_ratio"].combine_chunks()
-        lengths = np.diff(column.offsets.to_numpy())
-        ratio = np.exp(column.flatten().to_numpy(zero_copy_only=False).astype(np.float64))
-        sign = np.repeat(_advantage_signs(table), lengths)
-        for row, wanted in enumerate((1, -1)):
-            rho = ratio[sign == wanted]
-            places = np.searchsorted(BELOW, rho, side="right") + np.searchsorted(ABOVE, rho, side="left")
-            intervals[row] += np.bincount(places, minlength=len(_INTERVALS))
-            high, low = int((rho > 1 + EPSILON).sum()), int((rho < 1 - EPSILON).sum())
-            dropped[row] += [high if wanted > 0 else low, high + low]
-    return RatioCounts(intervals, dropped) if found else None
 
 
 def figure_2(groups: Sequence[RunGroup], folder: Path) -> tuple[list[Path], list[str]]:
@@ -85,8 +43,8 @@ def figure_2(groups: Sequence[RunGroup], folder: Path) -> tuple[list[Path], list
         for row, (label, found) in enumerate(counts.items()):
             left, right = axes[2 * row : 2 * row + 2]
             left.set_yscale("log")
-            data += _bars(left, label, "interval", _INTERVALS, found.intervals, found.tokens)
-            data += _bars(right, label, "dropped", _CLIPS, found.dropped, found.tokens)
+            data += _bars(left, label, "interval", INTERVALS, found.intervals, found.tokens)
+            data += _bars(right, label, "dropped", CLIPS, found.dropped, found.tokens)
             left.set_title(f"{plain(label)}: {found.tokens.sum():,} tokens", loc="left")
             right.set_title(f"dropped by clipping at 1 ± {EPSILON:g}", loc="left")
             left.set_ylabel("share of the sign's tokens")
@@ -126,13 +84,6 @@ def score_histograms(groups: Sequence[RunGroup], folder: Path) -> list[Path] | s
         note = "colour: share of the round's rollouts, darker is more; only rollouts that carry a gradient"
         figure.supxlabel(note, fontsize=8, color="#555555")
         return save(figure, data, folder, "scores")
-
-
-def _advantage_signs(table: pa.Table) -> np.ndarray:
-    _, index = np.unique(table["group"].to_numpy(), return_inverse=True)
-    rewards = table["reward"].to_numpy().astype(np.float64)
-    advantages = rewards - (np.bincount(index, rewards) / np.bincount(index))[index]
-    return np.where(np.abs(advantages) < 1e-9, 0, np.sign(advantages)).astype(int)
 
 
 def _bars(

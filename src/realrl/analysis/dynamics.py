@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from realrl.analysis.canvas import line_style, panels, plain, save, style
 from realrl.analysis.runs import RunGroup, RunRecord
-from realrl.analysis.statistics import t_quantile
+from realrl.analysis.statistics import half_width
 
 # A curve of more points than this is a running mean.
 _POINTS = 30
@@ -52,14 +52,6 @@ class Panel:
     series: Callable[[RunRecord], dict[int, float]]
     smooth: bool = True
     log: bool = False
-
-
-def half_width(values: np.ndarray) -> np.ndarray | None:
-    """Half of the 95 % t-interval of the mean over the first axis; None for a single value."""
-    count = len(values)
-    if count < 2:
-        return None
-    return t_quantile(count - 1) * values.std(axis=0, ddof=1) / np.sqrt(count)
 
 
 def curve(group: RunGroup, panel: Panel) -> Curve | None:

@@ -25,11 +25,12 @@ def pictures_of(groups: Sequence[RunGroup]) -> list[dict[str, str]]:
     if weights:
         about = "by autograd: one response moves in a group of four right and four wrong ones; the paper's Figure 1"
         pictures.append({"section": "distributions", "title": "Gradient weight", "about": about, "svg": weights})
-    with tempfile.TemporaryDirectory() as folder:
-        drawn = figure_5(groups, Path(folder)) if len(groups) > 1 else ""
-        if not isinstance(drawn, str):
-            about = "each recipe over its seeds; the paper's Figure 5"
-            pictures.append({"section": "evaluation", "title": "Recipes side by side", "about": about, "svg": _svg(drawn)})
+    if len(groups) > 1:
+        with tempfile.TemporaryDirectory() as folder:
+            drawn = figure_5(groups, Path(folder))
+            if not isinstance(drawn, str):
+                about = "each recipe over its seeds; the paper's Figure 5"
+                pictures.append({"section": "evaluation", "title": "Recipes side by side", "about": about, "svg": _svg(drawn)})
     return pictures
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,9 +16,6 @@ import pyarrow.parquet as pq
 
 from realrl.config import Config, load_config, read_toml
 from realrl.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    from realrl.analysis.distributions import RatioCounts
 
 _STEP = re.compile(r"step_(\d+)\.parquet")
 # Columns of saved rollouts and evaluations that are no text.
@@ -80,7 +77,7 @@ class RunRecord:
         """One table for each saved step, of those `columns` that it has, in the order of steps. DataError if unreadable."""
         for _, path in self.rollout_files():
             try:
-                yield pq.read_table(path, columns=_present(pq.read_schema(path), columns))
+                yield pq.read_table(path, columns=present(pq.read_schema(path), columns))
             except (pa.ArrowException, OSError, ValueError) as error:
                 raise DataError(f"{path} cannot be read: {error}") from error
 
@@ -170,12 +167,12 @@ def read_columns(path: Path, columns: Sequence[str]) -> dict[str, list[Any]] | N
     """Those of `columns` that the file has; None for a file that is gone or cannot be read."""
     try:
         with pq.ParquetFile(path) as file:
-            return file.read(columns=_present(file.schema_arrow, columns)).to_pydict()
+            return file.read(columns=present(file.schema_arrow, columns)).to_pydict()
     except (OSError, pa.ArrowException, ValueError):
         return None
 
 
-def _present(schema: pa.Schema, columns: Sequence[str]) -> list[str]:
+def present(schema: pa.Schema, columns: Sequence[str]) -> list[str]:
     """Those of `columns` that a file has, once and as what the recorder writes: numbers, lists of numbers, else text."""
     return [name for name in columns if schema.names.count(name) == 1 and _fits(name, schema.field(name).type)]
 
@@ -225,25 +222,6 @@ def _rollout_numbers(path: Path, modified: int) -> dict[str, np.ndarray] | None:
     if columns is None or len(columns) < 3:
         return None
     return {name: np.array(values, dtype=float) for name, values in columns.items()}
-
-
-def token_ratios(path: Path) -> RatioCounts | None:
-    """Counts of a step's tokens by their ratio ρ; None where they were not recorded. Kept, as `rollout_numbers` are."""
-    try:
-        return _token_ratios(path, path.stat().st_mtime_ns)
-    except OSError:
-        return None
-
-
-@lru_cache(maxsize=20_000)
-def _token_ratios(path: Path, modified: int) -> RatioCounts | None:
-    try:
-        with pq.ParquetFile(path) as file:
-            from realrl.analysis.distributions import ratio_counts
-
-            return ratio_counts(iter([file.read(columns=_present(file.schema_arrow, ("group", "reward", "log_ratio")))]))
-    except (OSError, pa.ArrowException, ValueError):
-        return None
 
 
 def _records(path: Path) -> tuple[list[dict[str, Any]], list[int]]:

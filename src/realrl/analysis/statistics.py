@@ -26,11 +26,17 @@ class Mean:
 
 def mean_of(values: Sequence[float]) -> Mean:
     """The mean of independent values, taken to be normal, by Student's t with n − 1 degrees of freedom."""
-    mean, error = _moments(values)
-    if error is None:
-        return Mean(mean, None, None)
-    half = t_quantile(len(values) - 1) * error
-    return Mean(mean, mean - half, mean + half)
+    sample = np.asarray(values, dtype=float)
+    mean, half = float(sample.mean()), half_width(sample)
+    return Mean(mean, None, None) if half is None else Mean(mean, mean - float(half), mean + float(half))
+
+
+def half_width(values: np.ndarray) -> np.ndarray | None:
+    """Half of the 95 % t-interval of the mean over the first axis, one for each place of the others; None for one value."""
+    count = len(values)
+    if count < 2:
+        return None
+    return t_quantile(count - 1) * (values.std(axis=0, ddof=1) / np.sqrt(count))
 
 
 @functools.cache
@@ -42,9 +48,10 @@ def t_quantile(degrees: int) -> float:
 
 def p_value_of_zero(values: Sequence[float]) -> float | None:
     """Two-sided p-value of the t-test that the mean is 0; None for a single value. Equal values: 1 if they are 0, else 0."""
-    mean, error = _moments(values)
-    if error is None:
+    if len(values) < 2:
         return None
+    sample = np.asarray(values, dtype=float)
+    mean, error = float(sample.mean()), float(sample.std(ddof=1)) / math.sqrt(len(sample))
     return _tails(mean / error, len(values) - 1) if error else float(mean == 0)
 
 
@@ -57,12 +64,6 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
         largest = max(largest, min(p * (len(order) - rank), 1.0))
         adjusted[index] = largest
     return adjusted
-
-
-def _moments(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean and its standard error."""
-    sample = np.asarray(values, dtype=float)
-    return float(sample.mean()), float(sample.std(ddof=1)) / math.sqrt(len(sample)) if len(sample) > 1 else None
 
 
 def _within(degrees: int) -> tuple[Float[np.ndarray, " K"], Float[np.ndarray, " K"]]:

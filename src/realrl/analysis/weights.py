@@ -77,23 +77,8 @@ def weight_figures(folder: Path) -> list[Path]:
 
 def figure_1_of(configs: Mapping[str, Mapping[str, Any]], folder: Path) -> list[Path]:
     """figure_1_runs: a panel for each label and objective of a run, its settings as they were; autograd alone."""
-    columns = min(len(configs), 4)
     with style():
-        figure, axes = panels(-(-len(configs) // columns), columns, (3.4, 2.7), sharex=True)
-        data: list[dict[str, Any]] = []
-        for axis, (label, config) in zip(axes, configs.items(), strict=False):
-            config = {**config, **_NO_KL, **_SETTINGS.get(config.get("type", ""), {})}
-            for right in (True, False):
-                data += _draw(axis, config, right=right, label=_name_of(right), dots=False)
-            axis.set_title(plain(label), loc="left", fontsize=9)
-            axis.set_ylim(bottom=0)
-            axis.xaxis.set_tick_params(labelbottom=True)
-        for axis in axes[len(configs) :]:
-            axis.set_axis_off()
-        axes[0].legend(loc="best")
-        figure.supxlabel("log-ratio s of the response (nats)", fontsize=9)
-        figure.supylabel("|∂L/∂s|", fontsize=9)
-        return save(figure, data, folder, "figure_1_runs")
+        return _grid(configs, folder, "figure_1_runs", dot=0)
 
 
 def _paper_figure(folder: Path) -> list[Path]:
@@ -112,27 +97,32 @@ def _paper_figure(folder: Path) -> list[Path]:
 
 
 def _all_objectives(folder: Path) -> list[Path]:
-    names = list_objectives()
-    columns = 4
-    rows = -(-len(names) // columns)
-    figure, axes = panels(rows, columns, (2.7, 2.3), sharex=True)
+    return _grid({name: {"type": name} for name in list_objectives()}, folder, "figure_1_objectives", dot=3.2)
+
+
+def _grid(configs: Mapping[str, Mapping[str, Any]], folder: Path, name: str, *, dot: float) -> list[Path]:
+    """A panel for each label and objective, four in a row; what acts on the whole step is left out."""
+    columns = min(len(configs), 4)
+    figure, axes = panels(-(-len(configs) // columns), columns, (2.7, 2.3), sharex=True)
     data: list[dict[str, Any]] = []
-    for axis, name in zip(axes, names, strict=False):
-        for right in (True, False):
-            data += _draw(axis, {"type": name, **_SETTINGS.get(name, {})}, right=right, label=_name_of(right), dot=3.2)
-        axis.set_title(name, loc="left", fontweight="bold")
-        if name in _REMARKS:
-            axis.set_title(_REMARKS[name], loc="right", fontsize=8, color="#555555")
-        axis.set_ylim(bottom=0, top=1.08 * max(abs(row["weight"]) for row in data if row["objective"] == name))
+    for axis, (label, config) in zip(axes, configs.items(), strict=False):
+        kind = config.get("type", "")
+        config = {**config, **_SETTINGS.get(kind, {})}
+        drawn = [row for right in (True, False) for row in _draw(axis, config, right=right, label=_name_of(right), dot=dot)]
+        axis.set_title(plain(label), loc="left", fontweight="bold")
+        if kind in _REMARKS:
+            axis.set_title(_REMARKS[kind], loc="right", fontsize=8, color="#555555")
+        axis.set_ylim(bottom=0, top=1.08 * max(abs(row["weight"]) for row in drawn))
         axis.xaxis.set_tick_params(labelbottom=True)
-    for axis in axes[len(names) :]:
+        data += drawn
+    for axis in axes[len(configs) :]:
         axis.set_axis_off()
     handles, labels = axes[0].get_legend_handles_labels()
-    rest = axes[len(names)] if len(axes) > len(names) else axes[0]
-    rest.legend(handles, labels, loc="upper left", title=_READING, alignment="left")
+    rest, place = (axes[len(configs)], "upper left") if len(axes) > len(configs) else (axes[0], "best")
+    rest.legend(handles, labels, loc=place, title=_READING if dot else None, alignment="left")
     figure.supxlabel("log-ratio s of the response (nats); the others of its group at 0", fontsize=10)
     figure.supylabel("gradient weight |∂L/∂s|, constants in front of the sum left out", fontsize=10)
-    return save(figure, data, folder, "figure_1_objectives")
+    return save(figure, data, folder, name)
 
 
 def _temperatures(folder: Path) -> list[Path]:
@@ -153,29 +143,21 @@ def _name_of(right: bool) -> str:
 
 
 def _draw(
-    axis: Axes,
-    config: dict[str, Any],
-    *,
-    right: bool,
-    label: str,
-    colour: str = "",
-    dashes: str = "",
-    dot: float = 4.2,
-    dots: bool = True,
+    axis: Axes, config: dict[str, Any], *, right: bool, label: str, colour: str = "", dashes: str = "", dot: float = 4.2
 ) -> list[dict[str, Any]]:
-    """One curve and its dots; returns its rows of the CSV, signed: negative raises the response's probability."""
+    """One curve and its dots of size `dot`; returns its rows of the CSV, signed: negative raises the response's probability."""
     s = LOG_RATIOS
     weight = gradient_weights(config, s, right=right)
-    closed = formula(config, s, right=right) if dots else None
+    closed = formula(config, s, right=right) if dot else None
     colour = colour or (RIGHT if right else WRONG)
     # A weight that jumps to 0 is a clip's edge, not a slope.
     jumps = np.flatnonzero(np.diff(weight == 0)) + 1
     drawn = np.insert(np.abs(weight), jumps, np.nan)
     axis.plot(np.insert(s, jumps, np.nan), drawn, color=colour, linestyle=dashes or ("-" if right else "--"), label=label)
     if closed is not None:
-        some = slice(_EVERY // 2, None, _EVERY)
+        dots = slice(_EVERY // 2, None, _EVERY)
         axis.plot(
-            s[some], np.abs(closed[some]), "o", color=colour, markerfacecolor="white", markersize=dot, markeredgewidth=1.0
+            s[dots], np.abs(closed[dots]), "o", color=colour, markerfacecolor="white", markersize=dot, markeredgewidth=1.0
         )
     columns = {"objective": config["type"], "tau": config.get("tau", ""), "reward": int(right)}
     closed_form = [""] * len(s) if closed is None else [float(value) for value in closed]
