@@ -78,7 +78,9 @@ def test_a_crowd_with_one_hostile_answer_in_twenty_is_judged_whole_and_in_order(
     lost = 0
     for response, gold, result in zip(responses, golds, results, strict=True):
         if response in HOSTILE:
-            assert result.status == "grader_error" and ("died" in result.reason or HOSTILE[response] in result.reason)
+            # On a busy machine a kill from outside, or the deadline, may come before what it does.
+            reasons = (HOSTILE[response], "died", "no verdict")
+            assert result.status == "grader_error" and any(reason in result.reason for reason in reasons), (response, result)
         elif result.status == "grader_error":
             # Two kills from outside in a row may meet one answer.
             assert "died" in result.reason
