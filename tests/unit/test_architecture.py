@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "realrl"
-BASE = {"types", "errors", "seeding", "memory"}
+BASE = {"types", "errors", "seeding", "memory", "files"}
 CONFIG = BASE | {"config", "objectives"}
 ALLOWED = {
     "types": set(),
     "errors": set(),
     "seeding": set(),
     "memory": set(),
+    "files": set(),
     "objectives": {"types"},
     "config": BASE | {"objectives"},
     "head": BASE,

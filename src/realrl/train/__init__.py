@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from realrl.config import Config, dump_config
-from realrl.errors import ConfigError, TrainingError
+from realrl.errors import ConfigError
 from realrl.eval.runner import EvalResult
 from realrl.logging import Display, MetricsFile, build_trackers, check_trackers
-from realrl.train.checkpoint import list_checkpoints, load_optimizer, read_state
+from realrl.train.checkpoint import load_optimizer, newest_whole, read_state
 from realrl.train.distributed import World, join_world
 from realrl.train.environment import record_environment
 from realrl.train.loop import StopRequest, train_loop
@@ -47,7 +47,10 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> S
 
 def _train(config: Config, world: World, *, resume: bool, overwrite: bool) -> Summary:
     folder = Path(config.run.dir)
-    newest = _check_folder(folder, resume=resume, overwrite=overwrite)
+    _check_folder(folder, resume=resume, overwrite=overwrite)
+    newest, warnings = None, []
+    if resume:
+        newest, warnings = world.of_main(newest_whole(folder / "checkpoints") if world.is_main else (folder, []))
     check_trackers(config.log)
     start = int(read_state(newest)["step"]) if newest else 0
     run = prepare(config, world, weights=str(newest) if newest else None)
@@ -57,7 +60,7 @@ def _train(config: Config, world: World, *, resume: bool, overwrite: bool) -> Su
     recorder = _recorder(config, folder, world, start)
     recorder.last_checkpoint = newest
     try:
-        for note in run.notes:
+        for note in [*run.notes, *warnings]:
             recorder.line(note)
         if newest:
             recorder.line(f"resuming {newest} at step {start}" + (f"; changed: {', '.join(changed)}" if changed else ""))
@@ -93,15 +96,12 @@ def _recorder(config: Config, folder: Path, world: World, start: int) -> Recorde
     )
 
 
-def _check_folder(folder: Path, *, resume: bool, overwrite: bool) -> Path | None:
-    """The checkpoint to resume from, or None for a fresh run."""
+def _check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """ConfigError for a folder that this start may not write to."""
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other")
     if resume:
-        found = list_checkpoints(folder / "checkpoints")
-        if not found:
-            raise TrainingError(f"nothing to resume: no checkpoint in {folder / 'checkpoints'}; start without --resume")
-        return found[-1]
+        return
     if folder.exists() and not overwrite:
         raise ConfigError(
             f"the run folder {folder} exists; --resume continues it, --overwrite replaces it, --run.dir names another"
@@ -109,7 +109,6 @@ def _check_folder(folder: Path, *, resume: bool, overwrite: bool) -> Path | None
     # Only a folder that a run made is ever removed.
     if folder.exists() and any(folder.iterdir()) and not (folder / "config.toml").is_file():
         raise ConfigError(f"{folder} is not a run folder (no config.toml), so --overwrite leaves it alone; choose --run.dir")
-    return None
 
 
 def _changed_keys(folder: Path, config: Config) -> list[str]:
