@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "realrl"
-BASE = {"types", "errors", "seeding", "memory", "files"}
+BASE = {"types", "errors", "seeding", "memory", "files", "lock"}
 CONFIG = BASE | {"config", "objectives"}
 ALLOWED = {
     "types": set(),
@@ -14,6 +14,7 @@ ALLOWED = {
     "seeding": set(),
     "memory": set(),
     "files": set(),
+    "lock": {"errors"},
     "objectives": {"types"},
     "config": BASE | {"objectives"},
     "head": BASE,

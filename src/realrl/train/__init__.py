@@ -10,6 +10,8 @@ from pathlib import Path
 from realrl.config import Config, dump_config
 from realrl.errors import ConfigError
 from realrl.eval.runner import EvalResult
+from realrl.files import write_whole
+from realrl.lock import LOCK, RunLock
 from realrl.logging import Display, MetricsFile, build_trackers, check_trackers
 from realrl.train.checkpoint import load_optimizer, newest_whole, read_state
 from realrl.train.distributed import World, join_world
@@ -40,14 +42,16 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> S
     Raises ConfigError or DataError for input that cannot be used, before anything is written, and TrainingError for a run
     that must stop.
     """
-    with join_world() as world:
-        summary = _train(config, world, resume=resume, overwrite=overwrite)
+    with join_world() as world, RunLock(Path(config.run.dir)) as lock:
+        summary = _train(config, world, lock, resume=resume, overwrite=overwrite)
         return summary if world.is_main else None
 
 
-def _train(config: Config, world: World, *, resume: bool, overwrite: bool) -> Summary:
+def _train(config: Config, world: World, lock: RunLock, *, resume: bool, overwrite: bool) -> Summary:
     folder = Path(config.run.dir)
     _check_folder(folder, resume=resume, overwrite=overwrite)
+    if world.is_main and folder.exists():
+        lock.take()
     newest, warnings = None, []
     if resume:
         newest, warnings = world.of_main(newest_whole(folder / "checkpoints") if world.is_main else (folder, []))
@@ -57,10 +61,10 @@ def _train(config: Config, world: World, *, resume: bool, overwrite: bool) -> Su
     if newest:
         load_optimizer(newest, run.model, run.optimizer)
     changed = _changed_keys(folder, config) if newest else []
-    recorder = _recorder(config, folder, world, start)
+    recorder = _recorder(config, folder, world, lock, start)
     recorder.last_checkpoint = newest
     try:
-        for note in [*run.notes, *warnings]:
+        for note in [*run.notes, *lock.notes, *warnings]:
             recorder.line(note)
         if newest:
             recorder.line(f"resuming {newest} at step {start}" + (f"; changed: {', '.join(changed)}" if changed else ""))
@@ -74,16 +78,21 @@ def _train(config: Config, world: World, *, resume: bool, overwrite: bool) -> Su
     return Summary(folder, steps, config.train.steps, recorder.last_checkpoint, recorder.evaluations)
 
 
-def _recorder(config: Config, folder: Path, world: World, start: int) -> Recorder:
+def _recorder(config: Config, folder: Path, world: World, lock: RunLock, start: int) -> Recorder:
     """The run folder, emptied for a fresh run, and its recorder; on the first rank alone it writes."""
     # No rank removes what another still looks at.
     world.wait()
     if not world.is_main:
         return Recorder(folder, world, None, None, [], save_rollouts=False, save_tokens=False)
-    if start == 0 and folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.toml").write_text(dump_config(config))
+    if not lock.held:
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError as error:
+            raise ConfigError(f"another process has just made the run folder {folder}; choose another --run.dir") from error
+        lock.take()
+    if start == 0:
+        _empty(folder)
+    write_whole(folder / "config.toml", dump_config(config))
     record_environment(folder, world.size)
     return Recorder(
         folder,
@@ -94,6 +103,16 @@ def _recorder(config: Config, folder: Path, world: World, start: int) -> Recorde
         save_rollouts=config.log.rollouts,
         save_tokens=config.log.tokens,
     )
+
+
+def _empty(folder: Path) -> None:
+    """Remove what an earlier run left, but for its lock and, until the new one takes its place, its config: whenever this is
+    cut short, the folder is still known for a run's."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name not in (LOCK, "config.toml"):
+            path.unlink()
 
 
 def _check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
@@ -107,7 +126,7 @@ def _check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
             f"the run folder {folder} exists; --resume continues it, --overwrite replaces it, --run.dir names another"
         )
     # Only a folder that a run made is ever removed.
-    if folder.exists() and any(folder.iterdir()) and not (folder / "config.toml").is_file():
+    if folder.exists() and any(folder.iterdir()) and not any((folder / name).is_file() for name in ("config.toml", LOCK)):
         raise ConfigError(f"{folder} is not a run folder (no config.toml), so --overwrite leaves it alone; choose --run.dir")
 
 
