@@ -51,7 +51,11 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run folder.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse data with any bad row (data.strict).")] = False,
 ) -> None:
-    """Train a model as the recipe says; on several devices: torchrun --nproc-per-node 8 -m realrl train RECIPE.toml."""
+    """Train a model as the recipe says; on several devices: torchrun --nproc-per-node 8 -m realrl train RECIPE.toml.
+
+    Exit status: 0 the last step is done; 130 or 143 stopped by Ctrl-C or SIGTERM, after the step in progress was saved (a
+    second one stops at once); 1 an error.
+    """
     from realrl.config import load_config
     from realrl.train import train as run_training
 
@@ -66,6 +70,8 @@ def train(
 
         learning_curve(summary.folder, summary.folder / "learning_curve.png")
     _print_summary(summary, recipe, config)
+    if summary.signum:
+        raise typer.Exit(128 + summary.signum)
 
 
 class _EvalGroup(TyperGroup):
@@ -417,7 +423,7 @@ def _print_summary(summary: Summary, recipe: str, config: Config) -> None:
     from realrl.logging import printable
 
     print()
-    if summary.steps < summary.total:
+    if summary.signum:
         print(f"stopped after step {summary.steps} of {summary.total}; continue with: realrl train {recipe} --resume")
     first: dict[tuple[str, str], tuple[int, Any]] = {}
     last: dict[tuple[str, str], tuple[int, Any]] = {}

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import json
+import math
+import os
+import re
 import sys
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from realrl.config import Config, LogSection
 from realrl.errors import ConfigError
+from realrl.files import replacing, write_whole
 
 
 class Tracker(Protocol):
@@ -71,35 +77,69 @@ def build_trackers(log: LogSection, run_dir: Path, config: Config) -> list[Track
     return trackers
 
 
-class MetricsFile:
-    """metrics.jsonl: one JSON object a line, written through at once; on resume the lines after the checkpoint go."""
+# A metric that the record of every sampling round has; others hold an evaluation.
+STEP_RECORD = "reward/mean"
 
-    def __init__(self, path: Path, resume_step: int = 0) -> None:
-        kept = []
+
+class MetricsFile:
+    """metrics.jsonl: one JSON object a line, written through at once; on resume the lines after the checkpoint go.
+
+    `kept` are the records before. With `evaluation_due` the evaluation of `resume_step` goes, too. Raises OSError.
+    """
+
+    def __init__(self, path: Path, resume_step: int = 0, *, evaluation_due: bool = False) -> None:
+        self.kept: list[dict[str, Any]] = []
+        end = position = 0
         if path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    record = json.loads(line)
-                except json.JSONDecodeError:
-                    break  # a line torn by a crash is the last one
-                if record["step"] <= resume_step:
-                    kept.append(line)
-        path.write_text("".join(line + "\n" for line in kept))
-        self._file = path.open("a")
+            with path.open("rb") as lines:
+                for line in lines:
+                    position += len(line)
+                    record = _record(line)
+                    if record is None or record["step"] > resume_step:
+                        continue
+                    if record["step"] < resume_step or STEP_RECORD in record or not evaluation_due:
+                        self.kept.append(record)
+                        end = position
+            # Cut where it lies: that takes no space, and at no moment less than the records before is there.
+            os.truncate(path, end)
+        self._file = path.open("ab")
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, "time": time.time(), **metrics}) + "\n")
+        self._file.write((json.dumps({"step": step, "time": time.time(), **metrics}) + "\n").encode())
         self._file.flush()
 
+    def sync(self) -> None:
+        """Have everything so far on disk."""
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
-        self._file.close()
+        # What could not be written was an error then.
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """The record of a whole line; None for one torn by a crash."""
+    try:
+        record = json.loads(line) if line.endswith(b"\n") else None
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+
+
+def take_back_alarms(path: Path, resume_step: int) -> None:
+    """Remove the alarms of the steps after a checkpoint, which ring again. Raises OSError."""
+    if path.exists():
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        steps = [re.match(r"step (\d+): .*\n", line) for line in lines]
+        kept = [line for line, step in zip(lines, steps, strict=True) if step and int(step[1]) <= resume_step]
+        write_whole(path, "".join(kept))
 
 
 def write_rollouts(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Save rows as zstd Parquet, under a temporary name first."""
-    temporary = path.with_suffix(".tmp")
-    pq.write_table(pa.Table.from_pylist(list(rows)), temporary, compression="zstd")
-    temporary.rename(path)
+    """Save rows as zstd Parquet, whole or not at all."""
+    with replacing(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(list(rows)), temporary, compression="zstd")
 
 
 def printable(text: str) -> str:
@@ -174,8 +214,10 @@ class Alarms:
         self._patience = patience
         self._held: dict[str, int] = {}
 
-    def check(self, m: dict[str, float]) -> list[str]:
+    def check(self, metrics: Mapping[str, float]) -> list[str]:
         """Messages for the metrics of one step."""
+        # Of a saved record, what is missing was not finite.
+        m = defaultdict(lambda: math.nan, metrics)
         conditions = {
             "every group is all right or all wrong, so no rollout teaches anything: change the task's difficulty, the "
             "temperature or sampling.group_size": m["groups/mixed"] == 0,

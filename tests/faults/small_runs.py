@@ -16,18 +16,13 @@ CAMPAIGN = os.environ.get("REALRL_CAMPAIGN") == "1"
 HERE = Path(__file__).parent
 
 
-def even(response: str, golds: list[str]) -> bool:
-    """A verifier that a random model satisfies half of the time, in the grading workers."""
-    return len(response) % 2 == 0
-
-
 def recipe(model: Path, run: Path, **sections) -> dict:
     """A recipe as nested dicts; `sections` go over its keys, e.g. `train={"steps": 3}`."""
     small = {
         "run": {"dir": str(run), "threads": 1},
         "model": {"path": str(model)},
         "data": {"train": "column_addition", "eval": ["column_addition"]},
-        "reward": {"type": "small_runs:even", "workers": 1},
+        "reward": {"type": "parity:even", "workers": 1},
         "sampling": {"group_size": 4, "max_new_tokens": 12},
         "train": {"steps": 6, "prompts_per_step": 4, "mini_batch_prompts": 2},
         "optim": {"lr": 1e-3, "schedule": "cosine", "warmup_steps": 1},

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -36,6 +37,9 @@ _WORKER = "from realrl.rewards.pool import serve; import sys; serve(*sys.argv[1:
 
 def serve(descriptor: str, import_path: str, memory_mib: str, parent: str) -> None:
     """A worker's life: answer items until the pipe closes. It ends with its parent, even in the middle of an item."""
+    # What stops a run may reach all its processes; the step in progress still needs its verdicts.
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
     connection = Connection(int(descriptor))
     module, _, name = import_path.partition(":")

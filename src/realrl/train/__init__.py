@@ -6,13 +6,14 @@ import shutil
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from realrl.config import Config, dump_config
 from realrl.errors import ConfigError
 from realrl.eval.runner import EvalResult
 from realrl.files import write_whole
 from realrl.lock import LOCK, RunLock
-from realrl.logging import Display, MetricsFile, build_trackers, check_trackers
+from realrl.logging import Display, MetricsFile, build_trackers, check_trackers, take_back_alarms
 from realrl.train.checkpoint import load_optimizer, newest_whole, read_state
 from realrl.train.distributed import World, join_world
 from realrl.train.environment import record_environment
@@ -26,11 +27,15 @@ __all__ = ["Summary", "train"]
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """How a run ended: finished steps, the newest checkpoint and the evaluations (step, data set, mode, result)."""
+    """How a run ended: finished steps, the newest checkpoint and the evaluations (step, data set, mode, result).
+
+    `signum` is the signal that stopped it before its last step, or 0.
+    """
 
     folder: Path
     steps: int
     total: int
+    signum: int
     checkpoint: Path | None
     evaluations: list[tuple[int, str, str, EvalResult]]
 
@@ -56,29 +61,31 @@ def _train(config: Config, world: World, lock: RunLock, *, resume: bool, overwri
     if resume:
         newest, warnings = world.of_main(newest_whole(folder / "checkpoints") if world.is_main else (folder, []))
     check_trackers(config.log)
-    start = int(read_state(newest)["step"]) if newest else 0
+    state = read_state(newest) if newest else {}
+    start = int(state.get("step", 0))
     run = prepare(config, world, weights=str(newest) if newest else None)
     if newest:
         load_optimizer(newest, run.model, run.optimizer)
     changed = _changed_keys(folder, config) if newest else []
-    recorder = _recorder(config, folder, world, lock, start)
-    recorder.last_checkpoint = newest
+    recorder = _recorder(config, folder, world, lock, state)
+    recorder.go_on(newest, state)
     try:
         for note in [*run.notes, *lock.notes, *warnings]:
             recorder.line(note)
         if newest:
             recorder.line(f"resuming {newest} at step {start}" + (f"; changed: {', '.join(changed)}" if changed else ""))
-        elif config.eval.at_start:
-            recorder.evaluate(run, 0)
-        with StopRequest(recorder) as stop, Collector(run) as collector:
+        if state.get("evaluation_due", not newest and config.eval.at_start):
+            recorder.evaluate(run, start)
+        with StopRequest() as stop, Collector(run) as collector:
             steps = train_loop(run, collector, recorder, stop, start)
     finally:
         recorder.close()
         run.grader.close()
-    return Summary(folder, steps, config.train.steps, recorder.last_checkpoint, recorder.evaluations)
+    stopped_by = stop.signum if steps < config.train.steps or recorder.evaluation_due else 0
+    return Summary(folder, steps, config.train.steps, stopped_by, recorder.last_checkpoint, recorder.evaluations)
 
 
-def _recorder(config: Config, folder: Path, world: World, lock: RunLock, start: int) -> Recorder:
+def _recorder(config: Config, folder: Path, world: World, lock: RunLock, state: dict[str, Any]) -> Recorder:
     """The run folder, emptied for a fresh run, and its recorder; on the first rank alone it writes."""
     # No rank removes what another still looks at.
     world.wait()
@@ -90,15 +97,17 @@ def _recorder(config: Config, folder: Path, world: World, lock: RunLock, start: 
         except FileExistsError as error:
             raise ConfigError(f"another process has just made the run folder {folder}; choose another --run.dir") from error
         lock.take()
+    start = int(state.get("step", 0))
     if start == 0:
         _empty(folder)
+    take_back_alarms(folder / "alarms.txt", start)
     write_whole(folder / "config.toml", dump_config(config))
     record_environment(folder, world.size)
     return Recorder(
         folder,
         world,
         Display(config.train.steps, start, rich=config.log.rich),
-        MetricsFile(folder / "metrics.jsonl", resume_step=start),
+        MetricsFile(folder / "metrics.jsonl", start, evaluation_due=bool(state.get("evaluation_due"))),
         build_trackers(config.log, folder, config),
         save_rollouts=config.log.rollouts,
         save_tokens=config.log.tokens,

@@ -14,6 +14,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -224,7 +225,7 @@ def _fault(checkpoint: Path) -> str:
     return f"not as {_SUMS} has it: {', '.join(different)}" if different else ""
 
 
-def read_state(checkpoint: Path) -> dict[str, int | float | str]:
+def read_state(checkpoint: Path) -> dict[str, Any]:
     """The trainer's counters at the checkpoint.
 
     Raises OSError or ValueError for a file that is damaged, and TrainingError for one of another format.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
+from typing import Any
 
 import torch
 
@@ -25,11 +27,14 @@ from realrl.types import Batch
 def train_loop(run: Run, collector: Collector, recorder: Recorder, stop: StopRequest, start: int = 0) -> int:
     """Train from step `start` (counted from 0) to the recipe's last; returns the number of finished steps.
 
-    A `stop` request ends it after the step in progress. Raises TrainingError after too many non-finite updates in a row.
+    A `stop` request ends it after the step in progress, which is saved; an evaluation that is due then is left to the resumed
+    run. Raises TrainingError after too many non-finite updates in a row.
     """
     config, seed = run.config, run.config.run.seed
     alarms = Alarms()
-    bad_in_a_row = 0
+    for metrics in recorder.past:
+        alarms.check(metrics)
+    bad_in_a_row = recorder.bad_in_a_row
     for step in range(start, config.train.steps):
         torch.manual_seed(derive_seed(seed, "torch", step))
         clock = Clock()
@@ -52,13 +57,15 @@ def train_loop(run: Run, collector: Collector, recorder: Recorder, stop: StopReq
                 f"{bad_in_a_row} updates in a row were not finite (step {step + 1}); the last good checkpoint is "
                 f"{recorder.last_checkpoint or 'none yet'}. Lower optim.lr or optim.max_grad_norm, then --resume"
             )
-        stopping = bool(run.world.largest(int(stop.requested), run.device))
-        last = step + 1 == config.train.steps or stopping
-        if (last or (config.eval.every and (step + 1) % config.eval.every == 0)) and not stopping:
+        recorder.bad_in_a_row = bad_in_a_row
+        last = step + 1 == config.train.steps
+        recorder.evaluation_due = last or bool(config.eval.every and (step + 1) % config.eval.every == 0)
+        if recorder.evaluation_due and not stop.agreed(run):
             recorder.evaluate(run, step + 1)
-        if last or (config.checkpoint.every and (step + 1) % config.checkpoint.every == 0):
+        stopping = stop.agreed(run)
+        if last or stopping or (config.checkpoint.every and (step + 1) % config.checkpoint.every == 0):
             recorder.checkpoint(run, step + 1)
-        if last:
+        if last or stopping:
             return step + 1
     return start
 
@@ -155,25 +162,37 @@ class Clock:
 
 
 class StopRequest:
-    """The first Ctrl-C asks to stop after the step in progress, the second stops at once."""
+    """Ctrl-C, or SIGTERM, asks to stop after the step in progress; the next one ends the process where it stands.
 
-    def __init__(self, recorder: Recorder) -> None:
-        self.requested = False
-        self._recorder = recorder
+    `signum` is the signal that came, 0 before. A context manager.
+    """
+
+    def __init__(self) -> None:
+        self.signum = 0
+
+    def agreed(self, run: Run) -> bool:
+        """Whether any rank was asked to stop; every rank takes part."""
+        return bool(run.world.largest(self.signum, run.device))
 
     def __enter__(self) -> StopRequest:
         # Only the main thread may handle signals; elsewhere they are its owner's business.
-        self._handles = threading.current_thread() is threading.main_thread()
-        if self._handles:
-            self._previous = signal.signal(signal.SIGINT, self._handle)
+        self._previous: dict[signal.Signals, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {signum: signal.signal(signum, self._handle) for signum in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def _handle(self, signum: int, frame: object) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
-        self._recorder.line("Ctrl-C: finishing this step, then saving a checkpoint; press again to stop at once")
+        self.signum = signum
+        # The kernel's own handling needs no Python: it ends a process that waits in a library, too, and what is on disk is as
+        # after kill -9, which a run survives.
+        for one in self._previous:
+            signal.signal(one, signal.SIG_DFL)
+        name = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
+        text = f"{name}: finishing this step, then saving a checkpoint; again to stop at once, without saving"
+        # Not through the display, which the main thread may be in the middle of; a progress bar hides the cursor.
+        show_cursor = "\x1b[?25h" if os.isatty(2) else ""
+        os.write(2, f"{show_cursor}{text}\n".encode())
 
     def __exit__(self, *error: object) -> None:
-        if self._handles:
-            signal.signal(signal.SIGINT, self._previous)
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)

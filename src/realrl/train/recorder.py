@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from realrl.eval.runner import EvalResult, evaluate
-from realrl.logging import Display, MetricsFile, Tracker, printable, write_rollouts
+from realrl.logging import STEP_RECORD, Display, MetricsFile, Tracker, printable, write_rollouts
 from realrl.memory import return_freed_memory
 from realrl.rewards import last_boxed
 from realrl.seeding import derive_seed
@@ -45,12 +45,21 @@ class Recorder:
         self._world = world
         self.last_checkpoint: Path | None = None
         self.evaluations: list[tuple[int, str, str, EvalResult]] = []
+        self.past = [record for record in metrics.kept if STEP_RECORD in record] if metrics else []
+        self.evaluation_due = False
         self.skipped_updates = 0
+        self.bad_in_a_row = 0
         self._display = display
         self._metrics = metrics
         self._trackers = trackers
         self._save_rollouts = save_rollouts
         self._save_tokens = save_tokens
+
+    def go_on(self, checkpoint: Path | None, state: dict[str, Any]) -> None:
+        """Take up the counters of the checkpoint that the run resumes from."""
+        self.last_checkpoint = checkpoint
+        self.skipped_updates = int(state.get("skipped_updates", 0))
+        self.bad_in_a_row = int(state.get("bad_in_a_row", 0))
 
     def phase(self, name: str) -> None:
         if self._display:
@@ -103,6 +112,7 @@ class Recorder:
     def evaluate(self, run: Run, step: int) -> None:
         """Pass@1 on each held-out set, sampled and greedy; the same draws at every call. Ranks share the sampling."""
         config = run.config
+        self.evaluation_due = False
         for name, prompts in run.held_out.items():
             self.phase(f"evaluating {name}")
             for mode in ("sampled", "greedy") if config.eval.greedy else ("sampled",):
@@ -137,15 +147,23 @@ class Recorder:
                 )
 
     def checkpoint(self, run: Run, step: int) -> None:
-        """Save model and trainer state; the newest `checkpoint.keep` stay."""
+        """Save model and trainer state; the newest `checkpoint.keep` stay. A run resumed from it begins with an evaluation
+        that is due."""
         self.phase("saving")
+        if self._metrics:
+            self._metrics.sync()
         self.last_checkpoint = save_checkpoint(
             self.folder / "checkpoints",
             step,
             run.model,
             run.tokenizer,
             run.optimizer,
-            {"seed": run.config.run.seed, "skipped_updates": self.skipped_updates},
+            {
+                "seed": run.config.run.seed,
+                "skipped_updates": self.skipped_updates,
+                "bad_in_a_row": self.bad_in_a_row,
+                "evaluation_due": self.evaluation_due,
+            },
             run.config.checkpoint.keep,
             run.world,
         )
