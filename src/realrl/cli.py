@@ -68,7 +68,10 @@ def train(
     if config.log.figure:
         from realrl.analysis.figures import learning_curve
 
-        learning_curve(summary.folder, summary.folder / "learning_curve.png")
+        try:
+            learning_curve(summary.folder, summary.folder / "learning_curve.png")
+        except OSError as error:
+            print(f"realrl: learning_curve.png cannot be written: {error}", file=sys.stderr)
     _print_summary(summary, recipe, config)
     if summary.signum:
         raise typer.Exit(128 + summary.signum)

@@ -12,7 +12,7 @@ import re
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -68,13 +68,42 @@ def check_trackers(log: LogSection) -> None:
             raise ConfigError(f"log.{name} = true needs a package that is not installed: pip install 'realrl[{name}]'")
 
 
-def build_trackers(log: LogSection, run_dir: Path, config: Config) -> list[Tracker]:
-    """The backends that the recipe asks for."""
-    trackers: list[Tracker] = [_TensorBoard(run_dir)] if log.tensorboard else []
-    for name in ("wandb", "trackio"):
-        if getattr(log, name):
-            trackers.append(_WandbLike(importlib.import_module(name), run_dir, config.model_dump(mode="json")))
-    return trackers
+class Trackers:
+    """The backends that the recipe asks for. Training depends on none: one that fails, at whatever, is told of once and left
+    out from then on; metrics.jsonl has it all."""
+
+    def __init__(self, log: LogSection, run_dir: Path, config: Config, on_fault: Callable[[str], None]) -> None:
+        self._on_fault = on_fault
+        self._open: dict[str, Tracker] = {}
+        for name in ("tensorboard", "wandb", "trackio"):
+            if getattr(log, name):
+                with self._guarded(name):
+                    self._open[name] = _start(name, run_dir, config)
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        for name, tracker in list(self._open.items()):
+            with self._guarded(name):
+                tracker.log(metrics, step)
+
+    def close(self) -> None:
+        for name, tracker in list(self._open.items()):
+            with self._guarded(name):
+                tracker.close()
+
+    @contextlib.contextmanager
+    def _guarded(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  whatever a backend raises
+            self._open.pop(name, None)
+            what = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            self._on_fault(f"WARNING: log.{name} failed ({what}) and gets no more metrics; metrics.jsonl has them all")
+
+
+def _start(name: str, run_dir: Path, config: Config) -> Tracker:
+    if name == "tensorboard":
+        return _TensorBoard(run_dir)
+    return _WandbLike(importlib.import_module(name), run_dir, config.model_dump(mode="json"))
 
 
 # A metric that the record of every sampling round has; others hold an evaluation.

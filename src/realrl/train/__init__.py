@@ -13,16 +13,19 @@ from realrl.errors import ConfigError
 from realrl.eval.runner import EvalResult
 from realrl.files import write_whole
 from realrl.lock import LOCK, RunLock
-from realrl.logging import Display, MetricsFile, build_trackers, check_trackers, take_back_alarms
+from realrl.logging import Display, MetricsFile, check_trackers, take_back_alarms
 from realrl.train.checkpoint import load_optimizer, newest_whole, read_state
 from realrl.train.distributed import World, join_world
 from realrl.train.environment import record_environment
 from realrl.train.loop import StopRequest, train_loop
-from realrl.train.recorder import Recorder
+from realrl.train.recorder import Recorder, writing
 from realrl.train.rollouts import Collector
 from realrl.train.setup import prepare
 
 __all__ = ["Summary", "train"]
+
+
+_AGAIN = "give the same command again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,8 @@ def _train(config: Config, world: World, lock: RunLock, *, resume: bool, overwri
     folder = Path(config.run.dir)
     _check_folder(folder, resume=resume, overwrite=overwrite)
     if world.is_main and folder.exists():
-        lock.take()
+        with writing(folder, _AGAIN):
+            lock.take()
     newest, warnings = None, []
     if resume:
         newest, warnings = world.of_main(newest_whole(folder / "checkpoints") if world.is_main else (folder, []))
@@ -67,9 +71,10 @@ def _train(config: Config, world: World, lock: RunLock, *, resume: bool, overwri
     if newest:
         load_optimizer(newest, run.model, run.optimizer)
     changed = _changed_keys(folder, config) if newest else []
-    recorder = _recorder(config, folder, world, lock, state)
-    recorder.go_on(newest, state)
+    with writing(folder, _AGAIN):
+        recorder = _recorder(config, folder, world, lock, state)
     try:
+        recorder.begin(config, newest, state)
         for note in [*run.notes, *lock.notes, *warnings]:
             recorder.line(note)
         if newest:
@@ -90,7 +95,7 @@ def _recorder(config: Config, folder: Path, world: World, lock: RunLock, state: 
     # No rank removes what another still looks at.
     world.wait()
     if not world.is_main:
-        return Recorder(folder, world, None, None, [], save_rollouts=False, save_tokens=False)
+        return Recorder(folder, world, None, None, config.log)
     if not lock.held:
         try:
             folder.mkdir(parents=True)
@@ -103,15 +108,8 @@ def _recorder(config: Config, folder: Path, world: World, lock: RunLock, state: 
     take_back_alarms(folder / "alarms.txt", start)
     write_whole(folder / "config.toml", dump_config(config))
     record_environment(folder, world.size)
-    return Recorder(
-        folder,
-        world,
-        Display(config.train.steps, start, rich=config.log.rich),
-        MetricsFile(folder / "metrics.jsonl", start, evaluation_due=bool(state.get("evaluation_due"))),
-        build_trackers(config.log, folder, config),
-        save_rollouts=config.log.rollouts,
-        save_tokens=config.log.tokens,
-    )
+    metrics = MetricsFile(folder / "metrics.jsonl", start, evaluation_due=bool(state.get("evaluation_due")))
+    return Recorder(folder, world, Display(config.train.steps, start, rich=config.log.rich), metrics, config.log)
 
 
 def _empty(folder: Path) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -44,7 +44,8 @@ def save_checkpoint(
 ) -> Path:
     """Write `folder/step_N` (N = `step`) and remove all but the newest `keep` up to it; returns its path.
 
-    Every rank takes part. Raises OSError, or SafetensorError, for what cannot be written; then `folder` stays as it was.
+    Every rank takes part. Where something cannot be written, `folder` stays as it was: OSError, or what the library at work
+    makes of it.
     """
     target, temporary = folder / f"step_{step}", folder / f"{_WRITING}step_{step}"
     try:
@@ -53,7 +54,7 @@ def save_checkpoint(
             _put(temporary, target)
             for old in [path for path in list_checkpoints(folder) if step_of(path) <= step][:-keep]:
                 _remove(old)
-    except (OSError, SafetensorError):
+    except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     world.wait()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from realrl.config import Config, LogSection
+from realrl.errors import TrainingError
 from realrl.eval.runner import EvalResult, evaluate
-from realrl.logging import STEP_RECORD, Display, MetricsFile, Tracker, printable, write_rollouts
+from realrl.logging import STEP_RECORD, Display, MetricsFile, Trackers, printable, write_rollouts
 from realrl.memory import return_freed_memory
 from realrl.rewards import last_boxed
 from realrl.seeding import derive_seed
@@ -22,6 +25,21 @@ from realrl.types import Batch, Rollout, Verdict
 
 if TYPE_CHECKING:
     from realrl.train.loop import Update
+
+
+@contextmanager
+def writing(path: Path, remedy: str) -> Iterator[None]:
+    """What the system refuses to write within becomes a TrainingError: the path, the reason, and what to do."""
+    try:
+        yield
+    except Exception as error:
+        # The libraries in Rust (safetensors, tokenizers) have the system's words in an exception of their own.
+        if not isinstance(error, OSError) and "os error" not in str(error):
+            raise
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise TrainingError(
+            f"{path} cannot be written: {reason}; free space or make the folder writable, then {remedy}"
+        ) from error
 
 
 class Recorder:
@@ -36,10 +54,7 @@ class Recorder:
         world: World,
         display: Display | None,
         metrics: MetricsFile | None,
-        trackers: Sequence[Tracker],
-        *,
-        save_rollouts: bool,
-        save_tokens: bool,
+        log: LogSection,
     ) -> None:
         self.folder = folder
         self._world = world
@@ -51,15 +66,18 @@ class Recorder:
         self.bad_in_a_row = 0
         self._display = display
         self._metrics = metrics
-        self._trackers = trackers
-        self._save_rollouts = save_rollouts
-        self._save_tokens = save_tokens
+        self._trackers: Trackers | None = None
+        self._newest_step = 0
+        self._log = log
 
-    def go_on(self, checkpoint: Path | None, state: dict[str, Any]) -> None:
-        """Take up the counters of the checkpoint that the run resumes from."""
+    def begin(self, config: Config, checkpoint: Path | None, state: dict[str, Any]) -> None:
+        """Start the trackers, and take up the counters of the checkpoint that the run resumes from."""
         self.last_checkpoint = checkpoint
+        self._newest_step = int(state.get("step", 0))
         self.skipped_updates = int(state.get("skipped_updates", 0))
         self.bad_in_a_row = int(state.get("bad_in_a_row", 0))
+        if self._world.is_main:
+            self._trackers = Trackers(self._log, self.folder, config, lambda text: self.alarm(self._newest_step, text))
 
     def phase(self, name: str) -> None:
         if self._display:
@@ -72,7 +90,7 @@ class Recorder:
     def alarm(self, step: int, message: str) -> None:
         self.line(f"step {step}: {message}")
         if self._world.is_main:
-            with (self.folder / "alarms.txt").open("a") as file:
+            with self._writing("alarms.txt") as path, path.open("a") as file:
                 file.write(f"step {step}: {message}\n")
 
     def step(
@@ -101,12 +119,12 @@ class Recorder:
         self._write(step, metrics)
         if self._display:
             self._display.step(step, metrics)
-        if self._save_rollouts and self._world.is_main:
-            (self.folder / "rollouts").mkdir(exist_ok=True)
+        if self._log.rollouts and self._world.is_main:
             rows = _rollout_rows(step, batch, collected.rollouts, collected.verdicts, updates)
-            if self._save_tokens:
+            if self._log.tokens:
                 rows = [row | tokens for row, tokens in zip(rows, _token_columns(batch, updates), strict=True)]
-            write_rollouts(self.folder / "rollouts" / f"step_{step:06}.parquet", rows)
+            with self._writing(f"rollouts/step_{step:06}.parquet") as path:
+                write_rollouts(path, rows)
         return metrics
 
     def evaluate(self, run: Run, step: int) -> None:
@@ -139,8 +157,8 @@ class Recorder:
                     },
                 )
                 safe = "".join(char if char.isalnum() or char in "-_." else "_" for char in name)
-                (self.folder / "eval").mkdir(exist_ok=True)
-                write_rollouts(self.folder / "eval" / f"{safe}_{mode}_step_{step:06}.parquet", result.samples)
+                with self._writing(f"eval/{safe}_{mode}_step_{step:06}.parquet") as path:
+                    write_rollouts(path, result.samples)
                 self.line(
                     f"eval step {step}: {name} {mode} accuracy {result.accuracy:.3f} ± {result.standard_error:.3f} "
                     f"(boxed {result.boxed_share:.2f}, {len(result.samples)} samples of {len(prompts)} problems)"
@@ -150,37 +168,49 @@ class Recorder:
         """Save model and trainer state; the newest `checkpoint.keep` stay. A run resumed from it begins with an evaluation
         that is due."""
         self.phase("saving")
-        if self._metrics:
-            self._metrics.sync()
-        self.last_checkpoint = save_checkpoint(
-            self.folder / "checkpoints",
-            step,
-            run.model,
-            run.tokenizer,
-            run.optimizer,
-            {
-                "seed": run.config.run.seed,
-                "skipped_updates": self.skipped_updates,
-                "bad_in_a_row": self.bad_in_a_row,
-                "evaluation_due": self.evaluation_due,
-            },
-            run.config.checkpoint.keep,
-            run.world,
-        )
+        with self._writing(f"checkpoints/step_{step}") as path:
+            if self._metrics:
+                self._metrics.sync()
+            self.last_checkpoint = save_checkpoint(
+                path.parent,
+                step,
+                run.model,
+                run.tokenizer,
+                run.optimizer,
+                {
+                    "seed": run.config.run.seed,
+                    "skipped_updates": self.skipped_updates,
+                    "bad_in_a_row": self.bad_in_a_row,
+                    "evaluation_due": self.evaluation_due,
+                },
+                run.config.checkpoint.keep,
+                run.world,
+            )
 
     def close(self) -> None:
+        if self._trackers:
+            self._trackers.close()
         if self._display:
             self._display.close()
         if self._metrics:
             self._metrics.close()
-        for tracker in self._trackers:
-            tracker.close()
 
     def _write(self, step: int, metrics: dict[str, float]) -> None:
+        self._newest_step = step
         if self._metrics:
-            self._metrics.write(step, {name: value for name, value in metrics.items() if math.isfinite(value)})
-        for tracker in self._trackers:
-            tracker.log(metrics, step)
+            with self._writing("metrics.jsonl"):
+                self._metrics.write(step, {name: value for name, value in metrics.items() if math.isfinite(value)})
+        if self._trackers:
+            self._trackers.log(metrics, step)
+
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[Path]:
+        """The path of a file of the run, in its folder; see `writing`."""
+        path = self.folder / name
+        good = self.last_checkpoint
+        with writing(path, f"--resume goes on from {good}" if good else "start again with --overwrite (no checkpoint yet)"):
+            path.parent.mkdir(exist_ok=True)
+            yield path
 
 
 def _reward_metrics(batch: Batch, rollouts: Sequence[Rollout], verdicts: Sequence[Verdict]) -> dict[str, float]:
