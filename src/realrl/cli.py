@@ -385,6 +385,23 @@ def report(
     print(f"{output}: {size / 1e6:.1f} MB")
 
 
+@app.command(name="debug-batch")
+def debug_batch(
+    file: Annotated[str, typer.Argument(help="A file of a run's debug/: a mini-batch whose update was skipped.")],
+    model: Annotated[
+        str | None, typer.Option(help="Model folder to replay it on; default: the run's newest checkpoint up to that step.")
+    ] = None,
+) -> None:
+    """Compute a mini-batch again whose loss or gradient was not finite, and say what is not."""
+    from pathlib import Path
+
+    from realrl.logging import printable
+    from realrl.train.debug import replay
+
+    _quiet_libraries()
+    print("\n".join(map(printable, replay(Path(file), model).splitlines())))
+
+
 @app.command()
 def watch(
     run: Annotated[str, typer.Argument(help="A run folder, also before the run has made it.")],

@@ -18,6 +18,7 @@ from realrl.memory import return_freed_memory
 from realrl.rewards import last_boxed
 from realrl.seeding import derive_seed
 from realrl.train.checkpoint import save_checkpoint
+from realrl.train.debug import save_bad_update
 from realrl.train.distributed import World
 from realrl.train.rollouts import Collected, SharedSampler
 from realrl.train.setup import Run, sampling_params
@@ -126,6 +127,15 @@ class Recorder:
             with self._writing(f"rollouts/step_{step:06}.parquet") as path:
                 write_rollouts(path, rows)
         return metrics
+
+    def bad_updates(self, step: int, updates: Sequence[Update]) -> None:
+        """Keep the mini-batches of updates that were skipped, the first few of a run."""
+        for index, update in enumerate(updates):
+            if update.bad and self._world.is_main:
+                with self._writing(f"debug/step_{step:06}_update_{index}.json") as path:
+                    kept = save_bad_update(path.parent, step, index, update.bad)
+                if kept:
+                    self.line(f"step {step}: the mini-batch is kept; look at it with: realrl debug-batch {kept}")
 
     def evaluate(self, run: Run, step: int) -> None:
         """Pass@1 on each held-out set, sampled and greedy; the same draws at every call. Ranks share the sampling."""
@@ -255,6 +265,7 @@ def _update_metrics(batch: Batch, updates: Sequence[Update]) -> dict[str, float]
         "sampler/importance_max": float(gaps.exp().max()) if len(gaps) else 1.0,
         "compute/forwards": float(sum(update.forwards for update in updates)),
         "compute/backwards": float(sum(update.backwards for update in updates)),
+        "compute/micro_batch_tokens": float(updates[-1].budget),
         "compute/rollouts_share": len(computed) / len(batch),
         "train/nonfinite": float(sum(not update.finite for update in updates)),
         "train/inert_updates": float(sum(not update.report.computed_N.any() for update in updates)),
