@@ -132,9 +132,12 @@ class MetricsFile:
             # Cut where it lies: that takes no space, and at no moment less than the records before is there.
             os.truncate(path, end)
         self._file = path.open("ab")
+        self._began = time.monotonic()
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        self._file.write((json.dumps({"step": step, "time": time.time(), **metrics}) + "\n").encode())
+        # The first is a label: the clock on the wall may jump.
+        clocks = {"time": time.time(), "time/run_s": time.monotonic() - self._began}
+        self._file.write((json.dumps({"step": step, **clocks, **metrics}) + "\n").encode())
         self._file.flush()
 
     def sync(self) -> None:
@@ -218,8 +221,13 @@ class Display:
             self._bar.update(self._task, completed=step)
 
     def line(self, text: str) -> None:
-        self.console.print(text)
-        sys.stdout.flush()
+        try:
+            self.console.print(text)
+            if not self.console.quiet:
+                sys.stdout.flush()
+        except OSError:
+            # The terminal is gone, or the disk of the log is full: no reason to stop.
+            self.console.quiet = True
 
     def close(self) -> None:
         if self._bar:
