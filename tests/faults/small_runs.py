@@ -2,12 +2,9 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
-import tomli_w
 from safetensors.torch import load_file
 
 from realrl.config import Config, parse_config
@@ -37,23 +34,6 @@ def recipe(model: Path, run: Path, **sections) -> dict:
 
 def config(model: Path, run: Path, **sections) -> Config:
     return parse_config(recipe(model, run, **sections))
-
-
-def start(model: Path, run: Path, *arguments: str, limits=None, **sections) -> subprocess.Popen:
-    """`realrl train` on the recipe; `limits` is called in the child first."""
-    file = run.parent / f"{run.name}.toml"
-    file.write_text(tomli_w.dumps(recipe(model, run, **sections)))
-    path = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
-    return subprocess.Popen(
-        [sys.executable, "-m", "realrl", "train", str(file), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        preexec_fn=limits,
-        # What the terminal or a scheduler sends to the run's processes does not reach the test.
-        start_new_session=True,
-    )
 
 
 def records(run: Path) -> list[dict]:

@@ -93,6 +93,13 @@ def test_a_damaged_checkpoint_of_a_later_step_does_not_push_out_the_ones_that_ar
     assert newest_whole(copy / "checkpoints")[0].name == "step_5"
 
 
+def test_what_a_kill_left_of_the_last_save_goes_on_resume(copy, tiny_folder):
+    """The new checkpoint was in place, the old ones not removed yet, or in part."""
+    (copy / "checkpoints" / "step_2").rename(copy / "checkpoints" / ".removed_step_2")
+    train(config(tiny_folder, copy, checkpoint={"keep": 1}), resume=True)
+    assert [path.name for path in (copy / "checkpoints").iterdir()] == ["step_6"]
+
+
 def test_without_a_whole_checkpoint_nothing_is_touched(copy, tiny_folder):
     for step in (2, 4, 6):
         flip(copy / "checkpoints" / f"step_{step}" / "model.safetensors")

@@ -1,5 +1,6 @@
 """A disk that is full and a folder that cannot be written to: a clear end, nothing torn, and a run that goes on with space."""
 
+import os
 import resource
 import shutil
 import subprocess
@@ -13,18 +14,24 @@ from realrl.train import train
 from realrl.train.checkpoint import list_checkpoints, newest_whole
 
 # Where the run meets them: alarms and the config, metrics, rollouts or an evaluation, the tokenizer, weights and optimizer.
-LIMITS = [1_000, 4_000, 6_000, 9_000, 20_000, 60_000, 120_000] if CAMPAIGN else [4_000, 60_000]
+LIMITS = [1_000, 4_000, 6_000, 9_000, 20_000, 60_000, 120_000] if CAMPAIGN else [1_000, 4_000, 60_000]
 
 
 @contextmanager
 def file_limit(size):
     """No file grows beyond `size` bytes: writing fails as on a full disk (EFBIG for ENOSPC), in the middle of a write, too."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # What is printed lands in a file of pytest.
+    kept, nowhere = [os.dup(1), os.dup(2)], os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        os.dup2(nowhere, descriptor)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        for descriptor, copy in enumerate(kept, start=1):
+            os.dup2(copy, descriptor)
 
 
 @pytest.fixture(scope="module")

@@ -4,38 +4,29 @@ import os
 import signal
 
 import pytest
-from small_runs import assert_same_run, config, records, start
+from children import train_child
+from small_runs import assert_same_run, config, records
 
 from realrl.train import train
-from realrl.train.checkpoint import newest_whole, read_state
+from realrl.train.checkpoint import newest_whole, read_state, step_of
 
 # So slow that a signal meets the step in progress.
 SLOW = {"sampling": {"group_size": 64, "max_new_tokens": 96}, "checkpoint": {"every": 1}, "eval": {"at_start": False}}
 
 
-def wait_for(process, text):
-    """The output up to the first line that holds `text`."""
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if text in line:
-            return "".join(lines)
-    raise AssertionError(f"no {text!r} in\n{''.join(lines)}")
-
-
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_all_processes_of_a_run_saves_and_the_run_goes_on_as_if_nothing_had_been(tiny_folder, tmp_path, signum):
     """Schedulers and terminals signal the grading workers, too."""
-    sections = {"train": {"steps": 30}, "eval": {"every": 1}, "checkpoint": {"every": 100}}
-    process = start(tiny_folder, tmp_path / "run", **sections)
-    wait_for(process, "step    3/30")
-    os.killpg(process.pid, signum)
-    out, _ = process.communicate(timeout=300)
-    assert process.returncode == 128 + signum, out
+    sections = {"train": {"steps": 20}, "eval": {"every": 4}, "checkpoint": {"every": 100}}
+    child = train_child(tiny_folder, tmp_path / "run", **sections)
+    child.wait_for("step    3/20")
+    os.killpg(child.pid, signum)
+    status, out = child.wait(), child.out()
+    assert status == 128 + signum, out
     assert "finishing this step" in out and "stopped after step" in out and "Traceback" not in out
     checkpoint, _ = newest_whole(tmp_path / "run" / "checkpoints")
     stopped = read_state(checkpoint)["step"]
-    assert 3 <= stopped < 30 and records(tmp_path / "run")[-1]["step"] == stopped
+    assert 3 <= stopped < 20 and records(tmp_path / "run")[-1]["step"] == stopped
     train(config(tiny_folder, tmp_path / "run", **sections), resume=True)
     train(config(tiny_folder, tmp_path / "whole", **sections))
     # The interrupted run has one checkpoint more.
@@ -46,17 +37,17 @@ def test_a_signal_to_all_processes_of_a_run_saves_and_the_run_goes_on_as_if_noth
 
 def test_the_second_signal_stops_at_once_and_loses_only_the_step(tiny_folder, tmp_path):
     run = tmp_path / "run"
-    process = start(tiny_folder, run, **SLOW)
-    wait_for(process, "step    1/6")
-    process.send_signal(signal.SIGINT)
-    first = wait_for(process, "finishing this step")
-    process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=300)
+    child = train_child(tiny_folder, run, **SLOW)
+    child.wait_for("step    2/6")
+    os.kill(child.pid, signal.SIGINT)
+    child.wait_for("finishing this step")
+    os.kill(child.pid, signal.SIGINT)
     # Ended by the signal itself: 130 in a shell.
-    assert process.returncode == -signal.SIGINT and "Traceback" not in first + out
+    assert child.wait() == -signal.SIGINT and "Traceback" not in child.out()
     steps = [record["step"] for record in records(run)]
     checkpoint, warnings = newest_whole(run / "checkpoints")
-    assert steps in ([1], [1, 2]) and checkpoint.name == f"step_{steps[-1]}" and not warnings
+    # A step whose metrics are there may not have been saved yet.
+    assert steps == list(range(1, len(steps) + 1)) and 0 <= len(steps) - step_of(checkpoint) <= 1 and not warnings
 
 
 def test_an_evaluation_that_a_stop_leaves_out_is_made_on_resume_also_after_the_last_step(tiny_folder, tmp_path, monkeypatch):

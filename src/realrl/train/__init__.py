@@ -14,7 +14,7 @@ from realrl.eval.runner import EvalResult
 from realrl.files import write_whole
 from realrl.lock import LOCK, RunLock
 from realrl.logging import Display, MetricsFile, check_trackers, take_back_alarms
-from realrl.train.checkpoint import load_optimizer, newest_whole, read_state
+from realrl.train.checkpoint import load_optimizer, newest_whole, read_state, tidy
 from realrl.train.distributed import World, join_world
 from realrl.train.environment import record_environment
 from realrl.train.loop import StopRequest, train_loop
@@ -23,9 +23,6 @@ from realrl.train.rollouts import Collector
 from realrl.train.setup import prepare
 
 __all__ = ["Summary", "train"]
-
-
-_AGAIN = "give the same command again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +55,9 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> S
 def _train(config: Config, world: World, lock: RunLock, *, resume: bool, overwrite: bool) -> Summary:
     folder = Path(config.run.dir)
     _check_folder(folder, resume=resume, overwrite=overwrite)
+    again = "give the same command again" if resume or overwrite else "start again with --overwrite"
     if world.is_main and folder.exists():
-        with writing(folder, _AGAIN):
+        with writing(folder, again):
             lock.take()
     newest, warnings = None, []
     if resume:
@@ -71,7 +69,7 @@ def _train(config: Config, world: World, lock: RunLock, *, resume: bool, overwri
     if newest:
         load_optimizer(newest, run.model, run.optimizer)
     changed = _changed_keys(folder, config) if newest else []
-    with writing(folder, _AGAIN):
+    with writing(folder, again):
         recorder = _recorder(config, folder, world, lock, state)
     try:
         recorder.begin(config, newest, state)
@@ -105,6 +103,7 @@ def _recorder(config: Config, folder: Path, world: World, lock: RunLock, state: 
     start = int(state.get("step", 0))
     if start == 0:
         _empty(folder)
+    tidy(folder / "checkpoints", start, config.checkpoint.keep)
     take_back_alarms(folder / "alarms.txt", start)
     write_whole(folder / "config.toml", dump_config(config))
     record_environment(folder, world.size)

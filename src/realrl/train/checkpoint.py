@@ -52,8 +52,7 @@ def save_checkpoint(
         _write_checkpoint(temporary, step, model, tokenizer, optimizer, state, world)
         if world.is_main:
             _put(temporary, target)
-            for old in [path for path in list_checkpoints(folder) if step_of(path) <= step][:-keep]:
-                _remove(old)
+            tidy(folder, step, keep)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -71,7 +70,7 @@ def _write_checkpoint(
     world: World,
 ) -> None:
     if world.is_main:
-        _remove_unfinished(temporary.parent)
+        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     world.wait()
     if in_lockstep(model):
@@ -110,8 +109,10 @@ def _remove(checkpoint: Path) -> None:
     shutil.rmtree(checkpoint.rename(checkpoint.with_name(f"{_REMOVED}{checkpoint.name}")))
 
 
-def _remove_unfinished(folder: Path) -> None:
-    """Remove what saves left in the checkpoints' folder that did not come to their end."""
+def tidy(folder: Path, step: int, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints up to `step`, and what saves left that did not come to their end."""
+    for old in [path for path in list_checkpoints(folder) if step_of(path) <= step][:-keep]:
+        _remove(old)
     for name in (_WRITING, _REMOVED):
         for path in folder.glob(f"{name}step_*"):
             shutil.rmtree(path)
