@@ -74,7 +74,11 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run folder.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse data with any bad row (data.strict).")] = False,
 ) -> None:
-    """Train a model as the recipe says; on several devices: torchrun --nproc-per-node 8 -m realrl train RECIPE.toml."""
+    """Train a model as the recipe says; on several devices: torchrun --nproc-per-node 8 -m realrl train RECIPE.toml.
+
+    Exit status: 0 the last step is done; 130 or 143 stopped by Ctrl-C or SIGTERM, after the step in progress was saved (a
+    second one stops at once); 1 an error.
+    """
     from realrl.config import load_config
     from realrl.train import train as run_training
 
@@ -87,8 +91,13 @@ def train(
     if config.log.figure:
         from realrl.analysis.figures import learning_curve
 
-        learning_curve(summary.folder, summary.folder / "learning_curve.png")
+        try:
+            learning_curve(summary.folder, summary.folder / "learning_curve.png")
+        except OSError as error:
+            say(f"realrl: learning_curve.png cannot be written: {error}", file=sys.stderr)
     _print_summary(summary, recipe, config)
+    if summary.signum:
+        raise typer.Exit(128 + summary.signum)
 
 
 class _EvalGroup(TyperGroup):
@@ -399,6 +408,22 @@ def report(
     say(f"{output}: {size / 1e6:.1f} MB")
 
 
+@app.command(name="debug-batch")
+def debug_batch(
+    file: Annotated[str, typer.Argument(help="A file of a run's debug/: a mini-batch whose update was skipped.")],
+    model: Annotated[
+        str | None, typer.Option(help="Model folder to replay it on; default: the run's newest checkpoint up to that step.")
+    ] = None,
+) -> None:
+    """Compute a mini-batch again whose loss or gradient was not finite, and say what is not."""
+    from pathlib import Path
+
+    from realrl.train.debug import replay
+
+    _quiet_libraries()
+    say(replay(Path(file), model))
+
+
 @app.command()
 def watch(
     run: Annotated[str, typer.Argument(help="A run folder, also before the run has made it.")],
@@ -440,7 +465,7 @@ def _print_summary(summary: Summary, recipe: str, config: Config) -> None:
     from realrl.logging import printable
 
     say("")
-    if summary.steps < summary.total:
+    if summary.signum:
         say(f"stopped after step {summary.steps} of {summary.total}; continue with: realrl train {recipe} --resume")
     first: dict[tuple[str, str], tuple[int, Any]] = {}
     last: dict[tuple[str, str], tuple[int, Any]] = {}

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import json
+import math
+import os
+import re
 import sys
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from realrl.config import Config, LogSection
 from realrl.errors import ConfigError
+from realrl.files import replacing, write_whole
 
 
 class Tracker(Protocol):
@@ -62,46 +68,112 @@ def check_trackers(log: LogSection) -> None:
             raise ConfigError(f"log.{name} = true needs a package that is not installed: pip install 'realrl[{name}]'")
 
 
-def build_trackers(log: LogSection, run_dir: Path, config: Config) -> list[Tracker]:
-    """The backends that the recipe asks for."""
-    trackers: list[Tracker] = [_TensorBoard(run_dir)] if log.tensorboard else []
-    for name in ("wandb", "trackio"):
-        if getattr(log, name):
-            trackers.append(_WandbLike(importlib.import_module(name), run_dir, config.model_dump(mode="json")))
-    return trackers
+class Trackers:
+    """The backends that the recipe asks for. Training depends on none: one that fails, at whatever, is told of once and left
+    out from then on; metrics.jsonl has it all."""
+
+    def __init__(self, log: LogSection, run_dir: Path, config: Config, on_fault: Callable[[str], None]) -> None:
+        self._on_fault = on_fault
+        self._open: dict[str, Tracker] = {}
+        for name in ("tensorboard", "wandb", "trackio"):
+            if getattr(log, name):
+                with self._guarded(name):
+                    self._open[name] = _start(name, run_dir, config)
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        for name, tracker in list(self._open.items()):
+            with self._guarded(name):
+                tracker.log(metrics, step)
+
+    def close(self) -> None:
+        for name, tracker in list(self._open.items()):
+            with self._guarded(name):
+                tracker.close()
+
+    @contextlib.contextmanager
+    def _guarded(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  whatever a backend raises
+            self._open.pop(name, None)
+            what = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            self._on_fault(f"WARNING: log.{name} failed ({what}) and gets no more metrics; metrics.jsonl has them all")
+
+
+def _start(name: str, run_dir: Path, config: Config) -> Tracker:
+    if name == "tensorboard":
+        return _TensorBoard(run_dir)
+    return _WandbLike(importlib.import_module(name), run_dir, config.model_dump(mode="json"))
+
+
+# A metric that the record of every sampling round has; others hold an evaluation.
+STEP_RECORD = "reward/mean"
 
 
 class MetricsFile:
-    """metrics.jsonl: one JSON object a line, written through at once; on resume the lines after the checkpoint go."""
+    """metrics.jsonl: one JSON object a line, written through at once; on resume the lines after the checkpoint go.
 
-    def __init__(self, path: Path, resume_step: int = 0) -> None:
-        kept = []
+    `kept` are the records before. With `evaluation_due` the evaluation of `resume_step` goes, too. Raises OSError.
+    """
+
+    def __init__(self, path: Path, resume_step: int = 0, *, evaluation_due: bool = False) -> None:
+        self.kept: list[dict[str, Any]] = []
+        end = position = 0
         if path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    record = json.loads(line)
-                except json.JSONDecodeError:
-                    break  # a line torn by a crash is the last one
-                if record["step"] <= resume_step:
-                    kept.append(line)
-        path.write_text("".join(line + "\n" for line in kept))
-        self._file = path.open("a")
+            with path.open("rb") as lines:
+                for line in lines:
+                    position += len(line)
+                    record = _record(line)
+                    if record is None or record["step"] > resume_step:
+                        continue
+                    if record["step"] < resume_step or STEP_RECORD in record or not evaluation_due:
+                        self.kept.append(record)
+                        end = position
+            # Cut where it lies: that takes no space, and at no moment less than the records before is there.
+            os.truncate(path, end)
+        self._file = path.open("ab")
+        self._began = time.monotonic()
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, "time": time.time(), **metrics}) + "\n")
+        # The first is a label: the clock on the wall may jump.
+        clocks = {"time": time.time(), "time/run_s": time.monotonic() - self._began}
+        self._file.write((json.dumps({"step": step, **clocks, **metrics}) + "\n").encode())
         self._file.flush()
 
+    def sync(self) -> None:
+        """Have everything so far on disk."""
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
-        self._file.close()
+        # What could not be written was an error then.
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """The record of a whole line; None for one torn by a crash."""
+    try:
+        record = json.loads(line) if line.endswith(b"\n") else None
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+
+
+def take_back_alarms(path: Path, resume_step: int) -> None:
+    """Remove the alarms of the steps after a checkpoint, which ring again. Raises OSError."""
+    if path.exists():
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        steps = [re.match(r"step (\d+): .*\n", line) for line in lines]
+        kept = [line for line, step in zip(lines, steps, strict=True) if step and int(step[1]) <= resume_step]
+        write_whole(path, "".join(kept))
 
 
 def write_rollouts(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Save rows as zstd Parquet, under a temporary name first; the columns are those of all rows, absent values are null."""
-    temporary = path.with_suffix(".tmp")
+    """Save rows as zstd Parquet, whole or not at all; the columns are those of all rows, absent values are null."""
     names = dict.fromkeys(name for row in rows for name in row)
     table = pa.table({name: _column([row.get(name) for row in rows]) for name in names})
-    pq.write_table(table, temporary, compression="zstd")
-    temporary.rename(path)
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
 
 
 def _column(values: list[Any]) -> pa.Array:
@@ -159,8 +231,13 @@ class Display:
             self._bar.update(self._task, completed=step)
 
     def line(self, text: str) -> None:
-        self.console.print(text)
-        sys.stdout.flush()
+        try:
+            self.console.print(text)
+            if not self.console.quiet:
+                sys.stdout.flush()
+        except OSError:
+            # The terminal is gone, or the disk of the log is full: no reason to stop.
+            self.console.quiet = True
 
     def close(self) -> None:
         if self._bar:
@@ -184,8 +261,10 @@ class Alarms:
         self._patience = patience
         self._held: dict[str, int] = {}
 
-    def check(self, m: dict[str, float]) -> list[str]:
+    def check(self, metrics: Mapping[str, float]) -> list[str]:
         """Messages for the metrics of one step."""
+        # Of a saved record, what is missing was not finite.
+        m = defaultdict(lambda: math.nan, metrics)
         conditions = {
             "every group is all right or all wrong, so no rollout teaches anything: change the task's difficulty, the "
             "temperature or sampling.group_size": m["groups/mixed"] == 0,

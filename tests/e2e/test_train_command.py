@@ -126,7 +126,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
             process.send_signal(signal.SIGINT)
             break
     rest = process.stdout.read()
-    assert process.wait() == 0, rest
+    assert process.wait() == 130, rest
     assert "finishing this step" in rest and "--resume" in rest
     steps = [r["step"] for r in records(run) if "reward/mean" in r]
     assert (run / "checkpoints" / f"step_{steps[-1]}" / "optimizer.safetensors").is_file()

@@ -326,14 +326,14 @@ def test_what_cannot_be_used_is_named(tiny_folder, tmp_path, monkeypatch):
 
 
 def test_resuming_with_other_adapters_is_refused(tiny_folder, tmp_path):
-    from realrl.train.setup import _load_policy
+    from realrl.train.setup import load_policy
 
     checkpoint(tiny_folder, tmp_path)
     for model in ({}, {"lora": {"rank": 4, "alpha": 12}}):
         with pytest.raises(ConfigError, match="was trained with LoRA of rank 3 and alpha 12"):
-            _load_policy(config_of(tiny_folder, model=model), torch.device("cpu"), str(tmp_path))
+            load_policy(config_of(tiny_folder, model=model), torch.device("cpu"), str(tmp_path))
     with pytest.raises(ConfigError, match="was trained with no LoRA"):
-        _load_policy(config_of(tiny_folder, model={"lora": {}}), torch.device("cpu"), str(tiny_folder))
+        load_policy(config_of(tiny_folder, model={"lora": {}}), torch.device("cpu"), str(tiny_folder))
 
 
 def test_what_the_adapters_learn_reaches_a_sampler_with_its_own_copy(tiny_folder):

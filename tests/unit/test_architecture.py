@@ -6,14 +6,16 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "realrl"
-BASE = {"types", "errors", "seeding", "memory", "hub"}
+BASE = {"types", "errors", "seeding", "memory", "files", "hub", "lock"}
 CONFIG = BASE | {"config", "objectives"}
 ALLOWED = {
     "types": set(),
     "errors": set(),
     "seeding": set(),
     "memory": set(),
+    "files": set(),
     "hub": set(),
+    "lock": {"errors"},
     "objectives": {"types"},
     "config": BASE | {"objectives"},
     "head": BASE,

@@ -211,8 +211,8 @@ def test_recorded_tokens_are_those_of_each_rollout(tmp_path):
         logprobs_sampler=torch.zeros(3, 3),
     )
     # The first mini-batch holds rollouts 2 and 0 and is two tokens wide.
-    first = Update(torch.tensor([2, 0]), report_of(torch.tensor([[0.5, 9.0], [-1.0, 0.25]])), 1.0, True, (1, 1))
-    second = Update(torch.tensor([1]), report_of(torch.tensor([[0.0, -0.5, 2.0]])), 1.0, True, (1, 1))
+    first = Update(torch.tensor([2, 0]), report_of(torch.tensor([[0.5, 9.0], [-1.0, 0.25]])), 1.0, (1, 1), 100)
+    second = Update(torch.tensor([1]), report_of(torch.tensor([[0.0, -0.5, 2.0]])), 1.0, (1, 1), 100)
     write_rollouts(tmp_path / "rows.parquet", _token_columns(batch, [first, second]))
     table = pq.read_table(tmp_path / "rows.parquet")
     assert table["token_ids"].to_pylist() == [[5, 6], [7, 8, 70000], [9]]

@@ -149,7 +149,11 @@ def _facts(run: RunRecord) -> list[tuple[str, str]]:
 
 
 def _duration(run: RunRecord) -> float | None:
-    """Seconds from each start to the last record before the next one; None where no start was recorded."""
+    """Seconds from each start to its last record that counts; None where no start was recorded."""
+    # Grows until the run is started again. Runs from before there was this clock have that on the wall alone.
+    clock = [seconds for _, seconds in sorted(run.series("time/run_s").items())]
+    if clock:
+        return sum(now for now, later in zip(clock, [*clock[1:], 0.0], strict=True) if later < now)
     starts = [entry["started"] for entry in run.environment if entry["started"] is not None]
     if not starts or not run.times:
         return None

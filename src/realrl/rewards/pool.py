@@ -46,6 +46,10 @@ def serve(descriptor: str, import_path: str, memory_mib: str, parent: str, *impo
 
     Messages are JSON, so that what a grading library was made to do in a worker stays there.
     """
+    # What stops a run may reach all its processes, yet the step in progress still needs its verdicts. A handler,
+    # for a verifier's own children would inherit SIG_IGN.
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, lambda *_: None)
     threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
     connection = Connection(int(descriptor))
     home, _, name = import_path.partition(":")

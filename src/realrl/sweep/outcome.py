@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from realrl.config import dump_config, load_config
 from realrl.errors import ConfigError
+from realrl.lock import LOCK
 from realrl.sweep.plan import Plan, PlannedRun, leaves
 
 State = Literal["new", "unfinished", "finished", "refused"]
@@ -116,7 +117,9 @@ def _difference(run: PlannedRun) -> str:
     leave no trace in the weights."""
     path = run.folder / "config.toml"
     if not path.is_file():
-        return f"{run.folder} is not a run folder (no config.toml)" if any(run.folder.iterdir()) else ""
+        # Empty, or of a run that ended before it had written its config.
+        begun = not any(run.folder.iterdir()) or (run.folder / LOCK).is_file()
+        return "" if begun else f"{run.folder} is not a run folder (no config.toml)"
     try:
         found = load_config(path)
     except ConfigError as error:

@@ -6,16 +6,19 @@ import shutil
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from realrl.config import Config, dump_config
-from realrl.errors import ConfigError, TrainingError
+from realrl.errors import ConfigError
 from realrl.eval.runner import EvalResult
-from realrl.logging import Display, MetricsFile, build_trackers, check_trackers
-from realrl.train.checkpoint import list_checkpoints, load_optimizer, read_state
+from realrl.files import write_whole
+from realrl.lock import LOCK, RunLock
+from realrl.logging import Display, MetricsFile, check_trackers, take_back_alarms
+from realrl.train.checkpoint import load_optimizer, newest_whole, read_state, tidy
 from realrl.train.distributed import World, join_world
 from realrl.train.environment import record_environment
 from realrl.train.loop import StopRequest, train_loop
-from realrl.train.recorder import Recorder
+from realrl.train.recorder import Recorder, writing
 from realrl.train.rollouts import Collector
 from realrl.train.setup import prepare
 
@@ -24,11 +27,15 @@ __all__ = ["Summary", "train"]
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """How a run ended: finished steps, the newest checkpoint and the evaluations (step, data set, mode, result)."""
+    """How a run ended: finished steps, the newest checkpoint and the evaluations (step, data set, mode, result).
+
+    `signum` is the signal that stopped it before its last step, or 0.
+    """
 
     folder: Path
     steps: int
     total: int
+    signum: int
     checkpoint: Path | None
     evaluations: list[tuple[int, str, str, EvalResult]]
 
@@ -40,76 +47,93 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> S
     Raises ConfigError or DataError for input that cannot be used, before anything is written, and TrainingError for a run
     that must stop.
     """
-    with join_world() as world:
-        summary = _train(config, world, resume=resume, overwrite=overwrite)
+    with join_world() as world, RunLock(Path(config.run.dir)) as lock:
+        summary = _train(config, world, lock, resume=resume, overwrite=overwrite)
         return summary if world.is_main else None
 
 
-def _train(config: Config, world: World, *, resume: bool, overwrite: bool) -> Summary:
+def _train(config: Config, world: World, lock: RunLock, *, resume: bool, overwrite: bool) -> Summary:
     folder = Path(config.run.dir)
-    newest = _check_folder(folder, resume=resume, overwrite=overwrite)
+    _check_folder(folder, resume=resume, overwrite=overwrite)
+    again = "give the same command again" if resume or overwrite else "start again with --overwrite"
+    if world.is_main and folder.exists():
+        with writing(folder, again):
+            lock.take()
+    newest, warnings = None, []
+    if resume:
+        newest, warnings = world.of_main(newest_whole(folder / "checkpoints") if world.is_main else (folder, []))
     check_trackers(config.log)
-    start = int(read_state(newest)["step"]) if newest else 0
+    state = read_state(newest) if newest else {}
+    start = int(state.get("step", 0))
     run = prepare(config, world, weights=str(newest) if newest else None)
     if newest:
         load_optimizer(newest, run.model, run.optimizer)
     changed = _changed_keys(folder, config) if newest else []
-    recorder = _recorder(config, folder, world, start)
-    recorder.last_checkpoint = newest
+    with writing(folder, again):
+        recorder = _recorder(config, folder, world, lock, state)
     try:
-        for note in run.notes:
+        recorder.begin(config, newest, state)
+        for note in [*run.notes, *lock.notes, *warnings]:
             recorder.line(note)
         if newest:
             recorder.line(f"resuming {newest} at step {start}" + (f"; changed: {', '.join(changed)}" if changed else ""))
-        elif config.eval.at_start:
-            recorder.evaluate(run, 0)
-        with StopRequest(recorder) as stop, Collector(run) as collector:
+        if state.get("evaluation_due", not newest and config.eval.at_start):
+            recorder.evaluate(run, start)
+        with StopRequest() as stop, Collector(run) as collector:
             steps = train_loop(run, collector, recorder, stop, start)
     finally:
         recorder.close()
         run.grader.close()
-    return Summary(folder, steps, config.train.steps, recorder.last_checkpoint, recorder.evaluations)
+    stopped_by = stop.signum if steps < config.train.steps or recorder.evaluation_due else 0
+    return Summary(folder, steps, config.train.steps, stopped_by, recorder.last_checkpoint, recorder.evaluations)
 
 
-def _recorder(config: Config, folder: Path, world: World, start: int) -> Recorder:
+def _recorder(config: Config, folder: Path, world: World, lock: RunLock, state: dict[str, Any]) -> Recorder:
     """The run folder, emptied for a fresh run, and its recorder; on the first rank alone it writes."""
     # No rank removes what another still looks at.
     world.wait()
     if not world.is_main:
-        return Recorder(folder, world, None, None, [], save_rollouts=False, save_tokens=False)
-    if start == 0 and folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.toml").write_text(dump_config(config))
+        return Recorder(folder, world, None, None, config.log)
+    if not lock.held:
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError as error:
+            raise ConfigError(f"another process has just made the run folder {folder}; choose another --run.dir") from error
+        lock.take()
+    start = int(state.get("step", 0))
+    if start == 0:
+        _empty(folder)
+    tidy(folder / "checkpoints", start, config.checkpoint.keep)
+    take_back_alarms(folder / "alarms.txt", start)
+    write_whole(folder / "config.toml", dump_config(config))
     record_environment(folder, world.size)
-    return Recorder(
-        folder,
-        world,
-        Display(config.train.steps, start, rich=config.log.rich),
-        MetricsFile(folder / "metrics.jsonl", resume_step=start),
-        build_trackers(config.log, folder, config),
-        save_rollouts=config.log.rollouts,
-        save_tokens=config.log.tokens,
-    )
+    metrics = MetricsFile(folder / "metrics.jsonl", start, evaluation_due=bool(state.get("evaluation_due")))
+    return Recorder(folder, world, Display(config.train.steps, start, rich=config.log.rich), metrics, config.log)
 
 
-def _check_folder(folder: Path, *, resume: bool, overwrite: bool) -> Path | None:
-    """The checkpoint to resume from, or None for a fresh run."""
+def _empty(folder: Path) -> None:
+    """Remove what an earlier run left, but for its lock and, until the new one takes its place, its config: whenever this is
+    cut short, the folder is still known for a run's."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name not in (LOCK, "config.toml"):
+            path.unlink()
+
+
+def _check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """ConfigError for a folder that this start may not write to."""
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other")
     if resume:
-        found = list_checkpoints(folder / "checkpoints")
-        if not found:
-            raise TrainingError(f"nothing to resume: no checkpoint in {folder / 'checkpoints'}; start without --resume")
-        return found[-1]
+        return
     if folder.exists() and not overwrite:
         raise ConfigError(
             f"the run folder {folder} exists; --resume continues it, --overwrite replaces it, --run.dir names another"
         )
     # Only a folder that a run made is ever removed.
-    if folder.exists() and any(folder.iterdir()) and not (folder / "config.toml").is_file():
+    if folder.exists() and any(folder.iterdir()) and not any((folder / name).is_file() for name in ("config.toml", LOCK)):
         raise ConfigError(f"{folder} is not a run folder (no config.toml), so --overwrite leaves it alone; choose --run.dir")
-    return None
 
 
 def _changed_keys(folder: Path, config: Config) -> list[str]:

@@ -1,17 +1,20 @@
 """Checkpoints: a model folder that `AutoModelForCausalLM.from_pretrained` reads, plus the trainer's state.
 
 Safetensors and JSON only. Where FSDP2 shards the model, each rank writes whole tensors of its own, so that a checkpoint loads
-on any number of ranks, and in transformers. A checkpoint is written under a temporary name and renamed when whole, so a
-folder named `step_N` is always complete. Random streams have no state (`realrl.seeding`): the step number restores them all.
+on any number of ranks, and in transformers. A checkpoint is written under a temporary name and renamed when all of it is on
+disk, so a folder named `step_N` is complete; its SHA256SUMS (which `sha256sum -c` reads, too) tells whether it still is what
+was written. Random streams have no state (`realrl.seeding`): the step number restores them all.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -19,10 +22,14 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from realrl.errors import TrainingError
+from realrl.files import sync
 from realrl.sampling import whole
 from realrl.train.distributed import World, in_lockstep, like
 
 FORMAT = 1
+_STATE = "trainer.json"
+_SUMS = "SHA256SUMS"
+_WRITING, _REMOVED = ".writing_", ".removed_"
 
 
 def save_checkpoint(
@@ -35,8 +42,33 @@ def save_checkpoint(
     keep: int,
     world: World,
 ) -> Path:
-    """Write `folder/step_N` (N = `step`) and remove all but the newest `keep`; returns its path. Every rank takes part."""
-    target, temporary = folder / f"step_{step}", folder / f".writing_step_{step}"
+    """Write `folder/step_N` (N = `step`) and remove all but the newest `keep` up to it; returns its path.
+
+    Every rank takes part. Where something cannot be written, `folder` stays as it was: OSError, or what the library at work
+    makes of it.
+    """
+    target, temporary = folder / f"step_{step}", folder / f"{_WRITING}step_{step}"
+    try:
+        _write_checkpoint(temporary, step, model, tokenizer, optimizer, state, world)
+        if world.is_main:
+            _put(temporary, target)
+            tidy(folder, step, keep)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    world.wait()
+    return target
+
+
+def _write_checkpoint(
+    temporary: Path,
+    step: int,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, int | float | str],
+    world: World,
+) -> None:
     if world.is_main:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -55,16 +87,46 @@ def save_checkpoint(
             if model.generation_config is not None:
                 model.generation_config.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        (temporary / "trainer.json").write_text(json.dumps({"format": FORMAT, "step": step, **state}, indent=1))
-        for file in temporary.iterdir():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.rename(target)
-        for old in list_checkpoints(folder)[:-keep]:
-            shutil.rmtree(old)
-    world.wait()
-    return target
+        (temporary / _STATE).write_text(json.dumps({"format": FORMAT, "step": step, **state}, indent=1))
+        _write_sums(temporary)
+
+
+def _put(temporary: Path, target: Path) -> None:
+    """Have the checkpoint on disk and give it its name, which a damaged one may hold."""
+    for file in temporary.iterdir():
+        sync(file)
+    sync(temporary)
+    replaced = target.exists() and target.rename(target.with_name(f"{_REMOVED}{target.name}"))
+    temporary.rename(target)
+    sync(target.parent)
+    sync(target.parent.parent)
+    if replaced:
+        shutil.rmtree(replaced)
+
+
+def _remove(checkpoint: Path) -> None:
+    """At no moment a part of a checkpoint has its name."""
+    shutil.rmtree(checkpoint.rename(checkpoint.with_name(f"{_REMOVED}{checkpoint.name}")))
+
+
+def tidy(folder: Path, step: int, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints up to `step`, and what saves left that did not come to their end."""
+    for old in [path for path in list_checkpoints(folder) if step_of(path) <= step][:-keep]:
+        _remove(old)
+    for name in (_WRITING, _REMOVED):
+        for path in folder.glob(f"{name}step_*"):
+            shutil.rmtree(path)
+
+
+def _write_sums(checkpoint: Path) -> None:
+    """SHA-256 of every file; trainer.json comes last, so that a list cut short is told from a whole one."""
+    names = sorted((file.name for file in checkpoint.iterdir()), key=lambda name: (name == _STATE, name))
+    (checkpoint / _SUMS).write_text("".join(f"{_digest(checkpoint / name)}  {name}\n" for name in names))
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _trained_names(model: PreTrainedModel) -> list[str]:
@@ -115,19 +177,65 @@ def _write_index(folder: Path, stem: str, ranks: int) -> None:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Whole checkpoints, oldest first."""
-    found = [path for path in folder.glob("step_*") if (path / "trainer.json").is_file()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
+    """Folders named step_N, oldest first."""
+    return sorted((path for path in folder.glob("step_*") if re.fullmatch(r"step_\d+", path.name)), key=step_of)
 
 
-def read_state(checkpoint: Path) -> dict[str, int | float | str]:
-    """The trainer's counters at the checkpoint; raises TrainingError for a file that is damaged or of another format."""
+def step_of(checkpoint: Path) -> int:
+    """N of step_N."""
+    return int(checkpoint.name.removeprefix("step_"))
+
+
+def newest_whole(folder: Path) -> tuple[Path, list[str]]:
+    """The newest checkpoint that is what was written, and a warning for each newer one that is not: those stay untouched.
+
+    Raises TrainingError where there is none, and for one of another format.
+    """
+    found = list_checkpoints(folder)
+    if not found:
+        how = "with --overwrite" if folder.parent.exists() else "without --resume"
+        raise TrainingError(f"nothing to resume: no checkpoint in {folder}; start {how}")
+    faults: dict[Path, str] = {}
+    for checkpoint in reversed(found):
+        faults[checkpoint] = _fault(checkpoint)
+        if not faults[checkpoint]:
+            return checkpoint, [
+                f"WARNING: {path} is damaged ({fault}) and left as it is; an older one is taken"
+                for path, fault in faults.items()
+                if fault
+            ]
+    listed = "; ".join(f"{path.name}: {fault}" for path, fault in faults.items())
+    raise TrainingError(
+        f"nothing to resume: no checkpoint in {folder} is whole ({listed}); bring one back from a copy, or start over with "
+        "--overwrite"
+    )
+
+
+def _fault(checkpoint: Path) -> str:
+    """Why the checkpoint is not what was written; empty where it is. Without SHA256SUMS, as before there were any, only
+    trainer.json can be looked at."""
     try:
-        state = json.loads((checkpoint / "trainer.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise TrainingError(
-            f"{checkpoint}/trainer.json cannot be read: {error}; remove the folder to resume earlier"
-        ) from error
+        read_state(checkpoint)
+        if not (checkpoint / _SUMS).exists():
+            return ""
+        listed = [line.partition("  ") for line in (checkpoint / _SUMS).read_text().splitlines()]
+        if not listed or listed[-1][2] != _STATE:
+            return f"{_SUMS} is cut short"
+        different = [name for digest, _, name in listed if _digest(checkpoint / name) != digest]
+    except (OSError, ValueError) as error:
+        return str(error)
+    return f"not as {_SUMS} has it: {', '.join(different)}" if different else ""
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The trainer's counters at the checkpoint.
+
+    Raises OSError or ValueError for a file that is damaged, and TrainingError for one of another format.
+    """
+    path = checkpoint / _STATE
+    state = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(state, dict) or state.get("step") != step_of(checkpoint):
+        raise ValueError(f"{path} is not that of {checkpoint.name}")
     if state.get("format") != FORMAT:
         raise TrainingError(f"{checkpoint} has format {state.get('format')}, this version reads {FORMAT}")
     return state

@@ -59,6 +59,10 @@ class World:
             whole[rank :: self.size] = part
         return whole
 
+    def of_main(self, value: _Item) -> _Item:
+        """Rank 0's value on every rank."""
+        return self.merge([value])[0]
+
     def sum_(self, *tensors: Tensor) -> None:
         """Replace each tensor by its sum over the ranks."""
         if self.size > 1:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 import realrl
+from realrl.files import write_whole
 
 _PACKAGES = ("torch", "transformers", "vllm", "peft", "bitsandbytes")
 
@@ -21,8 +22,11 @@ _PACKAGES = ("torch", "transformers", "vllm", "peft", "bitsandbytes")
 def record_environment(folder: Path, ranks: int) -> None:
     """Append this start to `folder/environment.json`, a list: a resumed run may go on elsewhere, or with other versions."""
     path = folder / "environment.json"
-    entries = json.loads(path.read_text()) if path.exists() else []
-    path.write_text(json.dumps([*entries, environment(ranks)], indent=1) + "\n")
+    try:
+        entries = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        entries = []
+    write_whole(path, json.dumps([*entries, environment(ranks)], indent=1) + "\n")
 
 
 def environment(ranks: int) -> dict[str, Any]:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import os
 import signal
 import threading
 import time
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -14,22 +19,27 @@ from realrl.memory import return_freed_memory
 from realrl.sampling import whole
 from realrl.seeding import derive_seed, generator
 from realrl.train.batching import make_batch, mini_batches, select_rows
+from realrl.train.debug import BadUpdate, gradients_not_finite, not_finite
 from realrl.train.distributed import sum_gradients
+from realrl.train.fitting import fitting
 from realrl.train.recorder import Recorder
 from realrl.train.rollouts import Collector
 from realrl.train.setup import Run
-from realrl.train.step import GradientStep, StepReport, StepSettings
+from realrl.train.step import GradientStep, StepReport, StepSettings, settings_of
 from realrl.types import Batch
 
 
 def train_loop(run: Run, collector: Collector, recorder: Recorder, stop: StopRequest, start: int = 0) -> int:
     """Train from step `start` (counted from 0) to the recipe's last; returns the number of finished steps.
 
-    A `stop` request ends it after the step in progress. Raises TrainingError after too many non-finite updates in a row.
+    A `stop` request ends it after the step in progress, which is saved; an evaluation that is due then is left to the resumed
+    run. Raises TrainingError after too many non-finite updates in a row.
     """
     config, seed = run.config, run.config.run.seed
     alarms = Alarms()
-    bad_in_a_row = 0
+    for metrics in recorder.past:
+        alarms.check(metrics)
+    bad_in_a_row = recorder.bad_in_a_row
     for step in range(start, config.train.steps):
         torch.manual_seed(derive_seed(seed, "torch", step))
         clock = Clock()
@@ -40,6 +50,7 @@ def train_loop(run: Run, collector: Collector, recorder: Recorder, stop: StopReq
         recorder.phase("updating")
         batch = make_batch(collected.prompts, collected.rollouts, collected.verdicts, run.device)
         learning_rate = set_learning_rate(run, step)
+        budget = run.micro_batch_tokens
         updates, bad_in_a_row = update_policy(run, batch, step, bad_in_a_row, on_policy=collected.updates_behind == 0)
         clock.lap("update")
         collector.update_sampler()
@@ -47,31 +58,53 @@ def train_loop(run: Run, collector: Collector, recorder: Recorder, stop: StopReq
         metrics = recorder.step(step + 1, batch, collected, updates, learning_rate, clock.seconds)
         for message in alarms.check(metrics):
             recorder.alarm(step + 1, message)
+        if run.micro_batch_tokens != budget:
+            text = (
+                f"out of memory: micro-batches have at most {run.micro_batch_tokens} tokens from here on; the step was repeated"
+            )
+            recorder.alarm(step + 1, f"WARNING: {text} exactly. Set train.micro_batch_tokens to it")
+        recorder.bad_updates(step + 1, updates)
         if bad_in_a_row >= config.train.max_nonfinite_steps:
             raise TrainingError(
                 f"{bad_in_a_row} updates in a row were not finite (step {step + 1}); the last good checkpoint is "
                 f"{recorder.last_checkpoint or 'none yet'}. Lower optim.lr or optim.max_grad_norm, then --resume"
             )
-        stopping = bool(run.world.largest(int(stop.requested), run.device))
-        last = step + 1 == config.train.steps or stopping
-        if (last or (config.eval.every and (step + 1) % config.eval.every == 0)) and not stopping:
+        recorder.bad_in_a_row = bad_in_a_row
+        last = step + 1 == config.train.steps
+        recorder.evaluation_due = last or bool(config.eval.every and (step + 1) % config.eval.every == 0)
+        if recorder.evaluation_due and not stop.agreed(run):
             recorder.evaluate(run, step + 1)
-        if last or (config.checkpoint.every and (step + 1) % config.checkpoint.every == 0):
+        stopping = stop.agreed(run)
+        if last or stopping or (config.checkpoint.every and (step + 1) % config.checkpoint.every == 0):
             recorder.checkpoint(run, step + 1)
-        if last:
+        if last or stopping:
             return step + 1
     return start
 
 
 class Update:
-    """One optimizer step: its rows of the batch, what the gradient pass reported, and the gradient norm."""
+    """One optimizer step: its rows of the batch, what the gradient pass reported, and the gradient norm; `bad` if skipped."""
 
-    def __init__(self, rows: torch.Tensor, report: StepReport, grad_norm: float, finite: bool, work: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        rows: torch.Tensor,
+        report: StepReport,
+        grad_norm: float,
+        work: tuple[int, int],
+        budget: int,
+        bad: BadUpdate | None = None,
+    ) -> None:
         self.rows = rows
         self.report = report
         self.grad_norm = grad_norm
-        self.finite = finite
         self.forwards, self.backwards = work
+        self.budget = budget
+        self.bad = bad
+
+    @property
+    def finite(self) -> bool:
+        """Whether the update was made."""
+        return self.bad is None
 
 
 def update_policy(run: Run, batch: Batch, step: int, bad_in_a_row: int, *, on_policy: bool = True) -> tuple[list[Update], int]:
@@ -82,21 +115,15 @@ def update_policy(run: Run, batch: Batch, step: int, bad_in_a_row: int, *, on_po
     Non-finite updates are skipped; returns how many came in a row, too.
     """
     config, seed = run.config, run.config.run.seed
-    settings = StepSettings(
-        temperature=config.sampling.temperature,
-        budget=config.train.micro_batch_tokens,
-        route=config.train.gradient_route,
-        autocast=torch.bfloat16 if config.model.autocast == "bfloat16" else None,
-        shuffle=generator(seed, "shuffle", step) if config.train.shuffle_rollouts else None,
-        importance_cap=config.sampling.importance_cap,
-        layout=None if config.train.layout == "auto" else config.train.layout,
-    )
+    settings = settings_of(config, step)
     gradient = GradientStep(run.model, run.objective, settings, run.world)
     minis = mini_batches(batch, config.train.mini_batch_prompts, generator(seed, "mini_batches", step))
     active = run.objective.carries_gradient(batch.rewards, batch.group_ids, batch.levels)
     later = active.clone()
     later[minis[0]] = False
-    old_NT = gradient.token_logprobs(batch, later) if on_policy else batch.logprobs_sampler
+    old_NT = batch.logprobs_sampler
+    if on_policy:
+        old_NT = fitting(run, gradient, batch, partial(gradient.token_logprobs, batch, later))
     ref_NT = reference_logprobs(run, batch, active, settings)
     updates: list[Update] = []
     fresh = on_policy
@@ -105,22 +132,34 @@ def update_policy(run: Run, batch: Batch, step: int, bad_in_a_row: int, *, on_po
         mini = select_rows(batch, rows)
         width = mini.response_ids.shape[1]
         run.optimizer.zero_grad(set_to_none=True)
-        report = gradient.backward(
-            mini, None if fresh else old_NT[rows, :width], None if ref_NT is None else ref_NT[rows, :width]
-        )
+        old, ref = None if fresh else old_NT[rows, :width], None if ref_NT is None else ref_NT[rows, :width]
+        report = fitting(run, gradient, mini, partial(gradient.backward, mini, old, ref))
         work = gradient.forwards - before[0], gradient.backwards - before[1]
         before = gradient.forwards, gradient.backwards
         grad_norm = 0.0
-        finite = True
+        bad = None
         if report.computed_N.any():
             sum_gradients(run.model, run.world)
-            grad_norm = float(whole(torch.nn.utils.clip_grad_norm_(run.model.parameters(), config.optim.max_grad_norm)))
-            finite = torch.isfinite(torch.tensor([grad_norm, report.loss])).all().item()
+            total = torch.nn.utils.get_total_norm([p.grad for p in run.model.parameters() if p.grad is not None])
+            grad_norm = float(whole(total))
+            finite = math.isfinite(grad_norm) and math.isfinite(report.loss)
             if finite:
+                torch.nn.utils.clip_grads_with_norm_(run.model.parameters(), config.optim.max_grad_norm, total)
                 run.optimizer.step()
                 fresh = False
+            else:
+                bad = BadUpdate(
+                    batch=mini,
+                    old_NT=old,
+                    ref_NT=ref,
+                    policy_NT=report.logprobs_NT,
+                    loss=report.loss,
+                    grad_norm=grad_norm,
+                    gradients=gradients_not_finite(run.model),
+                    weights=not_finite(run.model.named_parameters()),
+                )
             bad_in_a_row = 0 if finite else bad_in_a_row + 1
-        updates.append(Update(rows, report, grad_norm, bool(finite), work))
+        updates.append(Update(rows, report, grad_norm, work, gradient.settings.budget, bad))
     run.optimizer.zero_grad(set_to_none=True)
     return updates, bad_in_a_row
 
@@ -130,7 +169,8 @@ def reference_logprobs(run: Run, batch: Batch, rows_N: torch.Tensor, settings: S
     if run.reference is None:
         return None
     with run.reference as model:
-        return GradientStep(model, run.objective, settings, run.world).token_logprobs(batch, rows_N)
+        step = GradientStep(model, run.objective, settings, run.world)
+        return fitting(run, step, batch, partial(step.token_logprobs, batch, rows_N))
 
 
 def set_learning_rate(run: Run, step: int) -> float:
@@ -155,25 +195,38 @@ class Clock:
 
 
 class StopRequest:
-    """The first Ctrl-C asks to stop after the step in progress, the second stops at once."""
+    """Ctrl-C, or SIGTERM, asks to stop after the step in progress; the next one ends the process where it stands.
 
-    def __init__(self, recorder: Recorder) -> None:
-        self.requested = False
-        self._recorder = recorder
+    `signum` is the signal that came, 0 before. A context manager.
+    """
+
+    def __init__(self) -> None:
+        self.signum = 0
+
+    def agreed(self, run: Run) -> bool:
+        """Whether any rank was asked to stop; every rank takes part."""
+        return bool(run.world.largest(self.signum, run.device))
 
     def __enter__(self) -> StopRequest:
         # Only the main thread may handle signals; elsewhere they are its owner's business.
-        self._handles = threading.current_thread() is threading.main_thread()
-        if self._handles:
-            self._previous = signal.signal(signal.SIGINT, self._handle)
+        self._previous: dict[signal.Signals, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {signum: signal.signal(signum, self._handle) for signum in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def _handle(self, signum: int, frame: object) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
-        self._recorder.line("Ctrl-C: finishing this step, then saving a checkpoint; press again to stop at once")
+        self.signum = signum
+        # The kernel's own handling needs no Python: it ends a process that waits in a library, too, and what is on disk is as
+        # after kill -9, which a run survives.
+        for one in self._previous:
+            signal.signal(one, signal.SIG_DFL)
+        name = "Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name
+        text = f"{name}: finishing this step, then saving a checkpoint; again to stop at once, without saving"
+        # Not through the display, which the main thread may be in the middle of; a progress bar hides the cursor.
+        show_cursor = "\x1b[?25h" if os.isatty(2) else ""
+        with contextlib.suppress(OSError):
+            os.write(2, f"{show_cursor}{text}\n".encode())
 
     def __exit__(self, *error: object) -> None:
-        if self._handles:
-            signal.signal(signal.SIGINT, self._previous)
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from realrl.config import Config, LogSection
+from realrl.errors import TrainingError
 from realrl.eval.runner import EvalResult, evaluate
 from realrl.eval.store import file_name
-from realrl.logging import Display, MetricsFile, Tracker, printable, write_rollouts
+from realrl.logging import STEP_RECORD, Display, MetricsFile, Trackers, printable, write_rollouts
 from realrl.memory import return_freed_memory
 from realrl.rewards import last_boxed
 from realrl.seeding import derive_seed
 from realrl.train.checkpoint import save_checkpoint
+from realrl.train.debug import save_bad_update
 from realrl.train.distributed import World
 from realrl.train.rollouts import Collected, SharedSampler
 from realrl.train.setup import Run, sampling_params
@@ -23,6 +27,21 @@ from realrl.types import Batch, Rollout, Verdict
 
 if TYPE_CHECKING:
     from realrl.train.loop import Update
+
+
+@contextmanager
+def writing(path: Path, remedy: str) -> Iterator[None]:
+    """What the system refuses to write within becomes a TrainingError: the path, the reason, and what to do."""
+    try:
+        yield
+    except Exception as error:
+        # The libraries in Rust (safetensors, tokenizers) have the system's words in an exception of their own.
+        if not isinstance(error, OSError) and "os error" not in str(error):
+            raise
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise TrainingError(
+            f"{path} cannot be written: {reason}; free space or make the folder writable, then {remedy}"
+        ) from error
 
 
 class Recorder:
@@ -37,21 +56,30 @@ class Recorder:
         world: World,
         display: Display | None,
         metrics: MetricsFile | None,
-        trackers: Sequence[Tracker],
-        *,
-        save_rollouts: bool,
-        save_tokens: bool,
+        log: LogSection,
     ) -> None:
         self.folder = folder
         self._world = world
         self.last_checkpoint: Path | None = None
         self.evaluations: list[tuple[int, str, str, EvalResult]] = []
+        self.past = [record for record in metrics.kept if STEP_RECORD in record] if metrics else []
+        self.evaluation_due = False
         self.skipped_updates = 0
+        self.bad_in_a_row = 0
         self._display = display
         self._metrics = metrics
-        self._trackers = trackers
-        self._save_rollouts = save_rollouts
-        self._save_tokens = save_tokens
+        self._trackers: Trackers | None = None
+        self._newest_step = 0
+        self._log = log
+
+    def begin(self, config: Config, checkpoint: Path | None, state: dict[str, Any]) -> None:
+        """Start the trackers, and take up the counters of the checkpoint that the run resumes from."""
+        self.last_checkpoint = checkpoint
+        self._newest_step = int(state.get("step", 0))
+        self.skipped_updates = int(state.get("skipped_updates", 0))
+        self.bad_in_a_row = int(state.get("bad_in_a_row", 0))
+        if self._world.is_main:
+            self._trackers = Trackers(self._log, self.folder, config, lambda text: self.alarm(self._newest_step, text))
 
     def phase(self, name: str) -> None:
         if self._display:
@@ -64,7 +92,7 @@ class Recorder:
     def alarm(self, step: int, message: str) -> None:
         self.line(f"step {step}: {message}")
         if self._world.is_main:
-            with (self.folder / "alarms.txt").open("a") as file:
+            with self._writing("alarms.txt") as path, path.open("a") as file:
                 file.write(f"step {step}: {message}\n")
 
     def step(
@@ -93,17 +121,27 @@ class Recorder:
         self._write(step, metrics)
         if self._display:
             self._display.step(step, metrics)
-        if self._save_rollouts and self._world.is_main:
-            (self.folder / "rollouts").mkdir(exist_ok=True)
+        if self._log.rollouts and self._world.is_main:
             rows = _rollout_rows(step, batch, collected.rollouts, collected.verdicts, updates)
-            if self._save_tokens:
+            if self._log.tokens:
                 rows = [row | tokens for row, tokens in zip(rows, _token_columns(batch, updates), strict=True)]
-            write_rollouts(self.folder / "rollouts" / f"step_{step:06}.parquet", rows)
+            with self._writing(f"rollouts/step_{step:06}.parquet") as path:
+                write_rollouts(path, rows)
         return metrics
+
+    def bad_updates(self, step: int, updates: Sequence[Update]) -> None:
+        """Keep the mini-batches of updates that were skipped, the first few of a run."""
+        for index, update in enumerate(updates):
+            if update.bad and self._world.is_main:
+                with self._writing(f"debug/step_{step:06}_update_{index}.json") as path:
+                    kept = save_bad_update(path.parent, step, index, update.bad)
+                if kept:
+                    self.line(f"step {step}: the mini-batch is kept; look at it with: realrl debug-batch {kept}")
 
     def evaluate(self, run: Run, step: int) -> None:
         """Pass@1 on each held-out set, sampled and greedy; the same draws at every call. Ranks share the sampling."""
         config = run.config
+        self.evaluation_due = False
         for name, prompts in run.held_out.items():
             self.phase(f"evaluating {name}")
             for mode in ("sampled", "greedy") if config.eval.greedy else ("sampled",):
@@ -129,40 +167,60 @@ class Recorder:
                         f"{prefix}/truncated_share": result.truncated_share,
                     },
                 )
-                (self.folder / "eval").mkdir(exist_ok=True)
-                write_rollouts(self.folder / "eval" / f"{file_name(name)}_{mode}_step_{step:06}.parquet", result.samples)
+                with self._writing(f"eval/{file_name(name)}_{mode}_step_{step:06}.parquet") as path:
+                    write_rollouts(path, result.samples)
                 self.line(
                     f"eval step {step}: {name} {mode} accuracy {result.accuracy:.3f} ± {result.standard_error:.3f} "
                     f"(boxed {result.boxed_share:.2f}, {len(result.samples)} samples of {len(prompts)} problems)"
                 )
 
     def checkpoint(self, run: Run, step: int) -> None:
-        """Save model and trainer state; the newest `checkpoint.keep` stay."""
+        """Save model and trainer state; the newest `checkpoint.keep` stay. A run resumed from it begins with an evaluation
+        that is due."""
         self.phase("saving")
-        self.last_checkpoint = save_checkpoint(
-            self.folder / "checkpoints",
-            step,
-            run.model,
-            run.tokenizer,
-            run.optimizer,
-            {"seed": run.config.run.seed, "skipped_updates": self.skipped_updates},
-            run.config.checkpoint.keep,
-            run.world,
-        )
+        with self._writing(f"checkpoints/step_{step}") as path:
+            if self._metrics:
+                self._metrics.sync()
+            self.last_checkpoint = save_checkpoint(
+                path.parent,
+                step,
+                run.model,
+                run.tokenizer,
+                run.optimizer,
+                {
+                    "seed": run.config.run.seed,
+                    "skipped_updates": self.skipped_updates,
+                    "bad_in_a_row": self.bad_in_a_row,
+                    "evaluation_due": self.evaluation_due,
+                },
+                run.config.checkpoint.keep,
+                run.world,
+            )
 
     def close(self) -> None:
+        if self._trackers:
+            self._trackers.close()
         if self._display:
             self._display.close()
         if self._metrics:
             self._metrics.close()
-        for tracker in self._trackers:
-            tracker.close()
 
     def _write(self, step: int, metrics: dict[str, float]) -> None:
+        self._newest_step = step
         if self._metrics:
-            self._metrics.write(step, {name: value for name, value in metrics.items() if math.isfinite(value)})
-        for tracker in self._trackers:
-            tracker.log(metrics, step)
+            with self._writing("metrics.jsonl"):
+                self._metrics.write(step, {name: value for name, value in metrics.items() if math.isfinite(value)})
+        if self._trackers:
+            self._trackers.log(metrics, step)
+
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[Path]:
+        """The path of a file of the run, in its folder; see `writing`."""
+        path = self.folder / name
+        good = self.last_checkpoint
+        with writing(path, f"--resume goes on from {good}" if good else "start again with --overwrite (no checkpoint yet)"):
+            path.parent.mkdir(exist_ok=True)
+            yield path
 
 
 def _reward_metrics(batch: Batch, rollouts: Sequence[Rollout], verdicts: Sequence[Verdict]) -> dict[str, float]:
@@ -207,6 +265,7 @@ def _update_metrics(batch: Batch, updates: Sequence[Update]) -> dict[str, float]
         "sampler/importance_max": float(gaps.exp().max()) if len(gaps) else 1.0,
         "compute/forwards": float(sum(update.forwards for update in updates)),
         "compute/backwards": float(sum(update.backwards for update in updates)),
+        "compute/micro_batch_tokens": float(updates[-1].budget),
         "compute/rollouts_share": len(computed) / len(batch),
         "train/nonfinite": float(sum(not update.finite for update in updates)),
         "train/inert_updates": float(sum(not update.report.computed_N.any() for update in updates)),

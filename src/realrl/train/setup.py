@@ -28,7 +28,10 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(slots=True)
 class Run:
-    """The parts that the training loop works with."""
+    """The parts that the training loop works with.
+
+    `micro_batch_tokens` goes before the recipe's where memory ran out (`fitting`).
+    """
 
     config: Config
     model: PreTrainedModel
@@ -43,6 +46,7 @@ class Run:
     device: torch.device
     notes: list[str]
     world: World = World()
+    micro_batch_tokens: int | None = None
 
 
 def prepare(config: Config, world: World, weights: str | None = None) -> Run:
@@ -66,7 +70,7 @@ def prepare(config: Config, world: World, weights: str | None = None) -> Run:
     held_out = {name: _held_out(config, name, tokenizer, notes) for name in config.data.eval}
     grader = build_verifier(config.reward)
     objective = build_objective(config.objective)
-    model = _load_policy(config, device, weights)
+    model = load_policy(config, device, weights)
     reference = _load_reference(config, device, model) if objective.needs_ref else None
     model.train()
     if config.model.gradient_checkpointing:
@@ -113,7 +117,7 @@ def _check_layout(config: Config, models: Sequence[PreTrainedModel]) -> None:
             raise ConfigError(f"train.layout = {config.train.layout!r}: {error}") from error
 
 
-def _load_policy(config: Config, device: torch.device, weights: str | None) -> PreTrainedModel:
+def load_policy(config: Config, device: torch.device, weights: str | None) -> PreTrainedModel:
     """The model in training: the checkpoint's, or `model.path` with its adapters merged and fresh ones where asked."""
     section = config.model
     if section.quantize != "none" and config.sampling.dtype not in ("same", section.dtype):

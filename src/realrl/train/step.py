@@ -17,10 +17,12 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from realrl.config import Config
 from realrl.logprobs import Layout, TokenStats
 from realrl.objectives import AdditiveObjective, Objective, ScoreObjective, totals_of
 from realrl.objectives.base import score_proper
 from realrl.objectives.scores import masked_token_mean
+from realrl.seeding import generator
 from realrl.train.batching import padded_tokens, plan_micro_batches, select_rows
 from realrl.train.distributed import World, deal_groups, in_lockstep, token_stats_of
 from realrl.types import Batch, LossInputs, LossTotals
@@ -41,6 +43,19 @@ class StepSettings:
     shuffle: torch.Generator | None = None
     importance_cap: float = 0.0
     layout: Layout | None = None
+
+
+def settings_of(config: Config, step: int) -> StepSettings:
+    """As the recipe has them; with `train.shuffle_rollouts` the draws of sampling round `step` (from 0)."""
+    return StepSettings(
+        temperature=config.sampling.temperature,
+        budget=config.train.micro_batch_tokens,
+        route=config.train.gradient_route,
+        autocast=torch.bfloat16 if config.model.autocast == "bfloat16" else None,
+        shuffle=generator(config.run.seed, "shuffle", step) if config.train.shuffle_rollouts else None,
+        importance_cap=config.sampling.importance_cap,
+        layout=None if config.train.layout == "auto" else config.train.layout,
+    )
 
 
 @dataclass(slots=True)

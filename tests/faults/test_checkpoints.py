@@ -1,0 +1,109 @@
+"""A checkpoint whose files are not what was written is never resumed from."""
+
+import hashlib
+import shutil
+import subprocess
+
+import pytest
+from small_runs import assert_same_run, config
+
+from realrl.errors import TrainingError
+from realrl.train import train
+from realrl.train.checkpoint import newest_whole
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_folder, tmp_path_factory):
+    """A whole run of six steps, with checkpoints of steps 2, 4 and 6."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    train(config(tiny_folder, run))
+    return run
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def truncate(file):
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def flip(file):
+    """One bit in the middle."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_the_sums_are_those_of_the_files_and_sha256sum_agrees(finished):
+    folder = finished / "checkpoints" / "step_4"
+    lines = (folder / "SHA256SUMS").read_text().splitlines()
+    listed = {name: digest for digest, name in (line.split("  ") for line in lines)}
+    expected = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+    assert listed == {name: digest for name, digest in expected.items() if name != "SHA256SUMS"}
+    assert {"model.safetensors", "optimizer.safetensors", "trainer.json"} <= listed.keys()
+    if shutil.which("sha256sum"):
+        subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=folder, check=True)
+
+
+@pytest.mark.parametrize("fault", [truncate, flip, lambda file: file.unlink()], ids=["truncated", "flipped", "gone"])
+def test_any_damaged_file_sends_the_run_to_the_next_older_checkpoint(copy, fault):
+    newest = copy / "checkpoints" / "step_6"
+    for name in sorted(path.name for path in newest.iterdir()):
+        if name == "SHA256SUMS" and fault not in (truncate, flip):
+            continue  # without it a checkpoint counts as one from before there were sums
+        kept = (newest / name).read_bytes()
+        fault(newest / name)
+        # The last byte of SHA256SUMS and of a JSON file that is not read again ends a line: only sums that differ count.
+        found, warnings = newest_whole(copy / "checkpoints")
+        if (name, fault) == ("SHA256SUMS", truncate):
+            assert found == newest
+        else:
+            assert found == copy / "checkpoints" / "step_4", name
+            assert len(warnings) == 1 and str(newest) in warnings[0] and "damaged" in warnings[0]
+        (newest / name).write_bytes(kept)
+    assert newest_whole(copy / "checkpoints") == (newest, [])
+
+
+def test_a_list_of_sums_that_was_cut_short_does_not_pass(copy):
+    sums = copy / "checkpoints" / "step_6" / "SHA256SUMS"
+    lines = sums.read_text().splitlines(keepends=True)
+    for kept in range(len(lines)):
+        sums.write_text("".join(lines[:kept]))
+        found, warnings = newest_whole(copy / "checkpoints")
+        assert found.name == "step_4" and "cut short" in warnings[0]
+
+
+def test_a_run_goes_on_from_an_older_checkpoint_and_replaces_the_damaged_one(copy, finished, tiny_folder, capsys):
+    damaged = copy / "checkpoints" / "step_6" / "optimizer.safetensors"
+    truncate(damaged)
+    (copy / "checkpoints" / ".writing_step_7").mkdir()
+    train(config(tiny_folder, copy), resume=True)
+    out = capsys.readouterr().out
+    assert f"WARNING: {damaged.parent} is damaged" in out and "optimizer.safetensors" in out and "at step 4" in out
+    assert_same_run(copy, finished)
+
+
+def test_a_damaged_checkpoint_of_a_later_step_does_not_push_out_the_ones_that_are_written(copy, tiny_folder):
+    flip(copy / "checkpoints" / "step_6" / "model.safetensors")
+    checkpoint = {"every": 1, "keep": 1}
+    train(config(tiny_folder, copy, checkpoint=checkpoint, train={"steps": 5}), resume=True)
+    assert sorted(path.name for path in (copy / "checkpoints").iterdir()) == ["step_5", "step_6"]
+    assert newest_whole(copy / "checkpoints")[0].name == "step_5"
+
+
+def test_what_a_kill_left_of_the_last_save_goes_on_resume(copy, tiny_folder):
+    """The new checkpoint was in place, the old ones not removed yet, or in part."""
+    (copy / "checkpoints" / "step_2").rename(copy / "checkpoints" / ".removed_step_2")
+    train(config(tiny_folder, copy, checkpoint={"keep": 1}), resume=True)
+    assert [path.name for path in (copy / "checkpoints").iterdir()] == ["step_6"]
+
+
+def test_without_a_whole_checkpoint_nothing_is_touched(copy, tiny_folder):
+    for step in (2, 4, 6):
+        flip(copy / "checkpoints" / f"step_{step}" / "model.safetensors")
+    before = (copy / "metrics.jsonl").read_bytes()
+    with pytest.raises(TrainingError, match=r"is whole \(step_6: not as SHA256SUMS has it: model.safetensors; step_4"):
+        train(config(tiny_folder, copy), resume=True)
+    assert (copy / "metrics.jsonl").read_bytes() == before
