@@ -300,6 +300,14 @@ def test_every_objective_has_a_row():
     assert set(list_objectives()) <= names
 
 
+def test_every_promise_names_a_test_that_is_there():
+    rows = re.findall(r"^\| [^|]+ \| .+ \| `(tests/[^`]+)` \|$", (DOCS / "reliability.md").read_text(), re.MULTILINE)
+    for file, _, name in (row.partition("::") for row in rows):
+        assert f"def {name or 'test_'}" in (ROOT / file).read_text(), f"{file}::{name}"
+    promises = len(re.findall(r"held by \|$", (DOCS / "reliability.md").read_text(), re.MULTILINE))
+    assert promises == 2 and len(rows) > 25
+
+
 def test_the_group_by_hand():
     """The table of docs/concepts.md from the formulas alone; its last column is the group torn into A, C and B, D."""
     page = (DOCS / "concepts.md").read_text()
