@@ -15,6 +15,11 @@ from realrl.errors import ConfigError
 LOCK = "train.lock"
 
 
+def is_run_folder(folder: Path) -> bool:
+    """Whether a run made the folder, or it is empty, as a run that ended at its very beginning leaves it."""
+    return not any(folder.iterdir()) or any((folder / name).is_file() for name in ("config.toml", LOCK))
+
+
 class RunLock:
     """The lock on a run folder, a file in it that names the owner; a context manager that frees it.
 

@@ -159,6 +159,14 @@ def _record(line: bytes) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
 
 
+def last_step(path: Path) -> int:
+    """The last sampling round that metrics.jsonl records; 0 without any. Raises OSError."""
+    if not path.exists():
+        return 0
+    with path.open("rb") as lines:
+        return max((record["step"] for line in lines if (record := _record(line)) and STEP_RECORD in record), default=0)
+
+
 def take_back_alarms(path: Path, resume_step: int) -> None:
     """Remove the alarms of the steps after a checkpoint, which ring again. Raises OSError."""
     if path.exists():

@@ -1,6 +1,7 @@
 """A checkpoint whose files are not what was written is never resumed from."""
 
 import hashlib
+import json
 import shutil
 import subprocess
 
@@ -105,5 +106,23 @@ def test_without_a_whole_checkpoint_nothing_is_touched(copy, tiny_folder):
         flip(copy / "checkpoints" / f"step_{step}" / "model.safetensors")
     before = (copy / "metrics.jsonl").read_bytes()
     with pytest.raises(TrainingError, match=r"is whole \(step_6: not as SHA256SUMS has it: model.safetensors; step_4"):
+        train(config(tiny_folder, copy), resume=True)
+    assert (copy / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_that_came_to_no_checkpoint_begins_again(copy, finished, tiny_folder, capsys):
+    """Killed in its second step, whose record and rollouts were there."""
+    shutil.rmtree(copy / "checkpoints")
+    lines = (copy / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (copy / "metrics.jsonl").write_text("".join(line for line in lines if json.loads(line)["step"] <= 2) + lines[-1][:20])
+    train(config(tiny_folder, copy), resume=True)
+    assert "no checkpoint was made yet: the run begins again" in capsys.readouterr().out
+    assert_same_run(copy, finished)
+
+
+def test_where_checkpoints_were_due_and_are_gone_nothing_is_touched(copy, tiny_folder):
+    shutil.rmtree(copy / "checkpoints")
+    before = (copy / "metrics.jsonl").read_bytes()
+    with pytest.raises(TrainingError, match=r"nothing to resume: no checkpoint in .*; start with --overwrite"):
         train(config(tiny_folder, copy), resume=True)
     assert (copy / "metrics.jsonl").read_bytes() == before

@@ -52,11 +52,11 @@ def aims(rng):
             yield Aim(phase, 1 if phase in RARE else rng.randint(1, 2), 0 if phase in RARE else rng.choice([0, 0, 0.001, 0.01]))
 
 
-def options(run):
+def options(run, rng):
     """What a user, or `realrl sweep`, starts the run with again."""
-    if list_checkpoints(run / "checkpoints"):
-        return ["--resume"]
-    return ["--overwrite"] if run.exists() else []
+    if not run.exists():
+        return []
+    return ["--resume"] if list_checkpoints(run / "checkpoints") else [rng.choice(["--resume", "--overwrite"])]
 
 
 def test_a_run_that_is_killed_again_and_again_ends_as_one_that_never_was(tiny_folder, whole, tmp_path):
@@ -68,9 +68,9 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_never_was(tiny_fo
         folder.mkdir()
         run, kills = folder / "run", 0
         while True:
-            again = options(run)
+            again = options(run, rng)
             aim = next(plan) if kills < KILLS_A_RUN else None
-            if again == ["--overwrite"] and kills < KILLS_A_RUN and rng.random() < 0.5:
+            if again and not list_checkpoints(run / "checkpoints") and kills < KILLS_A_RUN and rng.random() < 0.5:
                 aim = Aim("emptying", 1, rng.choice([0, 0.001]))
             child = train_child(tiny_folder, run, *again, aim=aim, **SECTIONS)
             if aim is None and kills < KILLS_A_RUN and child.wait(rng.uniform(0, seconds)) is None:

@@ -19,9 +19,9 @@ from realrl.train.debug import replay
 from realrl.types import Batch, LossInputs, Problem, Prompt
 
 OBJECTIVE = {"type": "real", "degenerate_groups": "use"}
-# One finite update makes weights of 1e37; whatever comes after it is not finite.
+# One finite update makes weights of 1e18, whose products are not finite.
 EXPLODING = {
-    "optim": {"lr": 3e37, "schedule": "constant", "warmup_steps": 0},
+    "optim": {"lr": 3e18, "schedule": "constant", "warmup_steps": 0},
     "checkpoint": {"every": 1},
     "data": {"eval": []},
     "objective": OBJECTIVE,

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from realrl.config import RewardSection
 from realrl.rewards import build_verifier, grade
-from realrl.rewards.extract import ExtractionPolicy
 from realrl.rewards.judges import judge_reasoning_gym
 from realrl.rewards.pool import JudgePool
 
@@ -62,12 +61,11 @@ def test_no_grader_runs_an_answer_as_code(tmp_path, judge):
     """Each text as answer and, as data may come from anywhere, as gold; also where math-verify hands it to sympy."""
     canary = tmp_path / "canary"
     code = [text.format(canary=canary) for text in CODE]
-    answers = [f"\\boxed{{{text}}}" for text in code] if judge != "judge_symbolic" else code
+    answers = code if judge in ("judge_symbolic", "judge_regex") else [f"\\boxed{{{text}}}" for text in code]
     pairs = [(answer, "12") for answer in answers] + [("12", gold) for text in code for gold in (text, f"${text}$")]
-    extra = (ExtractionPolicy(),) if judge == "judge_regex" else ()
     pool = JudgePool(f"realrl.rewards.judges:{judge}", workers=1, timeout_s=PATIENCE_S)
     try:
-        judged = pool.judge([(answer, (gold,), *extra) for answer, gold in pairs])
+        judged = pool.judge([(answer, (gold,)) for answer, gold in pairs])
     finally:
         pool.close()
     assert {result.status for result in judged} <= STATUSES and not canary.exists()

@@ -16,8 +16,9 @@ from realrl.data import chat_messages, load_problems, plain_text, render_prompts
 from realrl.errors import ConfigError, DataError, SamplingError
 from realrl.eval.progress import Progress
 from realrl.eval.runner import EvalResult, grade_generations
-from realrl.eval.store import Generation, Store, file_name, prompt_digest, write_whole
+from realrl.eval.store import Generation, Store, file_name, prompt_digest
 from realrl.eval.tables import average, details_table, notes, summary_table
+from realrl.files import write_whole
 from realrl.logging import write_rollouts
 from realrl.models import adapter_folder, load_model, load_tokenizer, resolve_model, weights_fingerprint
 from realrl.rewards import build_verifier

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from realrl.errors import DataError
+from realrl.files import write_whole
 
 SETTINGS = "settings.json"
 # Bytes of a name that a file name holds; file systems take 255 in all.
@@ -158,10 +159,3 @@ def file_name(benchmark: str) -> str:
     if len(safe.encode()) <= _MAX_NAME:
         return safe
     return f"{safe.encode()[:_MAX_NAME].decode('utf-8', 'ignore')}-{prompt_digest(benchmark)}"
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write under a temporary name first, so that no crash leaves half a file."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.rename(path)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from realrl.config import dump_config, load_config
 from realrl.errors import ConfigError
-from realrl.lock import LOCK
+from realrl.lock import is_run_folder
 from realrl.sweep.plan import Plan, PlannedRun, leaves
 
 State = Literal["new", "unfinished", "finished", "refused"]
@@ -117,9 +117,7 @@ def _difference(run: PlannedRun) -> str:
     leave no trace in the weights."""
     path = run.folder / "config.toml"
     if not path.is_file():
-        # Empty, or of a run that ended before it had written its config.
-        begun = not any(run.folder.iterdir()) or (run.folder / LOCK).is_file()
-        return "" if begun else f"{run.folder} is not a run folder (no config.toml)"
+        return "" if is_run_folder(run.folder) else f"{run.folder} is not a run folder (no config.toml)"
     try:
         found = load_config(path)
     except ConfigError as error:

@@ -12,9 +12,9 @@ from realrl.config import Config, dump_config
 from realrl.errors import ConfigError
 from realrl.eval.runner import EvalResult
 from realrl.files import write_whole
-from realrl.lock import LOCK, RunLock
-from realrl.logging import Display, MetricsFile, check_trackers, take_back_alarms
-from realrl.train.checkpoint import load_optimizer, newest_whole, read_state, tidy
+from realrl.lock import LOCK, RunLock, is_run_folder
+from realrl.logging import Display, MetricsFile, check_trackers, last_step, take_back_alarms
+from realrl.train.checkpoint import list_checkpoints, load_optimizer, newest_whole, read_state, tidy
 from realrl.train.distributed import World, join_world
 from realrl.train.environment import record_environment
 from realrl.train.loop import StopRequest, train_loop
@@ -42,7 +42,7 @@ class Summary:
 
 def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> Summary | None:
     """Run a recipe, with its peers where torchrun started several (then None on all ranks but the first). An existing run
-    folder is refused unless `resume` or `overwrite` is given.
+    folder is refused unless `resume` or `overwrite` is given; `resume` begins again where no checkpoint was due yet.
 
     Raises ConfigError or DataError for input that cannot be used, before anything is written, and TrainingError for a run
     that must stop.
@@ -61,7 +61,7 @@ def _train(config: Config, world: World, lock: RunLock, *, resume: bool, overwri
             lock.take()
     newest, warnings = None, []
     if resume:
-        newest, warnings = world.of_main(newest_whole(folder / "checkpoints") if world.is_main else (folder, []))
+        newest, warnings = world.of_main(_resumable(folder, config.checkpoint.every) if world.is_main else (None, []))
     check_trackers(config.log)
     state = read_state(newest) if newest else {}
     start = int(state.get("step", 0))
@@ -132,8 +132,20 @@ def _check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
             f"the run folder {folder} exists; --resume continues it, --overwrite replaces it, --run.dir names another"
         )
     # Only a folder that a run made is ever removed.
-    if folder.exists() and any(folder.iterdir()) and not any((folder / name).is_file() for name in ("config.toml", LOCK)):
+    if folder.exists() and not is_run_folder(folder):
         raise ConfigError(f"{folder} is not a run folder (no config.toml), so --overwrite leaves it alone; choose --run.dir")
+
+
+def _resumable(folder: Path, every: int) -> tuple[Path | None, list[str]]:
+    """The checkpoint to go on from, and what is to be said of it; None where the run came to none: to go on is to begin again.
+
+    Raises TrainingError where one was due and none is whole.
+    """
+    checkpoints = folder / "checkpoints"
+    begun = folder.exists() and is_run_folder(folder) and not list_checkpoints(checkpoints)
+    if begun and last_step(folder / "metrics.jsonl") <= every:
+        return None, ["no checkpoint was made yet: the run begins again"]
+    return newest_whole(checkpoints)
 
 
 def _changed_keys(folder: Path, config: Config) -> list[str]:
