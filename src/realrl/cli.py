@@ -414,6 +414,9 @@ def debug_batch(
     model: Annotated[
         str | None, typer.Option(help="Model folder to replay it on; default: the run's newest checkpoint up to that step.")
     ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the code of a model that the run's recipe trusted.")
+    ] = False,
 ) -> None:
     """Compute a mini-batch again whose loss or gradient was not finite, and say what is not."""
     from pathlib import Path
@@ -421,7 +424,7 @@ def debug_batch(
     from realrl.train.debug import replay
 
     _quiet_libraries()
-    say(replay(Path(file), model))
+    say(replay(Path(file), model, trust_remote_code=trust_remote_code))
 
 
 @app.command()

@@ -200,7 +200,7 @@ def test_a_group_of_one_is_warned_about_and_its_inertness_rings(tmp_path):
 
 def test_an_exploding_run_stops_with_its_last_good_checkpoint(tmp_path):
     run = tmp_path / "run"
-    options = "--train.steps 30 --checkpoint.every 1 --train.max_nonfinite_steps 2 --optim.lr 3e37"
+    options = "--train.steps 30 --checkpoint.every 1 --train.max_nonfinite_steps 2 --optim.lr 3e18"
     options += " --objective.degenerate_groups use"
     result = train(run, options, check=False)
     assert result.returncode == 1 and "not finite" in result.stderr and "last good checkpoint is" in result.stderr

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from children import Child
 from safetensors.torch import load_file, save_file
 from small_runs import config, records
 
-from realrl.errors import DataError, TrainingError
+from realrl.errors import ConfigError, DataError, TrainingError
 from realrl.logprobs import response_logprobs
 from realrl.models import load_model
 from realrl.objectives import build_objective
@@ -96,6 +97,16 @@ def test_the_rollouts_the_tokens_and_the_tensors_are_named(exploded, tiny_folder
     tensors = load_file(file.with_suffix(".safetensors"))
     length = int(tensors["loss_mask"][0].sum())
     assert "are not finite: 0 (" in out and f", {length} of {length} tokens, first 0)" in out
+
+
+def test_code_of_a_model_runs_only_where_it_is_named_again(exploded, tiny_folder, tmp_path):
+    run = shutil.copytree(exploded, tmp_path / "run")
+    recipe = run / "config.toml"
+    recipe.write_text(recipe.read_text().replace("trust_remote_code = false", "trust_remote_code = true"))
+    file = min((run / "debug").glob("*.json"))
+    with pytest.raises(ConfigError, match="give --trust-remote-code if you trust this folder"):
+        replay(file)
+    assert "again, with" in replay(file, str(tiny_folder), trust_remote_code=True)
 
 
 def test_a_file_that_is_none_is_named(tmp_path):

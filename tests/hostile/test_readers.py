@@ -3,6 +3,7 @@
 REALRL_CAMPAIGN=1 tries thousands of damaged files of each kind."""
 
 import json
+import math
 import os
 import shutil
 import tomllib
@@ -10,8 +11,10 @@ import tomllib
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from commands import mutations, refused_or_fine, run
 from made_runs import make_run, rollout
+from safetensors.torch import load_file, save_file
 
 from realrl.analysis.page import render_page
 from realrl.analysis.report import report_data
@@ -23,6 +26,8 @@ from realrl.logging import write_rollouts
 from realrl.rewards.command import grade_file
 from realrl.sweep import load_sweep
 from realrl.sweep.outcome import read_metrics
+from realrl.train.debug import BadUpdate, replay, save_bad_update
+from realrl.types import Batch, Problem, Prompt
 
 CAMPAIGN = bool(os.environ.get("REALRL_CAMPAIGN"))
 COUNT = 3000 if CAMPAIGN else 60
@@ -346,8 +351,6 @@ def model_folder(tiny_folder, tmp_path):
 )
 def test_model_folders(model_folder, file, damage, capsys, monkeypatch):
     """Through the library, as the command line does it: a damaged model is one line, and never one of random weights."""
-    import torch
-
     from realrl.models import load_model, load_tokenizer
 
     path = model_folder / file
@@ -355,6 +358,45 @@ def test_model_folders(model_folder, file, damage, capsys, monkeypatch):
     with pytest.raises(ConfigError, match="cannot be loaded"):
         load_tokenizer(str(model_folder))
         load_model(str(model_folder), dtype=torch.float32)
+
+
+def test_kept_mini_batches(tmp_path, tiny_folder):
+    """What `realrl debug-batch` is given, and what stands beside it."""
+    (tmp_path / "config.toml").write_text(
+        dump_config(parse_config({"model": {"path": str(tiny_folder)}, "data": {"train": "column_addition"}}))
+    )
+    prompts = [Prompt(Problem(str(n), "1+1=", "2"), "1+1=", (5, 6, 7)) for n in range(2)]
+    ones = torch.ones(4, 3)
+    batch = Batch(
+        prompts=prompts,
+        response_ids=ones.long(),
+        loss_mask=ones.bool(),
+        group_ids=torch.tensor([0, 0, 1, 1]),
+        rewards=torch.tensor([1.0, 0, 1, 0]),
+        levels=torch.tensor([1, 0, 1, 0]),
+        logprobs_sampler=-ones,
+    )
+    bad = BadUpdate(batch, None, None, -ones, math.nan, 1.0, [], [])
+    (tmp_path / "debug").mkdir()
+    file = save_bad_update(tmp_path / "debug", 1, 0, bad)
+    assert file
+    twin = file.with_suffix(".safetensors")
+    assert "again, with" in replay(file)
+    for path in (file, twin):
+        whole, refused = path.read_bytes(), 0
+        for _, damaged in each(whole, count=COUNT // 2):
+            path.write_bytes(damaged)
+            try:
+                replay(file)
+            except RealrlError:
+                refused += 1
+        assert refused > COUNT // 6
+        path.write_bytes(whole)
+    tensors = load_file(twin)
+    for name, value in {"response_ids": 10**6, "group_ids": 7, "rewards": 0.5}.items():
+        save_file(tensors | {name: tensors[name] + value}, twin)
+        with pytest.raises(DataError, match="cannot be computed with .*do they belong together"):
+            replay(file)
 
 
 @pytest.mark.parametrize("text", ["[1]", "{", "[" * 100_000, '{"peft_type": "LORA"}', '{"base_model_name_or_path": "."}'])

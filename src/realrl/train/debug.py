@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from realrl.config import load_config
-from realrl.errors import DataError
+from realrl.errors import ConfigError, DataError
 from realrl.files import replacing, write_whole
 from realrl.objectives import build_objective
 from realrl.sampling import whole
@@ -92,15 +92,21 @@ def save_bad_update(folder: Path, step: int, update: int, bad: BadUpdate) -> Pat
     return target
 
 
-def replay(file: Path, weights: str | None = None) -> str:
+def replay(file: Path, weights: str | None = None, *, trust_remote_code: bool = False) -> str:
     """Compute a kept mini-batch again and say what is not finite, then and now.
 
     `weights` is a model folder; by default the run's newest checkpoint up to that step, or the model that it began with.
-    Raises DataError for a file that no run kept, and ConfigError for a run or a model that cannot be read.
+    Raises DataError for a file that no run kept, and ConfigError for a run or a model that cannot be read, or whose model
+    brings code without `trust_remote_code`: a run folder may come from anyone.
     """
     bad, seen = _load(file)
     folder = file.parent.parent
     config = load_config(folder / "config.toml")
+    if config.model.trust_remote_code and not trust_remote_code:
+        raise ConfigError(
+            f"{folder}/config.toml has model.trust_remote_code = true, so that its model runs code of its own; give "
+            "--trust-remote-code if you trust this folder"
+        )
     earlier = [path for path in list_checkpoints(folder / "checkpoints") if step_of(path) <= seen["step"]]
     weights = weights or (str(earlier[-1]) if earlier else None)
     device = choose_device(config.model.device)
@@ -109,7 +115,13 @@ def replay(file: Path, weights: str | None = None) -> str:
     settings = settings_of(config, seen["step"] - 1)
     batch = replace(bad.batch, **{name: getattr(bad.batch, name).to(device) for name in _TENSORS})
     old_NT, ref_NT = (tensor if tensor is None else tensor.to(device) for tensor in (bad.old_NT, bad.ref_NT))
-    report = GradientStep(model, build_objective(config.objective), settings).backward(batch, old_NT, ref_NT)
+    try:
+        report = GradientStep(model, build_objective(config.objective), settings).backward(batch, old_NT, ref_NT)
+    except Exception as error:  # noqa: BLE001  whatever a damaged file, or one of another model, leads torch to
+        what = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise DataError(
+            f"{file} cannot be computed with {weights or config.model.path} ({what}); do they belong together?"
+        ) from error
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     now = replace(
         bad,
@@ -142,6 +154,10 @@ def _load(file: Path) -> tuple[BadUpdate, dict[str, Any]]:
         prompts = [
             Prompt(Problem(**prompt["problem"]), prompt["text"], tuple(prompt["token_ids"])) for prompt in seen["prompts"]
         ]
+        seen |= {"step": int(seen["step"]), "update": int(seen["update"])}
+        shapes = {name: tensor.shape for name, tensor in tensors.items() if tensor.dim() == 2}
+        if len(set(shapes.values())) > 1:
+            raise ValueError(f"tensors of several shapes: {shapes}")
         bad = BadUpdate(
             batch=Batch(prompts=prompts, **{name: tensors[name] for name in _TENSORS}),
             old_NT=tensors.get("logprobs_old"),
@@ -149,10 +165,10 @@ def _load(file: Path) -> tuple[BadUpdate, dict[str, Any]]:
             policy_NT=tensors["logprobs_policy"],
             loss=float(seen["loss"]),
             grad_norm=float(seen["grad_norm"]),
-            gradients=seen["gradients"],
-            weights=seen["weights"],
+            gradients=list(map(str, seen["gradients"])),
+            weights=list(map(str, seen["weights"])),
         )
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, SafetensorError) as error:
         raise DataError(
             f"{file} is not a kept mini-batch ({type(error).__name__}: {error}); give a file of a run's debug/, beside its twin"
         ) from error
