@@ -8,12 +8,14 @@ INSTALLED := .venv/.installed
 VLLM := .venv-vllm
 VERL := .venv-verl
 AUDIT := .venv-audit
+# Processes at a time, of tests and of the study.
+JOBS ?= 2
 
 .PHONY: help quickstart test test-vllm test-verl test-integrations bench-trl study lint docs lock audit clean
 
 help:
 	@echo "make quickstart   train a real language model with REAL, 5 to 8 minutes on 2 CPU cores"
-	@echo "make test         run the tests"
+	@echo "make test         run the tests (JOBS=2 at a time)"
 	@echo "make test-vllm    the tests of sampling with vLLM, its CPU build in an environment of its own (4 GB)"
 	@echo "make test-verl    the tests inside verl's own trainer, on CPU in an environment of its own (2 GB); about five minutes"
 	@echo "make test-integrations   test-verl and all tests inside TRL, on the same rollouts; about 20 minutes"
@@ -29,7 +31,7 @@ quickstart: $(INSTALLED)
 	$(BIN)/realrl train recipes/quickstart.toml --overwrite
 
 test: $(INSTALLED)
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-vllm: $(VLLM)/.installed
 	OMP_WAIT_POLICY=PASSIVE $(VLLM)/bin/python -m pytest tests/with_vllm
@@ -48,7 +50,6 @@ bench-trl: $(INSTALLED)
 
 # A run that fails does not keep the tables from being written.
 STUDY ?= tiny
-JOBS ?= 2
 study: $(INSTALLED)
 	@$(BIN)/realrl sweep recipes/study/$(STUDY).toml --jobs $(JOBS); status=$$?; \
 	[ $$status -eq 130 ] || $(BIN)/realrl sweep recipes/study/$(STUDY).toml --table docs/study/$(STUDY) && exit $$status

@@ -297,7 +297,11 @@ def load_config(path: str | Path, overrides: dict[str, str] | None = None) -> Co
     Raises ConfigError for a missing file, broken TOML, an unknown key (naming the nearest), or a value out of range.
     """
     path = Path(path)
-    if not path.is_file():
+    try:
+        found = path.is_file()
+    except OSError as error:
+        raise ConfigError(f"no recipe can be at {str(path)[:80]}…: {error.strerror}") from error
+    if not found:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.toml")], n=1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
         raise ConfigError(f"no recipe at {path}{hint}")

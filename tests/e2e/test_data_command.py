@@ -1,17 +1,15 @@
 import json
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no data folder at {SHARED}")
 
 
-def run(*arguments, **options):
-    command = [sys.executable, "-m", "realrl", "data", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, **options)
+def run(*arguments):
+    return forked.realrl("data", *arguments)
 
 
 def test_check_lists_the_golds_that_fail(tmp_path):
@@ -34,7 +32,7 @@ def test_the_golds_of_the_real_sets_pass(name):
 
 @needs_data
 def test_list_and_show():
-    listed = run("list", cwd=Path(__file__).parents[2]).stdout
+    listed = run("list").stdout
     assert str(SHARED / "eval" / "aime24.parquet") in listed and "the 40 problems of 2023" in listed
     shown = run("show", "aime24", "--count", "1").stdout
     assert "30 problems" in shown and "Aya" in shown and "gold: 204" in shown

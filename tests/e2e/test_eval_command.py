@@ -13,6 +13,7 @@ import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import forked
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -35,8 +36,7 @@ samples = 4
 
 
 def realrl(*arguments, check=True, **environment):
-    command = [sys.executable, "-m", "realrl", "eval", *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT | environment, check=False)
+    result = forked.realrl("eval", *arguments, **({"OMP_NUM_THREADS": "1"} | environment))
     assert not check or result.returncode == 0, result.stderr
     assert "Traceback" not in result.stderr
     return result

@@ -1,10 +1,10 @@
 import json
-import subprocess
-import sys
+
+import forked
 
 
 def run(*arguments):
-    return subprocess.run([sys.executable, "-m", "realrl", "grade", *map(str, arguments)], capture_output=True, text=True)
+    return forked.realrl("grade", *arguments)
 
 
 def test_grade_writes_verdicts_and_lists_disagreements(tmp_path):

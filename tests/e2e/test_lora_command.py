@@ -2,19 +2,18 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pyarrow.parquet as pq
 import pytest
 import torch
+from forked import ROOT
 from safetensors.torch import load_file
 
 from realrl.models import resolve_model
 
 pytest.importorskip("peft", reason="needs peft: pip install 'realrl[lora]'")
-ROOT = Path(__file__).parents[2]
 TINY = str(ROOT / "recipes" / "tiny.toml")
 SMALL = "--train.prompts_per_step 4 --train.mini_batch_prompts 2 --eval.problems 8 --sampling.group_size 4"
 LORA = "--model.lora.rank 4 --model.lora.alpha 16 --optim.lr 2e-3 --checkpoint.every 3"
@@ -37,9 +36,7 @@ def recipe(tmp_path_factory):
 
 def realrl(*arguments, check=True):
     words = [word for argument in arguments for word in str(argument).split()]
-    result = subprocess.run(
-        [sys.executable, "-m", "realrl", *words], capture_output=True, text=True, cwd=ROOT, timeout=600, check=False
-    )
+    result = forked.realrl(*words)
     if check:
         assert result.returncode == 0, result.stderr
     return result

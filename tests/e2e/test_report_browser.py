@@ -7,11 +7,10 @@ README; about ten minutes).
 import json
 import os
 import shutil
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
+import forked
 import pytest
 from made_runs import HOSTILE, make_run, rollout
 
@@ -372,7 +371,5 @@ def take_pictures(browser, folder):
 
 
 def realrl(*words):
-    done = subprocess.run(
-        [sys.executable, "-m", "realrl", *map(str, words)], capture_output=True, text=True, cwd=ROOT, timeout=600, check=False
-    )
+    done = forked.realrl(*words)
     assert done.returncode == 0, done.stderr

@@ -6,13 +6,13 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
+import forked
 import pytest
+from forked import ROOT
 
 from realrl.models import resolve_model
 
-ROOT = Path(__file__).parents[2]
 SWEEP = """
 base = "{root}/recipes/tiny.toml"
 dir = "{folder}/runs"
@@ -41,7 +41,7 @@ def command(file, *arguments):
 
 
 def realrl_sweep(file, *arguments):
-    return subprocess.run(command(file, *arguments), capture_output=True, text=True, cwd=ROOT, timeout=600, check=False)
+    return forked.realrl("sweep", file, *arguments)
 
 
 def write_sweep(folder, steps):

@@ -1,23 +1,22 @@
-"""Real commands in subprocesses, on the tiny adder (made once in the cache: about 80 s)."""
+"""`realrl train` and its neighbours as commands, on the tiny adder (made once in the cache: about 80 s)."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
+import forked
 import pyarrow.parquet as pq
 import pytest
 import torch
+from forked import ROOT
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from realrl.data.datasets import _data_folders
 from realrl.models import resolve_model, smollm2
 
-ROOT = Path(__file__).parents[2]
 TINY = str(ROOT / "recipes" / "tiny.toml")
 SMALL = "--train.prompts_per_step 4 --train.mini_batch_prompts 2 --eval.problems 8 --sampling.group_size 4"
 
@@ -27,17 +26,9 @@ def adder():
     return resolve_model("tiny-adder")
 
 
-def realrl(*arguments, check=True, **kwargs):
+def realrl(*arguments, check=True, **environment):
     words = [word for argument in arguments for word in str(argument).split()]
-    result = subprocess.run(
-        [sys.executable, "-m", "realrl", *words],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=600,
-        check=False,
-        **kwargs,
-    )
+    result = forked.realrl(*words, **environment)
     if check:
         assert result.returncode == 0, result.stderr
     return result
@@ -258,7 +249,6 @@ def test_two_steps_on_gsm8k_with_the_real_model(tmp_path):
         run,
         small,
         "--sampling.group_size 4 --sampling.max_new_tokens 48 --objective.degenerate_groups use",
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
     steps = [r for r in records(run) if "reward/mean" in r]
     assert len(steps) == 2 and all(step["grad/norm"] > 0 for step in steps) and steps[0]["response/length_mean"] > 10

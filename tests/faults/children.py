@@ -1,9 +1,8 @@
-"""`realrl` commands as children of a process that has imported everything: a start costs a fork, and can be killed anywhere.
+"""`realrl` commands as children (forked.py) that can be killed anywhere.
 
 A child marks what it is doing, so that a kill can be aimed at it, and the place where it struck be told.
 """
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tomli_w
+from forked import context
 from small_runs import HERE, recipe
 
 # What a run does, and the functions in which it does it.
@@ -49,7 +49,7 @@ class Child:
         self._out, self._phase = folder / "out.txt", folder / "phase.txt"
         self._out.write_bytes(b"")
         self._phase.unlink(missing_ok=True)
-        self.process = _context().Process(target=_run, args=(arguments, str(self._out), str(self._phase), aim))
+        self.process = context(HERE).Process(target=_run, args=(arguments, str(self._out), str(self._phase), aim))
         self.process.start()
 
     @property
@@ -79,14 +79,6 @@ def train_child(model: Path, run: Path, *options: str, aim: Aim | None = None, *
     file = run.parent / f"{run.name}.toml"
     file.write_text(tomli_w.dumps(recipe(model, run, **sections)))
     return Child(["train", str(file), *options], run.parent, aim)
-
-
-def _context():
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["children_preload"])
-    if str(HERE) not in os.environ.get("PYTHONPATH", ""):
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
-    return context
 
 
 def _run(arguments: list[str], out: str, phase: str, aim: Aim | None) -> None:

@@ -1,11 +1,9 @@
 """Keys come from the environment and stay there: nothing that a command writes or prints holds one."""
 
-import os
-import subprocess
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
+import forked
 import pytest
 
 SECRETS = {
@@ -27,9 +25,7 @@ log = { figure = false }
 
 
 def realrl(*words, cwd):
-    environment = os.environ | SECRETS | {"WANDB_MODE": "offline"}
-    command = [sys.executable, "-m", "realrl", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd)
+    return forked.realrl(*words, cwd=cwd, WANDB_MODE="offline", **SECRETS)
 
 
 def assert_no_secret(folder, *texts):

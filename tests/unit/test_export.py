@@ -2,9 +2,9 @@
 
 import ast
 import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 from pydantic import BaseModel
 
@@ -164,19 +164,15 @@ def test_verl_data_has_the_golds_where_verl_looks_for_them(tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["train.parquet", "train.sh"]
 
 
-def realrl(*arguments, cwd):
-    return subprocess.run([sys.executable, "-m", "realrl", *arguments], cwd=cwd, capture_output=True, text=True)
-
-
 def test_the_command_prints_the_script_alone_and_refuses_a_folder_with_files(tmp_path):
-    printed = realrl("export", "trl", str(PAPER), "--nodes", "2", "--optim.lr", "3e-6", cwd=tmp_path)
+    printed = forked.realrl("export", "trl", str(PAPER), "--nodes", "2", "--optim.lr", "3e-6", cwd=tmp_path)
     assert printed.returncode == 0, printed.stderr
     ast.parse(printed.stdout)
     assert "learning_rate=3e-06" in printed.stdout
     assert "--nodes 2 --optim.lr 3e-6" in printed.stdout
     assert "trl: optim.weight_decay" in printed.stderr
-    first = realrl("export", "trl", str(PAPER), "-o", "out", cwd=tmp_path)
+    first = forked.realrl("export", "trl", str(PAPER), "-o", "out", cwd=tmp_path)
     assert first.stdout.splitlines()[-1].startswith("cd out && accelerate launch")
-    again = realrl("export", "trl", str(PAPER), "-o", "out", cwd=tmp_path)
+    again = forked.realrl("export", "trl", str(PAPER), "-o", "out", cwd=tmp_path)
     assert (again.returncode, "--overwrite" in again.stderr) == (1, True)
-    assert realrl("export", "trl", str(PAPER), "-o", "out", "--overwrite", cwd=tmp_path).returncode == 0
+    assert forked.realrl("export", "trl", str(PAPER), "-o", "out", "--overwrite", cwd=tmp_path).returncode == 0

@@ -3,9 +3,8 @@
 import csv
 import json
 import math
-import subprocess
-import sys
 
+import forked
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -222,12 +221,11 @@ def test_recorded_tokens_are_those_of_each_rollout(tmp_path):
 
 def test_the_command_writes_and_names(tmp_path):
     run = make_run(tmp_path / "run", tokens=False)
-    command = [sys.executable, "-m", "realrl", "figures", str(run), "-o", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = forked.realrl("figures", run, "-o", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     written = done.stdout.split()
     assert str(tmp_path / "out" / "figure_4.svg") in written
     assert sorted(written) == sorted(str(path) for path in (tmp_path / "out").iterdir())
     assert done.stderr.count("skipped: figure_") == 2
-    failed = subprocess.run([*command[:4], str(tmp_path / "none"), *command[5:]], capture_output=True, text=True, timeout=300)
+    failed = forked.realrl("figures", tmp_path / "none", "-o", tmp_path / "out")
     assert failed.returncode == 1 and failed.stderr.startswith("realrl: error:")

@@ -13,6 +13,7 @@ import threading
 from dataclasses import astuple
 from pathlib import Path
 
+import forked
 import pytest
 from made_runs import HOSTILE, make_run, rollout
 from tokenizers import Tokenizer
@@ -365,20 +366,22 @@ def test_watch_refuses_what_it_cannot_serve(tmp_path, serve):
         WatchServer(tmp_path / "run", serve(tmp_path / "run").server_port)
 
 
-def command(*words):
-    return [sys.executable, "-m", "realrl", *map(str, words)]
-
-
 def test_the_commands(tmp_path):
     run = make_run(tmp_path / "run")
     output = tmp_path / "new" / "report.html"
-    done = subprocess.run(command("report", run, "-o", output), capture_output=True, text=True, timeout=120, check=True)
-    assert str(output) in done.stdout and "MB" in done.stdout and data_of(output.read_text())["title"] == "run"
-    failed = subprocess.run(command("report", tmp_path, "-o", output), capture_output=True, text=True, timeout=120, check=False)
+    done = forked.realrl("report", run, "-o", output)
+    assert (
+        done.returncode == 0
+        and str(output) in done.stdout
+        and "MB" in done.stdout
+        and data_of(output.read_text())["title"] == "run"
+    )
+    failed = forked.realrl("report", tmp_path, "-o", output)
     assert failed.returncode == 1 and "no config.toml" in failed.stderr and "Traceback" not in failed.stderr
     # A shell without job control starts what it puts into the background with Ctrl-C ignored, tests included.
     heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
-    with subprocess.Popen(command("watch", run), stdout=subprocess.PIPE, text=True, **heard) as watching:
+    command = [sys.executable, "-m", "realrl", "watch", str(run)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **heard) as watching:
         try:
             address = re.search(r"http://(127\.0\.0\.1):(\d+)/", watching.stdout.readline())
             connection = http.client.HTTPConnection(address[1], int(address[2]), timeout=30)
