@@ -370,12 +370,8 @@ def test_the_commands(tmp_path):
     run = make_run(tmp_path / "run")
     output = tmp_path / "new" / "report.html"
     done = forked.realrl("report", run, "-o", output)
-    assert (
-        done.returncode == 0
-        and str(output) in done.stdout
-        and "MB" in done.stdout
-        and data_of(output.read_text())["title"] == "run"
-    )
+    assert done.returncode == 0 and str(output) in done.stdout and "MB" in done.stdout
+    assert data_of(output.read_text())["title"] == "run"
     failed = forked.realrl("report", tmp_path, "-o", output)
     assert failed.returncode == 1 and "no config.toml" in failed.stderr and "Traceback" not in failed.stderr
     # A shell without job control starts what it puts into the background with Ctrl-C ignored, tests included.
