@@ -82,8 +82,10 @@ def test_two_ranks_are_the_run_of_one_and_their_checkpoint_resumes_on_one(tmp_pa
 def test_a_checkpoint_of_one_rank_resumes_on_two_shards(tmp_path, alone):
     run = tmp_path / "run"
     subprocess.run(["cp", "-r", alone, run], check=True)
-    subprocess.run(["rm", "-r", run / "checkpoints" / "step_3"], check=True)
-    finished(torchrun(2, "--train.steps 3 --checkpoint.every 1 --train.parallel fsdp2 --resume", "--run.dir", run))
+    # All ranks go back behind a damaged one.
+    (run / "checkpoints" / "step_3" / "model.safetensors").write_bytes(b"")
+    out = finished(torchrun(2, "--train.steps 3 --checkpoint.every 1 --train.parallel fsdp2 --resume", "--run.dir", run))
+    assert out.count("step_3 is damaged (not as SHA256SUMS has it: model.safetensors)") == 1
     assert responses(run, 3) == responses(alone, 3)
     assert [record["step"] for record in records(run) if "reward/mean" in record] == [1, 2, 3]
 
@@ -93,6 +95,21 @@ def test_bad_input_ends_every_rank_with_one_message(tmp_path):
     process = torchrun(2, "--optim.lrr 1", "--run.dir", run)
     _, err = process.communicate(timeout=120)
     assert process.returncode != 0 and "did you mean optim.lr" in err and not run.exists()
+
+
+def test_a_run_of_ranks_is_locked_and_saves_when_the_launcher_is_told_to_stop(tmp_path):
+    run = tmp_path / "run"
+    process = torchrun(2, "--train.steps 100000 --eval.at_start false", "--run.dir", run)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step    2/"):
+            break
+    second = realrl("train", TINY, SMALL, "--run.dir", run, "--resume", check=False)
+    assert second.returncode == 1 and f"{run} is in use by process" in second.stderr
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    last = max(record["step"] for record in records(run) if "reward/mean" in record)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step_{last}"]
 
 
 def test_a_dead_rank_ends_all(tmp_path):
