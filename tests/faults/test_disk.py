@@ -50,7 +50,7 @@ def assert_goes_on(tiny_folder, run, whole, error):
         assert (
             newest_whole(run / "checkpoints") == (checkpoints[-1], []) and f"--resume goes on from {checkpoints[-1]}" in error
         )
-    train(config(tiny_folder, run), resume=bool(checkpoints), overwrite=not checkpoints)
+    train(config(tiny_folder, run), resume=True)
     assert_same_run(run, whole)
 
 

@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C: the first finishes the step and saves, the second ends the process where it stands."""
 
+import json
 import os
 import signal
 
@@ -9,9 +10,6 @@ from small_runs import assert_same_run, config, records
 
 from realrl.train import train
 from realrl.train.checkpoint import newest_whole, read_state, step_of
-
-# So slow that a signal meets the step in progress.
-SLOW = {"sampling": {"group_size": 64, "max_new_tokens": 96}, "checkpoint": {"every": 1}, "eval": {"at_start": False}}
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
@@ -36,9 +34,19 @@ def test_a_signal_to_all_processes_of_a_run_saves_and_the_run_goes_on_as_if_noth
 
 
 def test_the_second_signal_stops_at_once_and_loses_only_the_step(tiny_folder, tmp_path):
-    run = tmp_path / "run"
-    child = train_child(tiny_folder, run, **SLOW)
-    child.wait_for("step    2/6")
+    run, gate, problems = tmp_path / "run", tmp_path / "gate", tmp_path / "problems.jsonl"
+    problems.write_text("".join(json.dumps({"problem": f"{n}+1=", "answer": str(gate)}) + "\n" for n in range(8)))
+    child = train_child(
+        tiny_folder,
+        run,
+        data={"train": str(problems), "eval": []},
+        reward={"type": "parity:held", "timeout_s": 3600},
+        train={"steps": 100_000},
+        checkpoint={"every": 1},
+    )
+    child.wait_for("step    2/")
+    # The step in progress, or the next one, does not end.
+    gate.touch()
     os.kill(child.pid, signal.SIGINT)
     child.wait_for("finishing this step")
     os.kill(child.pid, signal.SIGINT)

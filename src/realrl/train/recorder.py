@@ -218,7 +218,7 @@ class Recorder:
         """The path of a file of the run, in its folder; see `writing`."""
         path = self.folder / name
         good = self.last_checkpoint
-        with writing(path, f"--resume goes on from {good}" if good else "start again with --overwrite (no checkpoint yet)"):
+        with writing(path, f"--resume goes on from {good}" if good else "--resume begins again (no checkpoint yet)"):
             path.parent.mkdir(exist_ok=True)
             yield path
 
