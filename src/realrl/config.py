@@ -13,6 +13,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from realrl.errors import ConfigError
+from realrl.files import clash, file_name
 from realrl.objectives import ObjectiveConfig, RealConfig, build_objective
 
 
@@ -128,6 +129,13 @@ class DataSection(Section):
     chat_template: Literal["auto", "plain"] = "auto"
     max_prompt_tokens: PositiveInt = 1024
     strict: bool = False
+
+    @field_validator("eval")
+    @classmethod
+    def _have_files_of_their_own(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if pair := clash(names):
+            raise ValueError(f"{pair[0]!r} and {pair[1]!r} have one file name, {file_name(pair[0])}; rename one")
+        return names
 
 
 class RewardSection(Section):

@@ -16,9 +16,9 @@ from realrl.data import chat_messages, load_problems, plain_text, render_prompts
 from realrl.errors import ConfigError, DataError, SamplingError
 from realrl.eval.progress import Progress
 from realrl.eval.runner import EvalResult, grade_generations
-from realrl.eval.store import Generation, Store, file_name, prompt_digest
+from realrl.eval.store import Generation, Store, prompt_digest
 from realrl.eval.tables import average, details_table, notes, summary_table
-from realrl.files import write_whole
+from realrl.files import clash, file_name, write_whole
 from realrl.logging import write_rollouts
 from realrl.models import adapter_folder, load_model, load_tokenizer, resolve_model, weights_fingerprint
 from realrl.rewards import build_verifier
@@ -116,13 +116,9 @@ def run_eval(request: EvalRequest) -> str:
 
 def _check_file_names(benchmarks: Sequence[str]) -> None:
     """ConfigError for benchmarks whose generations would share a file."""
-    names: dict[str, str] = {}
-    for benchmark in benchmarks:
-        other = names.setdefault(file_name(benchmark), benchmark)
-        if other != benchmark:
-            raise ConfigError(
-                f"{other!r} and {benchmark!r} have one file name, {file_name(benchmark)}; evaluate them by themselves"
-            )
+    if pair := clash(benchmarks):
+        first, second = pair
+        raise ConfigError(f"{first!r} and {second!r} have one file name, {file_name(second)}; evaluate them by themselves")
 
 
 def _regrade(request: EvalRequest) -> str:

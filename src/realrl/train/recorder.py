@@ -13,7 +13,7 @@ import torch
 from realrl.config import Config, LogSection
 from realrl.errors import TrainingError
 from realrl.eval.runner import EvalResult, evaluate
-from realrl.eval.store import file_name
+from realrl.files import file_name
 from realrl.logging import STEP_RECORD, Display, MetricsFile, Trackers, printable, write_rollouts
 from realrl.memory import return_freed_memory
 from realrl.rewards import last_boxed

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from realrl.config import Config
 from realrl.data import chat_messages
+from realrl.files import file_name
 from realrl.integrations.export.common import (
     Export,
     Machines,
@@ -425,7 +426,7 @@ def _hydra(value: Any) -> str:
 
 
 def _eval_file(name: str) -> str:
-    return "eval_" + "".join(char if char.isalnum() or char in "-_" else "_" for char in name) + ".parquet"
+    return f"eval_{file_name(name)}.parquet"
 
 
 def _write_training(config: Config, path: Path) -> None:
