@@ -265,7 +265,9 @@ def test_a_comparison_pairs_the_problems_of_both(tmp_path):
     shares = {"a": {"p0": [0, 0], "p1": [0, 1], "p2": [1, 1], "p3": [1, 1]}, "b": {"p2": [1], "p1": [1], "p0": [0, 1]}}
     for folder, problems in shares.items():
         rows = [
-            {"id": identity, "status": "correct" if right else "wrong"} for identity, own in problems.items() for right in own
+            {"id": identity, "problem": f"{identity}?", "status": "correct" if right else "wrong"}
+            for identity, own in problems.items()
+            for right in own
         ]
         (tmp_path / folder / "samples").mkdir(parents=True)
         write_rollouts(tmp_path / folder / "samples" / "aime24.parquet", rows)
@@ -276,6 +278,10 @@ def test_a_comparison_pairs_the_problems_of_both(tmp_path):
     assert record["p_value"] == 0.5
     assert record["interval"] == (0.0, 0.5)
     assert "3 (1 not in both)" in table.markdown() and "+0.3333" in table.markdown()
+    # The id of another problem, as of a generated task with another seed.
+    write_rollouts(tmp_path / "b" / "samples" / "aime24.parquet", [{"id": "p0", "problem": "2 + 2?", "status": "wrong"}])
+    with pytest.raises(DataError, match="1 of 1 ids that both have are of other problems .*, the first p0"):
+        compare_evaluations(tmp_path / "a", tmp_path / "b")
 
 
 def test_tables_in_markdown_and_latex():
