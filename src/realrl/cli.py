@@ -360,10 +360,13 @@ def check_data(
     """Hold every gold answer against itself; count repeated problems and overlaps. Exit status 1 where 1 gold in 200 fails."""
     from realrl.config import RewardSection
     from realrl.data import load_problems
-    from realrl.data.cleaning import count_overlap, deduplicate, find_overlap
+    from realrl.data.cleaning import count_overlap, deduplicate, find_overlap, refuse_endless
     from realrl.logging import printable
     from realrl.rewards.command import check_golds
 
+    others = [part.strip() for part in against.split(",") if part.strip()]
+    for one in (name, *others):
+        refuse_endless(one, "realrl data check")
     loaded = load_problems(name)
     problems = [loaded.problems[index] for index in range(len(loaded.problems))]
     report = check_golds(problems, RewardSection(type=reward))
@@ -382,7 +385,7 @@ def check_data(
     say(f"repeated problems: {found.repeated}; rows whose golds conflict: {conflicts}")
     for group in found.conflicts[:shown]:
         say("  " + "; ".join(f"{printable(problem.id)} gold {printable(problem.answer)[:40]}" for problem in group))
-    for other in filter(None, (part.strip() for part in against.split(","))):
+    for other in others:
         pairs = find_overlap(problems, load_problems(other).problems)
         say(f"overlap with {other}: {count_overlap(pairs)}")
         for pair in pairs[:shown]:

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from realrl import cli
 from realrl.config import DataSection
 from realrl.data import PromptStream, load_problems, render_prompts, training_problems
 from realrl.data.cleaning import OverlapCounts, count_overlap, deduplicate, find_overlap, grams, normal_form
@@ -305,3 +306,28 @@ def test_a_recipe_cleans_its_training_set():
     assert "1056 repeated problems left out, and 40 rows of 19 problems whose golds differ" in notes[0]
     assert "overlap 34 of 83 of amc22_23" in notes[1] and "overlap 49 of 675 of olympiadbench" in notes[2]
     assert not find_overlap(left, load_problems("amc22_23").problems)
+
+
+def test_a_task_that_has_fewer_problems_than_are_asked_for_ends():
+    """Of 81 sums of two digits about one in eight is held out."""
+    problems = load_problems("addition", count=10**9, split="eval").problems
+    assert 1 <= len(problems) < 81 and len({problem.problem for problem in problems}) == len(problems)
+
+
+def test_a_task_is_not_gone_through_to_its_end_which_it_has_not(tmp_path, capsys, monkeypatch):
+    (tmp_path / "train.jsonl").write_text('{"problem": "1+1=", "answer": "2"}\n')
+    data = DataSection(train=str(tmp_path / "train.jsonl"), decontaminate=("addition",))
+    with pytest.raises(ConfigError, match="data.decontaminate names 'addition', a generated task, which has no end"):
+        training_problems(data, 0)
+    for words in (["addition"], [str(tmp_path / "train.jsonl"), "--against", "addition"]):
+        monkeypatch.setattr("sys.argv", ["realrl", "data", "check", *words])
+        with pytest.raises(SystemExit):
+            cli.main()
+        assert "realrl data check names 'addition', a generated task" in capsys.readouterr().err
+
+
+def test_figures_are_left_out_and_those_without_an_end_cost_no_time():
+    words = "one two three four five six seven eight"
+    assert grams(f"[asy] {words} [/asy] {words}") == {tuple(words.split())}
+    # With a search to the end of the text from each beginning this would take minutes.
+    assert grams("[asy]" * 100_000) == {("asy",) * 8}
