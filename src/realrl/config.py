@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from realrl.errors import ConfigError
 from realrl.files import clash, file_name
-from realrl.objectives import ObjectiveConfig, RealConfig, build_objective
+from realrl.objectives import ObjectiveConfig, RealConfig, build_objective, list_objectives
 
 
 class Section(BaseModel):
@@ -27,6 +27,8 @@ PositiveInt = Annotated[int, Field(gt=0)]
 # Of what is held in memory all at once; a slip of the keyboard is refused before it fills the machine.
 Count = Annotated[int, Field(gt=0, le=2**20)]
 _MAX_ROLLOUTS = 2**24
+# Logits divided by less overflow, and what is then drawn means nothing.
+MIN_TEMPERATURE = 0.01
 # Tables within tables of a file, and the largest whole number: past these a file is no recipe.
 _MAX_DEPTH = 16
 _MAX_INT = 2**62
@@ -163,7 +165,7 @@ class RewardSection(Section):
 class SamplingSection(Section):
     engine: Literal["hf", "vllm"] = "hf"
     group_size: Count = 8
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, ge=MIN_TEMPERATURE)
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0, description="0 keeps the whole vocabulary")
     max_new_tokens: Count = 256
@@ -352,11 +354,22 @@ def _check_values(document: dict[str, Any], source: str) -> None:
     for _ in range(_MAX_DEPTH):
         nodes = [value for node in nodes for value in (node.values() if isinstance(node, dict) else node)]
         for value in nodes:
+            if isinstance(value, str) and not _is_text(value):
+                raise ConfigError(f"{source}: {value[:80]!r} is no text: it holds bytes that are not UTF-8")
             if isinstance(value, int | float) and not abs(value) < _MAX_INT:
                 raise ConfigError(f"{source}: {str(value)[:20]} is no value of a setting; numbers are finite, and below 2^62")
         nodes = [value for value in nodes if isinstance(value, dict | list)]
     if nodes:
         raise ConfigError(f"{source}: tables or lists are nested deeper than {_MAX_DEPTH}; a recipe has three levels")
+
+
+def _is_text(value: str) -> bool:
+    """Whether a file can hold it: a command line may give bytes of another encoding, as halves of surrogate pairs."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def parse_config(document: dict[str, Any], source: str = "config") -> Config:
@@ -401,6 +414,8 @@ def _describe(fault: Any, document: dict[str, Any]) -> str:
         return f"unknown key {dotted}; {hint}"
     if fault["type"] == "missing":
         return f"missing key {dotted}"
+    if fault["type"] == "union_tag_not_found":
+        return f"missing key {dotted}.type; known: {', '.join(list_objectives())}"
     if fault["type"] == "union_tag_invalid":
         expected = [name.strip(" '") for name in fault["ctx"]["expected_tags"].split(",")]
         near = difflib.get_close_matches(str(fault["ctx"]["tag"]), expected, n=1)

@@ -118,6 +118,10 @@ def test_learning_rate_schedule(recipe, schedule, expected):
         ("objective.kl.coef", "'inf'", "finite number"),
         ("data.filter", "{ level = { min = 'nan' } }", "finite number"),
         ("optim.betas", "[1.5, 0.9]", "less than 1"),
+        # Logits overflow, and what is drawn from them is noise.
+        ("sampling.temperature", "1e-30", "greater than or equal to 0.01"),
+        # Bytes of another encoding, as Python has them from a command line.
+        ("data.system_prompt", "caf\udce9", "is no text: it holds bytes that are not UTF-8"),
         # A slip of the keyboard, before it fills the machine.
         ("sampling.max_new_tokens", "8192819281928192", "less than or equal to 1048576"),
         ("sampling.group_size", "1_000_000_000", "less than or equal to 1048576"),
@@ -131,3 +135,8 @@ def test_learning_rate_schedule(recipe, schedule, expected):
 def test_values_that_no_run_can_have_are_refused(recipe, key, value, said):
     with pytest.raises(ConfigError, match=said):
         load_config(recipe, {key: value, "sampling.group_size": "1000"} | {key: value})
+
+
+def test_an_objective_without_a_type_is_told_so():
+    with pytest.raises(ConfigError, match="missing key objective.type; known: bce, "):
+        parse_config({"model": {"path": "x"}, "data": {"train": "addition"}, "objective": {"tau": 0.25}})

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from realrl.config import Config, load_config, parse_config
+from realrl.config import MIN_TEMPERATURE, Config, load_config, parse_config
 from realrl.data import chat_messages, load_problems, plain_text, render_prompts
 from realrl.errors import ConfigError, DataError, SamplingError
 from realrl.eval.progress import Progress
@@ -162,8 +162,9 @@ def _config(request: EvalRequest) -> Config:
 
 
 def _sampling_params(request: EvalRequest, config: Config) -> SamplingParams:
-    if request.temperature is not None and not math.isfinite(request.temperature):
-        raise ConfigError(f"--temperature {request.temperature} is no number to sample with; give a finite one")
+    asked = request.temperature
+    if asked is not None and not (asked == 0 or MIN_TEMPERATURE <= asked < math.inf):
+        raise ConfigError(f"--temperature {asked} is no number to sample with; give 0, or {MIN_TEMPERATURE} and more")
     return SamplingParams(
         temperature=config.sampling.temperature if request.temperature is None else request.temperature,
         top_p=request.top_p or config.eval.top_p or config.sampling.top_p,
