@@ -5,13 +5,14 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from realrl import cli
-from realrl.config import DataSection
-from realrl.data import PromptStream, load_problems, render_prompts, training_problems
+from realrl.config import DataSection, parse_config
+from realrl.data import PromptStream, load_problems, render_prompt, render_prompts, training_problems
 from realrl.data.cleaning import OverlapCounts, count_overlap, deduplicate, find_overlap, grams, normal_form
 from realrl.data.datasets import _data_folders
 from realrl.data.tasks import TASKS, is_held_out
 from realrl.errors import ConfigError, DataError
 from realrl.models.adder import character_tokenizer
+from realrl.train.setup import _training_prompts
 from realrl.types import Problem, Prompt
 
 ROWS = [{"question": "1+1?", "gold": "2"}, {"question": "2+2?", "gold": 4}, {"question": "3+3?", "gold": 6.0}]
@@ -331,3 +332,18 @@ def test_figures_are_left_out_and_those_without_an_end_cost_no_time():
     assert grams(f"[asy] {words} [/asy] {words}") == {tuple(words.split())}
     # With a search to the end of the text from each beginning this would take minutes.
     assert grams("[asy]" * 100_000) == {("asy",) * 8}
+
+
+def test_a_generated_prompt_over_the_limit_that_comes_late_is_named():
+    """A tokenizer of pairs of digits, of which it lacks one, so that few prompts are longer than those looked at first."""
+    tokenizer = character_tokenizer()
+    tokenizer.add_tokens([f"{pair:02}" for pair in range(100) if pair != 37])
+    problems = load_problems("column_addition", task_options={"digits": 9}).problems
+    lengths = [len(render_prompt(problems[i], tokenizer, DataSection(train="")).token_ids) for i in range(3000)]
+    limit = max(lengths[:256])
+    late = next(i for i, length in enumerate(lengths) if length > limit)
+    data = {"train": "column_addition", "task": {"digits": 9}, "max_prompt_tokens": limit}
+    stream, _ = _training_prompts(parse_config({"model": {"path": "x"}, "data": data}), tokenizer, [])
+    assert len(stream.step(0, 256)) == 256
+    with pytest.raises(DataError, match=f"more than data.max_prompt_tokens = {limit}"):
+        stream.step(late, 1)

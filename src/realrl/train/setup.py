@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from realrl.config import Config, SamplingSection
-from realrl.data import load_problems, render_prompts, training_problems
+from realrl.data import load_problems, render_prompt, render_prompts, training_problems
 from realrl.data.stream import PromptStream
 from realrl.errors import ConfigError, DataError
 from realrl.head import head_of, tokens_at_once
@@ -21,7 +21,7 @@ from realrl.rewards import Grader, build_verifier
 from realrl.sampling import Sampler, SamplingParams, build_sampler
 from realrl.train.distributed import World, shard
 from realrl.train.optim import build_optimizer, state_bytes
-from realrl.types import Prompt
+from realrl.types import Problem, Prompt
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -200,9 +200,19 @@ def _training_prompts(config: Config, tokenizer, notes: list[str]) -> tuple[Prom
     else:
         notes.append(f"prompts over {data.max_prompt_tokens} tokens: none of {len(shown)} looked at")
     if endless:
+
+        def render(problem: Problem) -> Prompt:
+            prompt = render_prompt(problem, tokenizer, data)
+            if len(prompt.token_ids) > data.max_prompt_tokens:
+                raise DataError(
+                    f"the prompt of {problem.id} has {len(prompt.token_ids)} tokens, more than data.max_prompt_tokens = "
+                    f"{data.max_prompt_tokens}, and a generated task is not filtered: raise it, then --resume"
+                )
+            return prompt
+
         return PromptStream(
             problems,
-            lambda problem: render_prompts([problem], tokenizer, data).prompts[0],
+            render,
             endless=True,
             seed=config.run.seed,
         ), rendered.prompts[0]
