@@ -261,6 +261,13 @@ def test_the_tables_of_a_study(tmp_path):
         study_tables(Progress(plan), tmp_path / "tables")
 
 
+def test_a_study_of_runs_without_a_held_out_set_is_refused(tmp_path):
+    plan = sweep(tmp_path, "[set]\ntrain.steps = 2\ndata.eval = []\n")
+    write_run(plan.final({})[0])
+    with pytest.raises(DataError, match="run-seed0 has no held-out set"):
+        study_tables(Progress(plan), tmp_path / "tables")
+
+
 def test_a_paired_difference_is_that_of_the_accuracies_whatever_the_sizes_of_the_sets(tmp_path):
     sets = 'data.eval = ["column_addition", "addition"]'
     plan = sweep(

@@ -70,6 +70,8 @@ def study_tables(progress: Progress, folder: Path) -> str:
     finished = [run for run in progress.final_runs() if progress.look(run).state == "finished"]
     if not finished:
         raise DataError(f"no run of {progress.plan.path} is finished yet; make them with realrl sweep {progress.plan.path}")
+    if blind := [run.name for run in finished if not run.config.data.eval]:
+        raise DataError(f"{blind[0]} has no held-out set, whose accuracy the tables compare; name one in data.eval")
     records = [_record(run) for run in finished]
     runs = [_figures(run, record) for run, record in zip(finished, records, strict=True)]
     settings = _settings(finished, runs, progress.plan.file.reference)
