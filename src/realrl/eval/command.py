@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from realrl.config import MIN_TEMPERATURE, Config, load_config, parse_config
@@ -129,6 +131,8 @@ def _regrade(request: EvalRequest) -> str:
     with Store(folder) as store:
         settings = store.settings()
         names = request.benchmarks or tuple(settings["benchmarks"])
+        if not names:
+            raise DataError(f"{folder} holds no generations of any benchmark; give the folder of another evaluation")
         unknown = [name for name in names if name not in settings["benchmarks"]]
         if unknown:
             raise DataError(
@@ -143,8 +147,25 @@ def _regrade(request: EvalRequest) -> str:
             for name, known in settings["benchmarks"].items()
             if name in names
         ]
+        for benchmark in benchmarks:
+            _check_problems(benchmark, folder)
         settings = settings | {"benchmarks": {name: settings["benchmarks"][name] for name in names}}
         return _report(store, benchmarks, settings, config, show_paper=request.show_paper)
+
+
+def _check_problems(benchmark: Benchmark, folder: Path) -> None:
+    """DataError where an id is not of the problem that was graded under it before: the generations answer that one."""
+    try:
+        table = pq.read_table(folder / "samples" / f"{file_name(benchmark.name)}.parquet", columns=["id", "problem"])
+        asked = dict(zip(*(table[name].cast(pa.string()).to_pylist() for name in ("id", "problem")), strict=True))
+    except (pa.ArrowException, OSError, ValueError, KeyError):
+        return  # not graded yet, or damaged, and then it is written anew
+    others = [problem.id for problem in benchmark.problems if asked.get(problem.id, problem.problem) != problem.problem]
+    if others:
+        raise DataError(
+            f"{benchmark.name}: {len(others)} of {len(benchmark.problems)} problems are not those that the stored generations "
+            f"answer, the first {others[0]}; bring the data set back as it was, or evaluate it again with another -o"
+        )
 
 
 def _config(request: EvalRequest) -> Config:
@@ -331,9 +352,13 @@ def _report(
             path = store.folder / "samples" / f"{file_name(benchmark.name)}.parquet"
             write_rollouts(path, results[benchmark.name].samples)
     tables = [summary_table(str(settings["model"]), results, show_paper), details_table(results)]
-    lines = [
-        f"{b.name}: the first {len(b.problems)} of {b.total} problems." for b in benchmarks if len(b.problems) < b.total
-    ] + notes(list(results), show_paper)
+    lines = [f"{b.name}: the first {len(b.problems)} of {b.total} problems." for b in benchmarks if len(b.problems) < b.total]
+    lines += [
+        f"{name}: one problem, so that its ± 0 and its interval say nothing of how sure the figure is."
+        for name, result in results.items()
+        if result.problems == 1
+    ]
+    lines += notes(list(results), show_paper)
     report = {
         **settings,
         "reward": config.reward.model_dump(mode="json"),
