@@ -60,7 +60,7 @@ class RunSection(Section):
 class LoraSection(Section):
     """Low-rank adapters beside frozen weights: W + (alpha / rank) B A."""
 
-    rank: Count = 16
+    rank: int = Field(default=16, gt=0, le=8192)
     alpha: PositiveInt = 32
     dropout: float = 0.0
     targets: str | tuple[str, ...] = Field(
