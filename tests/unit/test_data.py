@@ -12,7 +12,8 @@ from realrl.data.datasets import _data_folders
 from realrl.data.tasks import TASKS, is_held_out
 from realrl.errors import ConfigError, DataError
 from realrl.models.adder import character_tokenizer
-from realrl.train.setup import _training_prompts
+from realrl.train.distributed import World
+from realrl.train.setup import _training_prompts, prepare
 from realrl.types import Problem, Prompt
 
 ROWS = [{"question": "1+1?", "gold": "2"}, {"question": "2+2?", "gold": 4}, {"question": "3+3?", "gold": 6.0}]
@@ -343,7 +344,17 @@ def test_a_generated_prompt_over_the_limit_that_comes_late_is_named():
     limit = max(lengths[:256])
     late = next(i for i, length in enumerate(lengths) if length > limit)
     data = {"train": "column_addition", "task": {"digits": 9}, "max_prompt_tokens": limit}
-    stream, _ = _training_prompts(parse_config({"model": {"path": "x"}, "data": data}), tokenizer, [])
+    stream, *_ = _training_prompts(parse_config({"model": {"path": "x"}, "data": data}), tokenizer, [])
     assert len(stream.step(0, 256)) == 256
     with pytest.raises(DataError, match=f"more than data.max_prompt_tokens = {limit}"):
         stream.step(late, 1)
+
+
+def test_a_run_says_where_its_responses_go_past_the_positions_of_the_model(tiny_folder):
+    """The longest prompt that was looked at has 11 tokens with the one that begins it, of the model's 128."""
+    for tokens, told in ((117, False), (118, True)):
+        data = {"train": "column_addition", "task": {"digits": 4}}
+        document = {"model": {"path": str(tiny_folder)}, "data": data, "sampling": {"max_new_tokens": tokens}}
+        run = prepare(parse_config(document), World())
+        run.grader.close()
+        assert any("go past the 128 positions" in note for note in run.notes) == told

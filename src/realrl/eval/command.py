@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from realrl.eval.store import Generation, Store, prompt_digest
 from realrl.eval.tables import average, details_table, notes, summary_table
 from realrl.files import clash, file_name, write_whole
 from realrl.logging import write_rollouts
-from realrl.models import adapter_folder, load_model, load_tokenizer, resolve_model, weights_fingerprint
+from realrl.models import adapter_folder, load_model, load_tokenizer, resolve_model, too_long_for, weights_fingerprint
 from realrl.rewards import build_verifier
 from realrl.sampling import HFSampler, SamplingParams, TextEngine, TextRequest
 from realrl.sampling.openai import EndpointEngine
@@ -326,6 +327,8 @@ def _engine(name: str, request: EvalRequest, params: SamplingParams, longest_pro
         raise ConfigError(f"unknown --engine {name!r}; known: auto, hf, vllm; or --endpoint URL")
     torch.set_flush_denormal(True)  # as in training
     model = load_model(request.model, dtype=dtype, device=device).eval()
+    if warning := too_long_for(model, longest_prompt, params.max_new_tokens):
+        print(f"realrl: {warning}", file=sys.stderr)
     return HFEngine(HFSampler(model, load_tokenizer(request.model)), params)
 
 
