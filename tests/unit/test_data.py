@@ -12,6 +12,7 @@ from realrl.data.datasets import _data_folders
 from realrl.data.tasks import TASKS, is_held_out
 from realrl.errors import ConfigError, DataError
 from realrl.models.adder import character_tokenizer
+from realrl.rewards import verify
 from realrl.train.distributed import World
 from realrl.train.setup import _training_prompts, prepare
 from realrl.types import Problem, Prompt
@@ -308,6 +309,14 @@ def test_a_recipe_cleans_its_training_set():
     assert "1056 repeated problems left out, and 40 rows of 19 problems whose golds differ" in notes[0]
     assert "overlap 34 of 83 of amc22_23" in notes[1] and "overlap 49 of 675 of olympiadbench" in notes[2]
     assert not find_overlap(left, load_problems("amc22_23").problems)
+
+
+def test_a_gold_that_is_a_number_is_what_was_meant(tmp_path):
+    golds = [0.1 + 0.2, 1 / 3, 1e-7, 2.5, 6.0, 3 * 1.1, 123456.789]
+    path = write(tmp_path / "a.jsonl", [{"problem": "p", "answer": gold} for gold in golds])
+    found = [problem.answer for problem in load_problems(str(path)).problems]
+    assert found == ["0.3", "0.333333333333333", "1e-07", "2.5", "6", "3.3", "123456.789"]
+    assert verify(r"\boxed{\frac{1}{3}}", found[1]) and verify(r"\boxed{0.3}", found[0])
 
 
 def test_a_task_that_has_fewer_problems_than_are_asked_for_ends():

@@ -321,6 +321,9 @@ def _problem(record: Mapping[str, Any], mapping: Mapping[str, str], default_id: 
         raise ValueError(f"the answer is {answer}, not a number")
     if isinstance(answer, bool) or not isinstance(answer, (str, int, float)):
         raise ValueError("the answer is missing" if answer is None else f"the answer is a {type(answer).__name__}")
+    if isinstance(answer, float):
+        # The digits that a double holds for sure: 0.1 + 0.2 is 0.3, and no answer would equal 0.30000000000000004.
+        answer = f"{answer:.15g}"
     # GSM8K as released ends its worked solution with "#### answer".
     answer = str(answer).rpartition("####")[2].strip()
     if not answer:
