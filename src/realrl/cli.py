@@ -124,20 +124,22 @@ def evaluate(
     benchmarks: Annotated[
         str, typer.Option("--benchmarks", "-b", help="Named sets, generated tasks or files, parted by commas.")
     ] = "",
-    samples: Annotated[int | None, typer.Option(min=1, help="Samples of each problem; default: the recipe's, or 16.")] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, max=2**20, help="Samples of each problem; default: the recipe's, or 16.")
+    ] = None,
     problems: Annotated[int | None, typer.Option(min=1, help="Only the first problems; of a generated task 128.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0, help="0 is greedy; default: the recipe's, or 0.6.")] = None,
     top_p: Annotated[float | None, typer.Option(min=0.01, max=1, help="Default: the recipe's, or 0.95.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: the recipe's, or 8192.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, max=2**20, help="Default: the recipe's, or 8192.")] = None,
     reward: Annotated[str | None, typer.Option(help="Verifier; default: the recipe's, or math.")] = None,
     recipe: Annotated[str | None, typer.Option(help="Take prompt, sampling and reward from this recipe.")] = None,
     engine: Annotated[str, typer.Option(help="auto (vllm on a GPU where installed, else hf), hf or vllm.")] = "auto",
     endpoint: Annotated[
         str | None, typer.Option(help="URL of an OpenAI-compatible server (…/v1); its key: OPENAI_API_KEY of the environment.")
     ] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time to the server.")] = 16,
+    concurrency: Annotated[int, typer.Option(min=1, max=4096, help="Requests at a time to the server.")] = 16,
     retries: Annotated[int, typer.Option(min=0, help="Tries more of a request that the server could not serve.")] = 6,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds that one response of the server may take.")] = 1800,
+    timeout: Annotated[float, typer.Option(min=1, max=10**6, help="Seconds that one response of the server may take.")] = 1800,
     batch_rows: Annotated[int, typer.Option(min=1, help="Responses decoded together at most.")] = 64,
     seed: Annotated[int, typer.Option()] = 0,
     output: Annotated[
@@ -275,7 +277,7 @@ def grade(
     reward: Annotated[str, typer.Option(help='Verifier: a registered name, or a function as "module:name".')] = "math",
     compare: Annotated[str | None, typer.Option(help="Second grader: math-verify or deepscaler.")] = None,
     require_boxed: Annotated[bool, typer.Option("--require-boxed", help="Only a boxed answer counts.")] = False,
-    workers: Annotated[int, typer.Option(min=1, help="Grading processes.")] = 2,
+    workers: Annotated[int, typer.Option(min=1, max=1024, help="Grading processes.")] = 2,
 ) -> None:
     """Grade responses against gold answers; with --compare, list where a second grader disagrees."""
     from realrl.config import RewardSection
@@ -360,10 +362,13 @@ def check_data(
     """Hold every gold answer against itself; count repeated problems and overlaps. Exit status 1 where 1 gold in 200 fails."""
     from realrl.config import RewardSection
     from realrl.data import load_problems
-    from realrl.data.cleaning import count_overlap, deduplicate, find_overlap
+    from realrl.data.cleaning import count_overlap, deduplicate, find_overlap, refuse_endless
     from realrl.logging import printable
     from realrl.rewards.command import check_golds
 
+    others = [part.strip() for part in against.split(",") if part.strip()]
+    for one in (name, *others):
+        refuse_endless(one, "realrl data check")
     loaded = load_problems(name)
     problems = [loaded.problems[index] for index in range(len(loaded.problems))]
     report = check_golds(problems, RewardSection(type=reward))
@@ -382,7 +387,7 @@ def check_data(
     say(f"repeated problems: {found.repeated}; rows whose golds conflict: {conflicts}")
     for group in found.conflicts[:shown]:
         say("  " + "; ".join(f"{printable(problem.id)} gold {printable(problem.answer)[:40]}" for problem in group))
-    for other in filter(None, (part.strip() for part in against.split(","))):
+    for other in others:
         pairs = find_overlap(problems, load_problems(other).problems)
         say(f"overlap with {other}: {count_overlap(pairs)}")
         for pair in pairs[:shown]:

@@ -13,16 +13,22 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from realrl.errors import ConfigError
-from realrl.objectives import ObjectiveConfig, RealConfig, build_objective
+from realrl.files import clash, file_name
+from realrl.objectives import ObjectiveConfig, RealConfig, build_objective, list_objectives
 
 
 class Section(BaseModel):
-    """Base of every section: frozen, and no unknown key passes."""
+    """Base of every section: frozen, and no unknown key passes, nor a number that is none, as the text "nan" would be."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 PositiveInt = Annotated[int, Field(gt=0)]
+# Of what is held in memory all at once; a slip of the keyboard is refused before it fills the machine.
+Count = Annotated[int, Field(gt=0, le=2**20)]
+_MAX_ROLLOUTS = 2**24
+# Logits divided by less overflow, and what is then drawn means nothing.
+MIN_TEMPERATURE = 0.01
 # Tables within tables of a file, and the largest whole number: past these a file is no recipe.
 _MAX_DEPTH = 16
 _MAX_INT = 2**62
@@ -54,7 +60,7 @@ class RunSection(Section):
 class LoraSection(Section):
     """Low-rank adapters beside frozen weights: W + (alpha / rank) B A."""
 
-    rank: PositiveInt = 16
+    rank: int = Field(default=16, gt=0, le=8192)
     alpha: PositiveInt = 32
     dropout: float = 0.0
     targets: str | tuple[str, ...] = Field(
@@ -116,7 +122,7 @@ Keep = KeepRange | tuple[str | int | float, ...]
 class DataSection(Section):
     train: str
     eval: tuple[str, ...] = ()
-    columns: dict[str, str] = {}
+    columns: dict[str, str] = Field(default={}, description="problem, answer, id → the data's own names")
     filter: dict[str, Keep] = Field(default={}, description="training rows: column → values, or { min, max }")
     deduplicate: bool = Field(default=False, description="one row of equal training problems, none where golds differ")
     decontaminate: tuple[str, ...] = Field(default=(), description="sets whose problems must not occur in training")
@@ -129,10 +135,24 @@ class DataSection(Section):
     max_prompt_tokens: PositiveInt = 1024
     strict: bool = False
 
+    @field_validator("columns")
+    @classmethod
+    def _are_columns_of_ours(cls, columns: dict[str, str]) -> dict[str, str]:
+        if unknown := columns.keys() - {"problem", "answer", "id"}:
+            raise ValueError(f"{min(unknown)!r} is no column of ours; they are problem, answer and id")
+        return columns
+
+    @field_validator("eval")
+    @classmethod
+    def _have_files_of_their_own(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if pair := clash(names):
+            raise ValueError(f"{pair[0]!r} and {pair[1]!r} have one file name, {file_name(pair[0])}; rename one")
+        return names
+
 
 class RewardSection(Section):
     type: str = "math"
-    workers: PositiveInt = 2
+    workers: int = Field(default=2, gt=0, le=1024)
     timeout_s: float = Field(default=5.0, gt=0, le=3600, description="seconds for one answer")
     memory_mib: PositiveInt = Field(default=1024, description="address space of one grading worker")
     require_boxed: bool = False
@@ -144,11 +164,11 @@ class RewardSection(Section):
 
 class SamplingSection(Section):
     engine: Literal["hf", "vllm"] = "hf"
-    group_size: PositiveInt = 8
-    temperature: float = Field(default=1.0, gt=0)
+    group_size: Count = 8
+    temperature: float = Field(default=1.0, ge=MIN_TEMPERATURE)
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0, description="0 keeps the whole vocabulary")
-    max_new_tokens: PositiveInt = 256
+    max_new_tokens: Count = 256
     dtype: Literal["same", "bfloat16"] = "same"
     batch_rows: PositiveInt = Field(default=256, description="rows sampled at once at most")
     gpu_memory: float = Field(default=0.4, gt=0, le=1, description="vllm: share of the GPU's memory for weights and KV cache")
@@ -165,8 +185,8 @@ class SamplingSection(Section):
 
 class TrainSection(Section):
     steps: PositiveInt = 100
-    prompts_per_step: PositiveInt = 16
-    mini_batch_prompts: PositiveInt = 16
+    prompts_per_step: Count = 16
+    mini_batch_prompts: Count = 16
     micro_batch_tokens: PositiveInt = 32768
     gradient_route: Literal["auto", "direct", "two_pass"] = "auto"
     layout: Literal["auto", "shared", "packed", "padded"] = Field(
@@ -179,12 +199,15 @@ class TrainSection(Section):
     max_nonfinite_steps: PositiveInt = 5
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimSection(Section):
     type: Literal["adamw", "adamw_8bit"] = Field(default="adamw", description="adamw_8bit: moments in 8 bits (bitsandbytes)")
     master_weights: bool = Field(default=False, description="a float32 copy of bfloat16 weights takes the updates")
     lr: float = Field(default=2e-6, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: int = Field(default=0, ge=0)
@@ -202,7 +225,7 @@ class OptimSection(Section):
 
 class EvalSection(Section):
     every: int = Field(default=0, ge=0, description="0: before and after training only")
-    samples: PositiveInt = 1
+    samples: Count = 1
     top_p: float | None = Field(default=None, gt=0, le=1, description="sampling.top_p where none is given")
     problems: PositiveInt = Field(default=128, description="held-out problems of each set at most")
     greedy: bool = True
@@ -242,7 +265,12 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _batch_arithmetic(self) -> Config:
-        prompts, mini = self.train.prompts_per_step, self.train.mini_batch_prompts
+        prompts, mini, size = self.train.prompts_per_step, self.train.mini_batch_prompts, self.sampling.group_size
+        if prompts * size > _MAX_ROLLOUTS:
+            raise ValueError(
+                f"train.prompts_per_step = {prompts} × sampling.group_size = {size} are more rollouts than the {_MAX_ROLLOUTS} "
+                "that a step may have; lower one"
+            )
         if prompts % mini:
             raise ValueError(
                 f"train.mini_batch_prompts = {mini} does not divide train.prompts_per_step = {prompts}; "
@@ -330,11 +358,22 @@ def _check_values(document: dict[str, Any], source: str) -> None:
     for _ in range(_MAX_DEPTH):
         nodes = [value for node in nodes for value in (node.values() if isinstance(node, dict) else node)]
         for value in nodes:
+            if isinstance(value, str) and not _is_text(value):
+                raise ConfigError(f"{source}: {value[:80]!r} is no text: it holds bytes that are not UTF-8")
             if isinstance(value, int | float) and not abs(value) < _MAX_INT:
                 raise ConfigError(f"{source}: {str(value)[:20]} is no value of a setting; numbers are finite, and below 2^62")
         nodes = [value for value in nodes if isinstance(value, dict | list)]
     if nodes:
         raise ConfigError(f"{source}: tables or lists are nested deeper than {_MAX_DEPTH}; a recipe has three levels")
+
+
+def _is_text(value: str) -> bool:
+    """Whether a file can hold it: a command line may give bytes of another encoding, as halves of surrogate pairs."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def parse_config(document: dict[str, Any], source: str = "config") -> Config:
@@ -379,6 +418,8 @@ def _describe(fault: Any, document: dict[str, Any]) -> str:
         return f"unknown key {dotted}; {hint}"
     if fault["type"] == "missing":
         return f"missing key {dotted}"
+    if fault["type"] == "union_tag_not_found":
+        return f"missing key {dotted}.type; known: {', '.join(list_objectives())}"
     if fault["type"] == "union_tag_invalid":
         expected = [name.strip(" '") for name in fault["ctx"]["expected_tags"].split(",")]
         near = difflib.get_close_matches(str(fault["ctx"]["tag"]), expected, n=1)

@@ -1,11 +1,15 @@
-"""Files that are whole or not there, whatever ends the process, or the machine, while they are written."""
+"""Files that are whole or not there, whatever ends the process, or the machine, while they are written; and their names."""
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+# Bytes of a name that a file name holds; file systems take 255 in all.
+_MAX_NAME = 150
 
 
 @contextmanager
@@ -37,3 +41,22 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def file_name(name: str) -> str:
+    """The name, or path, of a data set as part of a file name: letters, digits and "-_." alone, and never too long."""
+    safe = "".join(char if char.isalnum() or char in "-_." else "_" for char in name)
+    if len(safe.encode()) <= _MAX_NAME:
+        return safe
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return f"{safe.encode()[:_MAX_NAME].decode('utf-8', 'ignore')}-{digest}"
+
+
+def clash(names: Iterable[str]) -> tuple[str, str] | None:
+    """The first two different names that would have one file name; None where all have files of their own."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(file_name(name), name)
+        if other != name:
+            return other, name
+    return None

@@ -13,6 +13,8 @@ import ctypes
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 # Free bytes that are kept: the next phase soon uses them again.
 _KEPT = 1 << 30
+# Of CUDA, of the allocator in main memory, of cuBLAS.
+_SIGNS = ("out of memory", "can't allocate memory", "alloc_failed")
 
 
 class _Mallinfo(ctypes.Structure):
@@ -38,3 +40,8 @@ def return_freed_memory() -> None:
         library.mallinfo2.restype = _Mallinfo
         if library.mallinfo2().fordblks > _KEPT:
             library.malloc_trim(0)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception of Python or torch says that memory has run out."""
+    return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _SIGNS)

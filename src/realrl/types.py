@@ -78,8 +78,8 @@ class Verdict:
 
     @property
     def level(self) -> int:
-        """TRPA's preference level: 2 right, 1 parsable but wrong, 0 no parsable answer."""
-        return {"correct": 2, "wrong": 1}.get(self.status, 0)
+        """TRPA's preference level: 2 where the reward is 1, else 1 for a parsable answer and 0 for none."""
+        return 2 if self.reward == 1 else int(self.status in ("correct", "wrong"))
 
 
 @dataclass(frozen=True, slots=True)

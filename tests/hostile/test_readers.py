@@ -140,6 +140,7 @@ def test_problem_files(tmp_path, suffix):
         ('{"problem": "p", "answer": "1", "also_accept": 12}', "also_accept is a int"),
         ('{"problem": "p", "answer": {"a": 1}}', "the answer is a dict"),
         ('{"problem": ["p"], "answer": "1"}', "not text"),
+        ('{"problem": "p \\ud800", "answer": "1"}', "half of a surrogate pair"),
     ],
 )
 def test_a_bad_row_is_counted_and_says_why(tmp_path, record, said):
@@ -442,3 +443,20 @@ def test_the_command_line_says_it_in_one_line(tmp_path, capsys, monkeypatch):
         refused_or_fine(result)
         assert result[0] == 1, words
         assert result[2].startswith("realrl: error: ") and result[2].count("\n") == 1, result
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        # Past these a queue's clock, the machine's threads, its memory, or float32 end.
+        ("--timeout inf", "--timeout"),
+        ("--concurrency 1000000", "--concurrency"),
+        ("--samples 1000000000", "--samples"),
+        ("--max-new-tokens 1000000000000", "--max-new-tokens"),
+        ("--temperature 1e-30", "--temperature 1e-30 is no number to sample with"),
+    ],
+)
+def test_numbers_that_no_evaluation_can_have_are_refused(tmp_path, capsys, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = run(capsys, monkeypatch, "eval", "tiny", "-b", "addition", "--samples", "1", *words.split())
+    assert status in (1, 2) and said in err and not list(tmp_path.iterdir())

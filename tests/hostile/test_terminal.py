@@ -42,8 +42,10 @@ def rows(tmp_path):
 @pytest.fixture
 def problems(tmp_path):
     path = tmp_path / "problems.jsonl"
-    made = [{"problem": f"p{n} {HOSTILE}", "answer": HOSTILE, "id": f"{n}{HOSTILE}"} for n in range(3)]
-    made += [{"problem": f"p0 {HOSTILE}", "answer": "2", "id": "again"}]
+    # In the text of a problem the lone surrogate makes a bad row.
+    text = HOSTILE.replace("\ud800", "")
+    made = [{"problem": f"p{n} {text}", "answer": HOSTILE, "id": f"{n}{HOSTILE}"} for n in range(3)]
+    made += [{"problem": f"p0 {text}", "answer": "2", "id": "again"}, {"problem": HOSTILE, "answer": "2", "id": HOSTILE}]
     path.write_text(
         "".join(json.dumps(row) + "\n" for row in made) + "[1]\n" + json.dumps({"problem": "x", "answer": {HOSTILE: 1}})
     )
@@ -99,7 +101,8 @@ def test_reports_figures_and_comparisons(tmp_path, capsys, monkeypatch):
     for name in ("a", "b"):
         (tmp_path / name / "samples").mkdir(parents=True)
         pq.write_table(
-            pa.table({"id": [NAME, "x"], "status": ["correct", "wrong"]}), tmp_path / name / "samples" / f"{NAME}.parquet"
+            pa.table({"id": [NAME, "x"], "problem": ["p", "q"], "status": ["correct", "wrong"]}),
+            tmp_path / name / "samples" / f"{NAME}.parquet",
         )
     assert clean(run(capsys, monkeypatch, "eval", "compare", tmp_path / "a", tmp_path / "b"), "p-value") == 0
 

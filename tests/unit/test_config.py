@@ -106,3 +106,37 @@ def test_missing_section_is_named():
 def test_learning_rate_schedule(recipe, schedule, expected):
     optim = load_config(recipe, {"optim.schedule": schedule, "optim.warmup_steps": "2"}).optim
     assert [optim.factor(step, 4) for step in range(4)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        # A text that pydantic would read as a number that is none.
+        ("optim.lr", "'inf'", "finite number"),
+        ("sampling.temperature", "'inf'", "finite number"),
+        ("objective.tau", "'nan'", "greater than 0|finite number"),
+        ("objective.kl.coef", "'inf'", "finite number"),
+        ("data.filter", "{ level = { min = 'nan' } }", "finite number"),
+        ("optim.betas", "[1.5, 0.9]", "less than 1"),
+        # Logits overflow, and what is drawn from them is noise.
+        ("sampling.temperature", "1e-30", "greater than or equal to 0.01"),
+        # Bytes of another encoding, as Python has them from a command line.
+        ("data.system_prompt", "caf\udce9", "is no text: it holds bytes that are not UTF-8"),
+        # A slip of the keyboard, before it fills the machine.
+        ("sampling.max_new_tokens", "8192819281928192", "less than or equal to 1048576"),
+        ("sampling.group_size", "1_000_000_000", "less than or equal to 1048576"),
+        ("eval.samples", "1_000_000_000", "less than or equal to 1048576"),
+        ("train", "{ prompts_per_step = 1_000_000, mini_batch_prompts = 1_000_000 }", "more rollouts than the 16777216"),
+        ("train.prompts_per_step", "100_000_000_000_000_001", "less than or equal to 1048576"),
+        # The column would have been looked for under its usual names, and another one taken for the gold.
+        ("data.columns", "{ gold = 'final' }", "'gold' is no column of ours; they are problem, answer and id"),
+    ],
+)
+def test_values_that_no_run_can_have_are_refused(recipe, key, value, said):
+    with pytest.raises(ConfigError, match=said):
+        load_config(recipe, {key: value, "sampling.group_size": "1000"} | {key: value})
+
+
+def test_an_objective_without_a_type_is_told_so():
+    with pytest.raises(ConfigError, match="missing key objective.type; known: bce, "):
+        parse_config({"model": {"path": "x"}, "data": {"train": "addition"}, "objective": {"tau": 0.25}})

@@ -4,13 +4,17 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from realrl.config import DataSection
-from realrl.data import PromptStream, load_problems, render_prompts, training_problems
+from realrl import cli
+from realrl.config import DataSection, parse_config
+from realrl.data import PromptStream, load_problems, render_prompt, render_prompts, training_problems
 from realrl.data.cleaning import OverlapCounts, count_overlap, deduplicate, find_overlap, grams, normal_form
 from realrl.data.datasets import _data_folders
 from realrl.data.tasks import TASKS, is_held_out
 from realrl.errors import ConfigError, DataError
 from realrl.models.adder import character_tokenizer
+from realrl.rewards import verify
+from realrl.train.distributed import World
+from realrl.train.setup import _training_prompts, prepare
 from realrl.types import Problem, Prompt
 
 ROWS = [{"question": "1+1?", "gold": "2"}, {"question": "2+2?", "gold": 4}, {"question": "3+3?", "gold": 6.0}]
@@ -305,3 +309,61 @@ def test_a_recipe_cleans_its_training_set():
     assert "1056 repeated problems left out, and 40 rows of 19 problems whose golds differ" in notes[0]
     assert "overlap 34 of 83 of amc22_23" in notes[1] and "overlap 49 of 675 of olympiadbench" in notes[2]
     assert not find_overlap(left, load_problems("amc22_23").problems)
+
+
+def test_a_gold_that_is_a_number_is_what_was_meant(tmp_path):
+    golds = [0.1 + 0.2, 1 / 3, 1e-7, 2.5, 6.0, 3 * 1.1, 123456.789]
+    path = write(tmp_path / "a.jsonl", [{"problem": "p", "answer": gold} for gold in golds])
+    found = [problem.answer for problem in load_problems(str(path)).problems]
+    assert found == ["0.3", "0.333333333333333", "1e-07", "2.5", "6", "3.3", "123456.789"]
+    assert verify(r"\boxed{\frac{1}{3}}", found[1]) and verify(r"\boxed{0.3}", found[0])
+
+
+def test_a_task_that_has_fewer_problems_than_are_asked_for_ends():
+    """Of 81 sums of two digits about one in eight is held out."""
+    problems = load_problems("addition", count=10**9, split="eval").problems
+    assert 1 <= len(problems) < 81 and len({problem.problem for problem in problems}) == len(problems)
+
+
+def test_a_task_is_not_gone_through_to_its_end_which_it_has_not(tmp_path, capsys, monkeypatch):
+    (tmp_path / "train.jsonl").write_text('{"problem": "1+1=", "answer": "2"}\n')
+    data = DataSection(train=str(tmp_path / "train.jsonl"), decontaminate=("addition",))
+    with pytest.raises(ConfigError, match="data.decontaminate names 'addition', a generated task, which has no end"):
+        training_problems(data, 0)
+    for words in (["addition"], [str(tmp_path / "train.jsonl"), "--against", "addition"]):
+        monkeypatch.setattr("sys.argv", ["realrl", "data", "check", *words])
+        with pytest.raises(SystemExit):
+            cli.main()
+        assert "realrl data check names 'addition', a generated task" in capsys.readouterr().err
+
+
+def test_figures_are_left_out_and_those_without_an_end_cost_no_time():
+    words = "one two three four five six seven eight"
+    assert grams(f"[asy] {words} [/asy] {words}") == {tuple(words.split())}
+    # With a search to the end of the text from each beginning this would take minutes.
+    assert grams("[asy]" * 100_000) == {("asy",) * 8}
+
+
+def test_a_generated_prompt_over_the_limit_that_comes_late_is_named():
+    """A tokenizer of pairs of digits, of which it lacks one, so that few prompts are longer than those looked at first."""
+    tokenizer = character_tokenizer()
+    tokenizer.add_tokens([f"{pair:02}" for pair in range(100) if pair != 37])
+    problems = load_problems("column_addition", task_options={"digits": 9}).problems
+    lengths = [len(render_prompt(problems[i], tokenizer, DataSection(train="")).token_ids) for i in range(3000)]
+    limit = max(lengths[:256])
+    late = next(i for i, length in enumerate(lengths) if length > limit)
+    data = {"train": "column_addition", "task": {"digits": 9}, "max_prompt_tokens": limit}
+    stream, *_ = _training_prompts(parse_config({"model": {"path": "x"}, "data": data}), tokenizer, [])
+    assert len(stream.step(0, 256)) == 256
+    with pytest.raises(DataError, match=f"more than data.max_prompt_tokens = {limit}"):
+        stream.step(late, 1)
+
+
+def test_a_run_says_where_its_responses_go_past_the_positions_of_the_model(tiny_folder):
+    """The longest prompt that was looked at has 11 tokens with the one that begins it, of the model's 128."""
+    for tokens, told in ((117, False), (118, True)):
+        data = {"train": "column_addition", "task": {"digits": 4}}
+        document = {"model": {"path": str(tiny_folder)}, "data": data, "sampling": {"max_new_tokens": tokens}}
+        run = prepare(parse_config(document), World())
+        run.grader.close()
+        assert any("go past the 128 positions" in note for note in run.notes) == told

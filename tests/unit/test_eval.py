@@ -11,6 +11,7 @@ from realrl.config import RewardSection
 from realrl.errors import DataError
 from realrl.eval import pass_at_k
 from realrl.eval.benchmarks import COLUMNS, PAPER_ROWS
+from realrl.eval.command import EvalRequest, run_eval
 from realrl.eval.compare import compare_evaluations
 from realrl.eval.intervals import interval, sign_flip_p_value, standard_error
 from realrl.eval.passk import majority
@@ -265,7 +266,9 @@ def test_a_comparison_pairs_the_problems_of_both(tmp_path):
     shares = {"a": {"p0": [0, 0], "p1": [0, 1], "p2": [1, 1], "p3": [1, 1]}, "b": {"p2": [1], "p1": [1], "p0": [0, 1]}}
     for folder, problems in shares.items():
         rows = [
-            {"id": identity, "status": "correct" if right else "wrong"} for identity, own in problems.items() for right in own
+            {"id": identity, "problem": f"{identity}?", "status": "correct" if right else "wrong"}
+            for identity, own in problems.items()
+            for right in own
         ]
         (tmp_path / folder / "samples").mkdir(parents=True)
         write_rollouts(tmp_path / folder / "samples" / "aime24.parquet", rows)
@@ -276,6 +279,48 @@ def test_a_comparison_pairs_the_problems_of_both(tmp_path):
     assert record["p_value"] == 0.5
     assert record["interval"] == (0.0, 0.5)
     assert "3 (1 not in both)" in table.markdown() and "+0.3333" in table.markdown()
+    # The id of another problem, as of a generated task with another seed.
+    write_rollouts(tmp_path / "b" / "samples" / "aime24.parquet", [{"id": "p0", "problem": "2 + 2?", "status": "wrong"}])
+    with pytest.raises(DataError, match="1 of 1 ids that both have are of other problems .*, the first p0"):
+        compare_evaluations(tmp_path / "a", tmp_path / "b")
+
+
+def stored_evaluation(folder, data, **benchmarks):
+    """What `realrl eval -o folder` leaves before it grades, of one sample of each problem."""
+    sampling = {"temperature": 0.6, "top_p": 0.95, "max_new_tokens": 8}
+    with Store(folder) as store:
+        store.keep_settings({"model": "m", "seed": 0, "data": {}, "benchmarks": benchmarks, **sampling})
+        store.append(str(data), [generation(f"{data}-{number}", 0, "\\boxed{2}") for number in range(2)])
+
+
+def test_generations_are_not_graded_by_another_problem_that_has_got_their_id(tmp_path):
+    data = tmp_path / "data.jsonl"
+    rows = ['{"problem": "1+1=", "answer": "2"}\n', '{"problem": "2+2=", "answer": "4"}\n']
+    data.write_text("".join(rows))
+    stored_evaluation(tmp_path / "out", data, **{str(data): {"problems": 2, "of": 2, "samples": 1}})
+    request = EvalRequest(str(tmp_path / "out"), (), regrade=True)
+    assert "0.500 ± 0.500" in run_eval(request)
+    # A better gold is what grading again is for; a row more gives every id without a column of its own to another problem.
+    data.write_text(rows[0] + rows[1].replace("4", "2"))
+    assert "1.000 ± 0.000" in run_eval(request)
+    data.write_text('{"problem": "0+0=", "answer": "2"}\n' + "".join(rows))
+    with pytest.raises(DataError, match="2 of 2 problems are not those that the stored generations answer, the first .*-0"):
+        run_eval(request)
+
+
+def test_the_interval_of_one_problem_is_said_to_be_none(tmp_path):
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"problem": "1+1=", "answer": "2"}\n')
+    stored_evaluation(tmp_path / "out", data, **{str(data): {"problems": 1, "of": 1, "samples": 1}})
+    assert "one problem, so that its ± 0 and its interval say nothing" in run_eval(
+        EvalRequest(str(tmp_path / "out"), (), regrade=True)
+    )
+
+
+def test_an_evaluation_without_a_benchmark_is_named(tmp_path):
+    stored_evaluation(tmp_path / "out", "x")
+    with pytest.raises(DataError, match="holds no generations of any benchmark"):
+        run_eval(EvalRequest(str(tmp_path / "out"), (), regrade=True))
 
 
 def test_tables_in_markdown_and_latex():

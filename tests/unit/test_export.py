@@ -1,14 +1,17 @@
 """What an export says without its engine: every key of a recipe is accounted for, refusals, batch sizes, files."""
 
 import ast
+import json
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import forked
 import pytest
 from pydantic import BaseModel
 
-from realrl.config import Config, load_config
+from realrl.config import Config, load_config, parse_config
 from realrl.data import render_prompt
 from realrl.errors import ConfigError
 from realrl.integrations.export import Machines, export_trl, export_verl, trl, verl
@@ -162,6 +165,38 @@ def test_verl_data_has_the_golds_where_verl_looks_for_them(tmp_path):
     assert [row["extra_info"]["index"] for row in rows] == [0, 1]
     assert {row["data_source"] for row in rows} == {str(tmp_path / "set.jsonl")}
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["train.parquet", "train.sh"]
+
+
+def test_no_text_of_a_recipe_is_run_by_the_scripts(tiny_folder, tmp_path):
+    model = tmp_path / "model\ntouch title #"
+    shutil.copytree(tiny_folder, model)
+    run = "runs/$HERE$(touch a)`touch b`'; touch c; '\"; touch d; \"\\"
+    document = load_config(TINY).model_dump(mode="json", exclude_none=True)
+    document |= {"run": {"dir": run}, "model": {"path": str(model), "lora": {"targets": "$HERE$(touch e)"}}}
+    config = parse_config(document)
+    # A launcher that keeps what it is given.
+    (tmp_path / "python").write_text(f"#!{sys.executable}\nimport json, sys\njson.dump(sys.argv, open('given', 'w'))\n")
+    (tmp_path / "python").chmod(0o755)
+    here = tmp_path / "out"
+    here.mkdir()
+    (here / "train.sh").write_text(export_verl(config, ONE, made_by="a\ntouch made_by").script)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    subprocess.run(["bash", here / "train.sh"], cwd=here, env=environment, check=True)
+    assert sorted(path.name for path in here.iterdir()) == ["given", "train.sh"]
+    given = json.loads((here / "given").read_text())
+    assert f"data.train_files='{here}/train.parquet'" in given
+    assert any(word.startswith("trainer.default_local_dir='runs/$HERE$(touch a)`touch b`") for word in given)
+    # Of a Python file the only statements are those of the template, and the values those of the recipe.
+    tree = ast.parse(export_trl(config, ONE, made_by='a"""\ntouch made_by').script)
+    assert [type(node).__name__ for node in tree.body] == [
+        "Expr", "Import", "ImportFrom", "ImportFrom", *["Assign"] * 4, "FunctionDef", "FunctionDef", "If"
+    ]  # fmt: skip
+    assert run in {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+
+
+def test_verl_is_given_no_text_in_which_it_would_put_the_environment():
+    with pytest.raises(ConfigError, match=r"default_local_dir would be 'runs/\$\{oc.env:HOME\}/checkpoints'"):
+        export_verl(recipe(run__dir="runs/${oc.env:HOME}"), ONE)
 
 
 def test_the_command_prints_the_script_alone_and_refuses_a_folder_with_files(tmp_path):

@@ -33,6 +33,15 @@ def test_learning_curve_is_drawn(tmp_path):
     assert not plt.get_fignums()
 
 
+def test_a_broken_line_is_left_out(tmp_path):
+    whole = draw(tmp_path, STEPS)
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in STEPS[:4]) + "\x00\x00{\n")
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write("".join(json.dumps(record) + "\n" for record in STEPS[4:]))
+    learning_curve(tmp_path, tmp_path / "curve.png")
+    assert (matplotlib.image.imread(tmp_path / "curve.png")[..., :3] == whole).all()
+
+
 @pytest.mark.filterwarnings("error")
 def test_a_run_without_a_step_gives_empty_axes(tmp_path):
     assert coloured(draw(tmp_path, [])) == 0

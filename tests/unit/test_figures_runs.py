@@ -142,6 +142,23 @@ def test_histograms_hold_each_rollout_once(tmp_path):
     assert [low <= value <= high for (low, high), value in zip(places, [0.4, 0.4, 0.8, 0.8], strict=True)] == [True] * 4
 
 
+def test_rollouts_of_a_skipped_update_have_no_place_in_histograms(tmp_path):
+    run = make_run(tmp_path / "run")
+    common = {"step": 3, "group": 0}
+    rows = [{"reward": 1.0, "score": math.nan, "weight": -0.1}, {"reward": 0.0, "score": 0.1, "weight": math.inf}]
+    write_rollouts(run / "rollouts" / "step_000003.parquet", [common | row for row in rows])
+    score_histograms(groups_of(run), tmp_path / "out")
+    assert {row["first_step"] for row in rows_of(tmp_path / "out", "scores")} == {"1", "2"}
+
+
+def test_recipes_that_name_no_seed_stand_side_by_side(tmp_path):
+    runs = [make_run(tmp_path / kind, objective={"type": kind}) for kind in ("real", "grpo")]
+    for run in runs:
+        (run / "config.toml").write_text((run / "config.toml").read_text().replace("seed = 0", ""))
+    figure_5(groups_of(*runs), tmp_path / "out")
+    assert {row["seed"] for row in rows_of(tmp_path / "out", "figure_5")} == {"", "mean"}
+
+
 def test_what_is_missing_is_named(tmp_path):
     runs = [make_run(tmp_path / "run", tokens=False, records=[{"step": 1, "reward/mean": 0.5}])]
     report = write_figures(runs, tmp_path / "out")

@@ -22,6 +22,15 @@ def test_rewards_that_are_no_labels_are_refused(name):
         build_objective({"type": name})(inputs(rewards=torch.tensor([1.0, -1.0]), logprobs_ref=torch.zeros(2, 3)))
 
 
+@pytest.mark.parametrize("reward", [0.1, 0.7, 0.9])
+@pytest.mark.parametrize("size", [1, 3, 7, 12])
+def test_a_group_of_equal_rewards_has_no_advantage(reward, size):
+    """As with reward.format_weight, where a wrong answer in a box has 0.1, and GRPO's KL penalty, which computes every row."""
+    group_ids = torch.zeros(size, dtype=torch.long)
+    advantages = build_objective({"type": "grpo"}).advantages(torch.full((size,), reward), group_ids)
+    assert advantages.tolist() == [0.0] * size
+
+
 def test_advantage_objectives_take_any_finite_reward():
     loss = build_objective({"type": "dapo"})(inputs(rewards=torch.tensor([1.0, -1.0]))).loss
     assert torch.isfinite(loss)

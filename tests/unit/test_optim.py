@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from realrl.config import OptimSection
+from realrl.train.checkpoint import _moments, load_optimizer
 from realrl.train.optim import MasterWeights, build_optimizer, state_bytes
 
 NEEDS_BITSANDBYTES = pytest.mark.skipif(
@@ -167,6 +168,20 @@ def test_master_weights_follow_the_learning_rate_that_is_set_from_outside():
     # Adam's first step is the learning rate in the direction of the gradient's sign.
     step = (optimizer.state_dict()["state"][1]["master"] - start).abs()
     assert torch.allclose(step, torch.full_like(step, 0.25), rtol=1e-3)
+
+
+def test_a_resume_without_master_weights_leaves_none_behind_for_a_later_one_with_them(tmp_path):
+    model = Weights(torch.bfloat16)
+    optimizer = optimizer_of(model, master_weights=True)
+    run(model, optimizer, range(1))
+    for wanted in (True, False, True):
+        save_file(dict(_moments(model, optimizer)), tmp_path / "optimizer.safetensors")
+        weights = model.large.detach().clone()
+        optimizer = optimizer_of(model, master_weights=wanted)
+        load_optimizer(tmp_path, model, optimizer)
+        assert torch.equal(model.large, weights)
+        run(model, optimizer, range(1, 30))
+        assert not torch.equal(model.large, weights)
 
 
 def test_gradients_stay_and_float32_weights_are_their_own_masters():

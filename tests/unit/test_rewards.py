@@ -17,6 +17,7 @@ from realrl.rewards import build_verifier, extract_answer, grade, last_boxed, ve
 from realrl.rewards.extract import ExtractionPolicy
 from realrl.rewards.judges import judge_reasoning_gym
 from realrl.rewards.pool import JudgePool
+from realrl.types import Verdict
 
 
 @pytest.mark.parametrize(
@@ -214,6 +215,18 @@ def test_a_users_function_by_import_path():
         assert [verdict.reward for verdict in grader.score(["ab", "aa", "bb"], ["a"] * 3)] == [1.0, 1.0, 0.0]
     with build_verifier(RewardSection(type="judges:missing", timeout_s=1)) as grader:
         assert grader.score(["a"], ["a"])[0].status == "grader_error"
+
+
+def test_the_preference_level_follows_the_reward():
+    """TRPA's pairs: a score above the threshold is no worse than an exact answer, a right one below it no better than wrong."""
+    verdicts = [
+        Verdict("correct"),
+        Verdict("wrong", score=1.0),
+        Verdict("correct", score=0.0),
+        Verdict("wrong"),
+        Verdict("no_answer"),
+    ]
+    assert [verdict.level for verdict in verdicts] == [2, 2, 1, 1, 0]
 
 
 def test_format_rewards_and_labels():

@@ -3,6 +3,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
 
+from realrl.errors import SamplingError
 from realrl.models import load_model, load_tokenizer
 from realrl.sampling import HFSampler, SamplingParams
 from realrl.sampling.cache import RowLayer
@@ -124,6 +125,11 @@ def test_every_rollout_is_reported_once_when_it_ends(batch_rows, model, tokenize
     assert len(set(lengths)) > 2
     if batch_rows == 256:
         assert lengths == sorted(lengths)
+
+
+def test_responses_that_do_not_fit_into_memory_are_an_error_that_says_what_to_lower(model, tokenizer):
+    with pytest.raises(SamplingError, match="up to 12 responses of up to 10000000000000 tokens .* lower sampling.batch_rows"):
+        run(model, tokenizer, max_new_tokens=10**13)
 
 
 def test_a_seed_for_each_rollout_is_asked_for(model, tokenizer):

@@ -113,8 +113,16 @@ def write_run(run, accuracies=(), *, steps=None, checkpoint=True, problems=("p",
         folder.mkdir(parents=True)
         (folder / "trainer.json").write_text("{}")
     (run.folder / "eval").mkdir()
-    rows = [{"id": name, "status": "correct" if ok else "wrong"} for name, ok in zip(problems, right, strict=True)]
-    pq.write_table(pa.Table.from_pylist(rows), run.folder / "eval" / f"column_addition_sampled_step_{steps:06}.parquet")
+    write_evaluation(run, "column_addition", problems, right)
+
+
+def write_evaluation(run, held_out, problems, right):
+    rows = [
+        {"id": name, "problem": f"{name}?", "status": "correct" if ok else "wrong"}
+        for name, ok in zip(problems, right, strict=True)
+    ]
+    path = run.folder / "eval" / f"{held_out}_sampled_step_{run.config.train.steps:06}.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
 
 
 def test_the_state_of_a_run_is_read_from_its_folder(tmp_path):
@@ -250,6 +258,37 @@ def test_the_tables_of_a_study(tmp_path):
     assert {row["recipe"] for row in csv.DictReader((tmp_path / "tables" / "figure_4.csv").open())} == {"real", "grpo"}
     write_run(final["grpo-seed2"], [(2, 0.5)], problems=("p", "r"))
     with pytest.raises(DataError, match="other problems with seed 2: 2 are not in both"):
+        study_tables(Progress(plan), tmp_path / "tables")
+
+
+def test_a_study_of_runs_without_a_held_out_set_is_refused(tmp_path):
+    plan = sweep(tmp_path, "[set]\ntrain.steps = 2\ndata.eval = []\n")
+    write_run(plan.final({})[0])
+    with pytest.raises(DataError, match="run-seed0 has no held-out set"):
+        study_tables(Progress(plan), tmp_path / "tables")
+
+
+def test_a_paired_difference_is_that_of_the_accuracies_whatever_the_sizes_of_the_sets(tmp_path):
+    sets = 'data.eval = ["column_addition", "addition"]'
+    plan = sweep(
+        tmp_path, f'seeds = [0]\nreference = "real"\n[set]\ntrain.steps = 2\n{sets}\n[variants.real]\n[variants.grpo]\n'
+    )
+    # Of three problems GRPO has one more right, of one problem one fewer: 1/3 − 1 over two sets.
+    for run, (one, other) in zip(plan.final({}), [((1, 0, 0), (1,)), ((1, 1, 0), (0,))], strict=True):
+        write_run(run, [(2, sum(one) / 3)], problems="abc", right=one)
+        write_evaluation(run, "addition", "a", other)
+        with (run.folder / "metrics.jsonl").open("a") as file:
+            for name, value in (("column_addition/greedy", 0.5), ("addition/sampled", sum(other)), ("addition/greedy", 0.5)):
+                file.write(json.dumps({"step": 2, f"eval/{name}/accuracy": value}) + "\n")
+    study_tables(Progress(plan), tmp_path / "tables")
+    rows = {row["setting"]: row for row in csv.DictReader((tmp_path / "tables" / "settings.csv").open())}
+    difference = float(rows["grpo"]["accuracy"]) - float(rows["real"]["accuracy"])
+    assert float(rows["grpo"]["difference"]) == pytest.approx((1 / 3 - 1) / 2) == pytest.approx(difference)
+    # The same id, and another problem.
+    write_evaluation(run, "addition", "a", (1,))
+    path = run.folder / "eval" / "addition_sampled_step_000002.parquet"
+    pq.write_table(pa.table({"id": ["a"], "problem": ["2 + 2?"], "status": ["correct"]}), path)
+    with pytest.raises(DataError, match="other problems with seed 0: 2 are not in both"):
         study_tables(Progress(plan), tmp_path / "tables")
 
 

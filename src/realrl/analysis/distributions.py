@@ -121,7 +121,8 @@ def _scores(group: RunGroup) -> dict[str, np.ndarray]:
     parts: dict[str, list[np.ndarray]] = {"step": [], "right": [], "score": [], "weight": []}
     for table in (table for run in group.runs for table in run.rollouts(["step", "reward", "score", "weight"])):
         step, reward, score, weight = (table[name].to_numpy() for name in ("step", "reward", "score", "weight"))
-        kept = weight != 0
+        # A mini-batch whose update was skipped may have neither.
+        kept = (weight != 0) & np.isfinite(score) & np.isfinite(weight)
         for name, values in (("step", step), ("right", reward > 0), ("score", score), ("weight", weight)):
             parts[name].append(values[kept])
     return {name: np.concatenate(values) if values else np.zeros(0) for name, values in parts.items()}

@@ -136,7 +136,7 @@ def _final(axis: Axes, row: int, group: RunGroup, title: str, steps: np.ndarray,
     axis.errorbar(mean, row, xerr=None if half is None else float(half), fmt="D", color=colour, markersize=6, capsize=3)
     common = {"quantity": title, "recipe": group.label, "first_step": int(steps[0]), "last_step": int(steps[-1])}
     each = [
-        {**common, "seed": run.config["run.seed"], "value": float(value), "low": "", "high": ""}
+        {**common, "seed": run.config.get("run.seed", ""), "value": float(value), "low": "", "high": ""}
         for run, value in zip(group.runs, values, strict=True)
     ]
     low, high = ("", "") if half is None else (mean - float(half), mean + float(half))

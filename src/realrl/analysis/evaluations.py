@@ -15,7 +15,7 @@ from realrl.analysis.statistics import NORMAL, mean_of
 from realrl.errors import DataError
 from realrl.eval.benchmarks import COLUMNS, PAPER_ROWS, PAPER_SOURCE, paper_column
 from realrl.eval.intervals import interval
-from realrl.eval.store import file_name
+from realrl.files import file_name
 
 
 def held_out_rows(group: RunGroup) -> list[dict[str, Any]]:

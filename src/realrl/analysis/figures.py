@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import matplotlib
@@ -11,13 +10,15 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
+from realrl.analysis.runs import read_records
+
 
 def learning_curve(run_dir: Path, output: Path) -> None:
     """Reward and boxed share of each step's rollouts, and held-out accuracy with standard errors, from metrics.jsonl.
 
-    What a run did not record is left out.
+    What a run did not record, or recorded in lines that are broken, is left out.
     """
-    records = [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
+    records, _ = read_records(Path(run_dir) / "metrics.jsonl")
     steps = [(record["step"], record) for record in records if "reward/mean" in record]
     figure, axis = plt.subplots(figsize=(8, 4.5))
     if steps:

@@ -107,7 +107,7 @@ def read_run(folder: Path) -> RunRecord:
     _check_links(folder)
     metrics: dict[str, dict[int, float]] = {}
     times = []
-    records, broken = _records(folder / "metrics.jsonl")
+    records, broken = read_records(folder / "metrics.jsonl")
     for record in sorted(records, key=lambda record: record["step"]):
         step = record["step"]
         for name, value in record.items():
@@ -224,7 +224,7 @@ def _rollout_numbers(path: Path, modified: int) -> dict[str, np.ndarray] | None:
     return {name: np.array(values, dtype=float) for name, values in columns.items()}
 
 
-def _records(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+def read_records(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
     """The records of metrics.jsonl, and the numbers of the lines before the last that are none."""
     if not path.is_file():
         return [], []

@@ -70,6 +70,8 @@ def study_tables(progress: Progress, folder: Path) -> str:
     finished = [run for run in progress.final_runs() if progress.look(run).state == "finished"]
     if not finished:
         raise DataError(f"no run of {progress.plan.path} is finished yet; make them with realrl sweep {progress.plan.path}")
+    if blind := [run.name for run in finished if not run.config.data.eval]:
+        raise DataError(f"{blind[0]} has no held-out set, whose accuracy the tables compare; name one in data.eval")
     records = [_record(run) for run in finished]
     runs = [_figures(run, record) for run, record in zip(finished, records, strict=True)]
     settings = _settings(finished, runs, progress.plan.file.reference)
@@ -123,7 +125,7 @@ def _figures(run: PlannedRun, data: RunRecord) -> RunFigures:
 
 def _settings(finished: Sequence[PlannedRun], runs: Sequence[RunFigures], reference: str | None) -> list[SettingFigures]:
     by_setting: dict[str, dict[int, RunFigures]] = defaultdict(dict)
-    problems: dict[tuple[str, int], dict[str, float]] = {}
+    problems: dict[tuple[str, int], dict[str, dict[str, float]]] = {}
     for run, figures in zip(finished, runs, strict=True):
         by_setting[run.setting][run.seed] = figures
         problems[run.setting, run.seed] = _problem_means(run)
@@ -152,35 +154,39 @@ def _settings(finished: Sequence[PlannedRun], runs: Sequence[RunFigures], refere
     return rows
 
 
-def _paired(setting: str, reference: str, problems: Mapping[tuple[str, int], Mapping[str, float]]) -> list[float]:
-    """For each common seed the difference setting − reference in accuracy on the same problems."""
+def _paired(setting: str, reference: str, problems: Mapping[tuple[str, int], Mapping[str, Mapping[str, float]]]) -> list[float]:
+    """For each common seed the difference setting − reference in accuracy, as a mean over sets, on the same problems."""
     differences = []
     for (name, seed), ours in problems.items():
         theirs = problems.get((reference, seed))
         if name != setting or theirs is None:
             continue
-        if ours.keys() != theirs.keys():
+        here, there = ({(name, problem) for name, found in sets.items() for problem in found} for sets in (ours, theirs))
+        if here != there:
             raise DataError(
                 f"{setting} and {reference} were evaluated on other problems with seed {seed}: "
-                f"{len(ours.keys() ^ theirs.keys())} are not in both; give them one data.eval, data.task and eval.problems"
+                f"{len(here ^ there)} are not in both; give them one data.eval, data.task and eval.problems"
             )
-        differences.append(mean(ours[identity] - theirs[identity] for identity in ours))
+        differences.append(
+            mean(mean(found[problem] - theirs[name][problem] for problem in found) for name, found in ours.items())
+        )
     return differences
 
 
-def _problem_means(run: PlannedRun) -> dict[str, float]:
-    """Problem → share of right samples at the last step, over all held-out sets."""
-    right: dict[str, list[bool]] = defaultdict(list)
-    files = sorted((run.folder / "eval").glob(f"*_sampled_step_{run.config.train.steps:06}.parquet"))
-    for file in files:
+def _problem_means(run: PlannedRun) -> dict[str, dict[str, float]]:
+    """File of a held-out set → problem → share of right samples at the last step. A problem is its id and its text."""
+    means: dict[str, dict[str, float]] = {}
+    for file in sorted((run.folder / "eval").glob(f"*_sampled_step_{run.config.train.steps:06}.parquet")):
+        right: dict[str, list[bool]] = defaultdict(list)
         try:
-            table = pq.read_table(file, columns=["id", "status"])
-            ids, statuses = (table[name].cast(pa.string()).to_pylist() for name in ("id", "status"))
+            table = pq.read_table(file, columns=["id", "problem", "status"])
+            ids, texts, statuses = (table[name].cast(pa.string()).to_pylist() for name in ("id", "problem", "status"))
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
             raise DataError(f"{file} cannot be read: {error}; remove {run.folder} to run it anew") from error
-        for identity, status in zip(ids, statuses, strict=True):
-            right[f"{file.name}/{identity}"].append(status == "correct")
-    return {identity: mean(values) for identity, values in right.items()}
+        for identity, text, status in zip(ids, texts, statuses, strict=True):
+            right[f"{identity}/{text}"].append(status == "correct")
+        means[file.name] = {problem: mean(values) for problem, values in right.items()}
+    return means
 
 
 def _markdown(progress: Progress, settings: Sequence[SettingFigures], grid: Sequence[Tuned]) -> str:

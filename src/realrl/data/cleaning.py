@@ -25,7 +25,7 @@ _STYLE = re.compile(
     r"\\(?:bf|bigg|bigl|bigr|boldsymbol|cal|displaystyle|ensuremath|hspace|it|left|mathbf|mathit|mathrm|mathsf|mbox|nolimits|"
     r"operatorname|qquad|quad|right|rm|scriptstyle|text|textbf|textit|textrm|textstyle|underline)(?![a-z])"
 )
-_FIGURE = re.compile(r"\[asy\].*?\[/asy\]", re.DOTALL)
+_FIGURE = re.compile(r"\[asy\](?:(?!\[asy\]).)*?\[/asy\]", re.DOTALL)
 _WORD = re.compile(r"[a-z]+|\d+")
 
 
@@ -143,6 +143,12 @@ def count_overlap(pairs: Sequence[Overlap]) -> OverlapCounts:
     )
 
 
+def refuse_endless(name: str, asked_by: str) -> None:
+    """ConfigError for a generated task, whose problems are too many to be gone through."""
+    if name in TASKS:
+        raise ConfigError(f"{asked_by} names {name!r}, a generated task, which has no end; name a set of problems, or a file")
+
+
 def training_problems(data: DataSection, seed: int) -> tuple[Sequence[Problem], list[str]]:
     """The problems that a recipe trains on, filtered and cleaned as it says, and what was left out, a line each.
 
@@ -153,6 +159,8 @@ def training_problems(data: DataSection, seed: int) -> tuple[Sequence[Problem], 
             f"data.train = {data.train!r} is generated and never asks what is held out; data.filter, data.deduplicate and "
             "data.decontaminate are for sets of problems"
         )
+    for name in data.decontaminate:
+        refuse_endless(name, "data.decontaminate")
     loaded = load_problems(
         data.train, columns=data.columns, strict=data.strict, seed=seed, task_options=data.task, keep=data.filter
     )

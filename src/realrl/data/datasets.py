@@ -8,6 +8,7 @@ import difflib
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +67,8 @@ _ALIASES = {
     "id": ("id", "problem_id", "unique_id"),
 }
 _SHOWN_BAD_ROWS = 5
+# JSON can name one by its number; no tokenizer takes it.
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,12 +313,17 @@ def _problem(record: Mapping[str, Any], mapping: Mapping[str, str], default_id: 
         raise ValueError("a further accepted answer is empty or no text")
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"the problem is {'empty' if not text else 'a ' + type(text).__name__}, not text")
+    if _HALF.search(text):
+        raise ValueError("the problem holds half of a surrogate pair, which is no text")
     if isinstance(answer, float) and math.isfinite(answer) and answer.is_integer():
         answer = int(answer)
     if isinstance(answer, float) and not math.isfinite(answer):
         raise ValueError(f"the answer is {answer}, not a number")
     if isinstance(answer, bool) or not isinstance(answer, (str, int, float)):
         raise ValueError("the answer is missing" if answer is None else f"the answer is a {type(answer).__name__}")
+    if isinstance(answer, float):
+        # The digits that a double holds for sure: 0.1 + 0.2 is 0.3, and no answer would equal 0.30000000000000004.
+        answer = f"{answer:.15g}"
     # GSM8K as released ends its worked solution with "#### answer".
     answer = str(answer).rpartition("####")[2].strip()
     if not answer:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
-from realrl.config import Config, load_config, parse_config
+from realrl.config import MIN_TEMPERATURE, Config, load_config, parse_config
 from realrl.data import chat_messages, load_problems, plain_text, render_prompts
 from realrl.errors import ConfigError, DataError, SamplingError
 from realrl.eval.progress import Progress
 from realrl.eval.runner import EvalResult, grade_generations
-from realrl.eval.store import Generation, Store, file_name, prompt_digest
+from realrl.eval.store import Generation, Store, prompt_digest
 from realrl.eval.tables import average, details_table, notes, summary_table
-from realrl.files import write_whole
+from realrl.files import clash, file_name, write_whole
 from realrl.logging import write_rollouts
-from realrl.models import adapter_folder, load_model, load_tokenizer, resolve_model, weights_fingerprint
+from realrl.models import adapter_folder, load_model, load_tokenizer, resolve_model, too_long_for, weights_fingerprint
 from realrl.rewards import build_verifier
 from realrl.sampling import HFSampler, SamplingParams, TextEngine, TextRequest
 from realrl.sampling.openai import EndpointEngine
@@ -116,13 +119,9 @@ def run_eval(request: EvalRequest) -> str:
 
 def _check_file_names(benchmarks: Sequence[str]) -> None:
     """ConfigError for benchmarks whose generations would share a file."""
-    names: dict[str, str] = {}
-    for benchmark in benchmarks:
-        other = names.setdefault(file_name(benchmark), benchmark)
-        if other != benchmark:
-            raise ConfigError(
-                f"{other!r} and {benchmark!r} have one file name, {file_name(benchmark)}; evaluate them by themselves"
-            )
+    if pair := clash(benchmarks):
+        first, second = pair
+        raise ConfigError(f"{first!r} and {second!r} have one file name, {file_name(second)}; evaluate them by themselves")
 
 
 def _regrade(request: EvalRequest) -> str:
@@ -133,6 +132,8 @@ def _regrade(request: EvalRequest) -> str:
     with Store(folder) as store:
         settings = store.settings()
         names = request.benchmarks or tuple(settings["benchmarks"])
+        if not names:
+            raise DataError(f"{folder} holds no generations of any benchmark; give the folder of another evaluation")
         unknown = [name for name in names if name not in settings["benchmarks"]]
         if unknown:
             raise DataError(
@@ -147,8 +148,25 @@ def _regrade(request: EvalRequest) -> str:
             for name, known in settings["benchmarks"].items()
             if name in names
         ]
+        for benchmark in benchmarks:
+            _check_problems(benchmark, folder)
         settings = settings | {"benchmarks": {name: settings["benchmarks"][name] for name in names}}
         return _report(store, benchmarks, settings, config, show_paper=request.show_paper)
+
+
+def _check_problems(benchmark: Benchmark, folder: Path) -> None:
+    """DataError where an id is not of the problem that was graded under it before: the generations answer that one."""
+    try:
+        table = pq.read_table(folder / "samples" / f"{file_name(benchmark.name)}.parquet", columns=["id", "problem"])
+        asked = dict(zip(*(table[name].cast(pa.string()).to_pylist() for name in ("id", "problem")), strict=True))
+    except (pa.ArrowException, OSError, ValueError, KeyError):
+        return  # not graded yet, or damaged, and then it is written anew
+    others = [problem.id for problem in benchmark.problems if asked.get(problem.id, problem.problem) != problem.problem]
+    if others:
+        raise DataError(
+            f"{benchmark.name}: {len(others)} of {len(benchmark.problems)} problems are not those that the stored generations "
+            f"answer, the first {others[0]}; bring the data set back as it was, or evaluate it again with another -o"
+        )
 
 
 def _config(request: EvalRequest) -> Config:
@@ -166,8 +184,9 @@ def _config(request: EvalRequest) -> Config:
 
 
 def _sampling_params(request: EvalRequest, config: Config) -> SamplingParams:
-    if request.temperature is not None and not math.isfinite(request.temperature):
-        raise ConfigError(f"--temperature {request.temperature} is no number to sample with; give a finite one")
+    asked = request.temperature
+    if asked is not None and not (asked == 0 or MIN_TEMPERATURE <= asked < math.inf):
+        raise ConfigError(f"--temperature {asked} is no number to sample with; give 0, or {MIN_TEMPERATURE} and more")
     return SamplingParams(
         temperature=config.sampling.temperature if request.temperature is None else request.temperature,
         top_p=request.top_p or config.eval.top_p or config.sampling.top_p,
@@ -308,6 +327,8 @@ def _engine(name: str, request: EvalRequest, params: SamplingParams, longest_pro
         raise ConfigError(f"unknown --engine {name!r}; known: auto, hf, vllm; or --endpoint URL")
     torch.set_flush_denormal(True)  # as in training
     model = load_model(request.model, dtype=dtype, device=device).eval()
+    if warning := too_long_for(model, longest_prompt, params.max_new_tokens):
+        print(f"realrl: {warning}", file=sys.stderr)
     return HFEngine(HFSampler(model, load_tokenizer(request.model)), params)
 
 
@@ -334,9 +355,13 @@ def _report(
             path = store.folder / "samples" / f"{file_name(benchmark.name)}.parquet"
             write_rollouts(path, results[benchmark.name].samples)
     tables = [summary_table(str(settings["model"]), results, show_paper), details_table(results)]
-    lines = [
-        f"{b.name}: the first {len(b.problems)} of {b.total} problems." for b in benchmarks if len(b.problems) < b.total
-    ] + notes(list(results), show_paper)
+    lines = [f"{b.name}: the first {len(b.problems)} of {b.total} problems." for b in benchmarks if len(b.problems) < b.total]
+    lines += [
+        f"{name}: one problem, so that its ± 0 and its interval say nothing of how sure the figure is."
+        for name, result in results.items()
+        if result.problems == 1
+    ]
+    lines += notes(list(results), show_paper)
     report = {
         **settings,
         "reward": config.reward.model_dump(mode="json"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,15 +20,21 @@ def compare_evaluations(a: Path, b: Path) -> tuple[Table, list[dict[str, Any]]]:
     """Pass@1 of two evaluation folders on the benchmarks and problems that both have, as a table and as records.
 
     The difference is b − a; its 95 % interval is by bootstrap over problems, its two-sided p-value by random flips of the
-    signs of the problems' differences. Raises DataError for a folder without graded samples, or nothing in common.
+    signs of the problems' differences. Raises DataError for a folder without graded samples, nothing in common, or an id that
+    is of another problem in the other folder: a generated task with another seed, a file that has changed.
     """
-    firsts, seconds = _problem_means(a), _problem_means(b)
+    firsts, seconds = _problems(a), _problems(b)
     records: list[dict[str, Any]] = []
     sets: list[tuple[Float[np.ndarray, " P"], Float[np.ndarray, " P"]]] = []
     for name in firsts:
         ids = [identity for identity in firsts[name] if identity in seconds.get(name, {})]
         if ids:
-            first, second = (np.array([means[name][identity] for identity in ids]) for means in (firsts, seconds))
+            if other := [identity for identity in ids if firsts[name][identity].text != seconds[name][identity].text]:
+                raise DataError(
+                    f"{name}: {len(other)} of {len(ids)} ids that both have are of other problems in {b} than in {a}, "
+                    f"the first {other[0]}; evaluate both on the same data, a generated task with the same --seed"
+                )
+            first, second = (np.array([found[name][identity].share for identity in ids]) for found in (firsts, seconds))
             sets.append((first, second))
             left_out = len(firsts[name].keys() ^ seconds[name].keys())
             records.append({"benchmark": name, "problems": len(ids), "left_out": left_out, **_paired([(first, second)])})
@@ -64,20 +70,28 @@ def _paired(sets: list[tuple[Float[np.ndarray, " P"], Float[np.ndarray, " P"]]])
     }
 
 
-def _problem_means(folder: Path) -> dict[str, dict[str, float]]:
-    """benchmark → problem id → share of right samples."""
+class _Problem(NamedTuple):
+    """The text of a problem, and the share of its samples that are right."""
+
+    text: str
+    share: float
+
+
+def _problems(folder: Path) -> dict[str, dict[str, _Problem]]:
+    """benchmark → problem id → problem."""
     files = sorted((folder / "samples").glob("*.parquet"))
     if not files:
         raise DataError(f"{folder} holds no graded samples; give folders that realrl eval -o wrote")
-    means: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, _Problem]] = {}
     for file in files:
         try:
-            table = pq.read_table(file, columns=["id", "status"])
-            ids, statuses = (table[name].cast(pa.string()).to_pylist() for name in ("id", "status"))
+            table = pq.read_table(file, columns=["id", "problem", "status"])
+            ids, texts, statuses = (table[name].cast(pa.string()).to_pylist() for name in ("id", "problem", "status"))
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
             raise DataError(f"{file} cannot be read: {error}; make it again with realrl eval {folder} --regrade") from error
         right: dict[str, list[bool]] = defaultdict(list)
         for identity, status in zip(ids, statuses, strict=True):
             right[identity].append(status == "correct")
-        means[file.stem] = {identity: sum(values) / len(values) for identity, values in right.items()}
-    return means
+        text_of = dict(zip(ids, texts, strict=True))
+        found[file.stem] = {key: _Problem(text_of[key], sum(values) / len(values)) for key, values in right.items()}
+    return found

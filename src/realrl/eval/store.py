@@ -13,11 +13,9 @@ from types import TracebackType
 from typing import Any
 
 from realrl.errors import DataError
-from realrl.files import write_whole
+from realrl.files import file_name, write_whole
 
 SETTINGS = "settings.json"
-# Bytes of a name that a file name holds; file systems take 255 in all.
-_MAX_NAME = 150
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,11 +149,3 @@ def _check(generation: Generation) -> None:
         or type(flag) is not bool
     ):
         raise TypeError("a field has another type")
-
-
-def file_name(benchmark: str) -> str:
-    """The benchmark's name, or path, as part of a file name: letters, digits and "-_." alone, and never too long."""
-    safe = "".join(char if char.isalnum() or char in "-_." else "_" for char in benchmark)
-    if len(safe.encode()) <= _MAX_NAME:
-        return safe
-    return f"{safe.encode()[:_MAX_NAME].decode('utf-8', 'ignore')}-{prompt_digest(benchmark)}"

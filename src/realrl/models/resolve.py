@@ -156,6 +156,17 @@ def load_model(
         raise _unloadable("model", path, name, error) from error
 
 
+def too_long_for(model: PreTrainedModel, prompt: int, response: int) -> str | None:
+    """What is to be said where a prompt and a response of that many tokens are more than the model has positions for."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is None or prompt + response <= positions:
+        return None
+    return (
+        f"WARNING: prompts of up to {prompt} and responses of up to {response} tokens go past the {positions} positions that "
+        "the model was made for, where its text means little, or past which it fails; lower the one or the other"
+    )
+
+
 def adapter_folder(name: str) -> Path | None:
     """The folder `name`, where it holds an adapter without its base model."""
     folder = Path(name)

@@ -28,7 +28,7 @@ from realrl.types import LossInputs, LossOutput, LossTotals
 class BaseObjectiveConfig(BaseModel):
     """Frozen; unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     type: Any
     kl: KLConfig = KLConfig()
 

@@ -16,7 +16,7 @@ from realrl.types import LossInputs, LossTotals
 class KLConfig(BaseModel):
     """`target` none, ref (frozen initial model) or old (the sampling weights); `estimator` after Schulman's note."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     target: Literal["none", "ref", "old"] = "none"
     coef: float = Field(default=0.0, ge=0)
     estimator: Literal["k1", "k2", "k3"] = "k3"

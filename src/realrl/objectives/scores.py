@@ -21,10 +21,12 @@ def segment_sum(values_N: Float[Tensor, " N"], index_N: Int[Tensor, " N"], count
 
 
 def group_centred(values_N: Float[Tensor, " N"], group_ids_N: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
-    """Each value minus the mean of its group; 0 for a group of one."""
+    """Each value minus the mean of its group; exactly 0 where all of a group are equal."""
     index_N, count = group_index(group_ids_N)
-    size = segment_sum(torch.ones_like(values_N), index_N, count)
-    return values_N - (segment_sum(values_N, index_N, count) / size)[index_N]
+    # In float32 the mean of equal values may miss them by a bit, which a division by their deviation makes large.
+    exact_N = values_N.double()
+    size = segment_sum(torch.ones_like(exact_N), index_N, count)
+    return (exact_N - (segment_sum(exact_N, index_N, count) / size)[index_N]).to(values_N.dtype)
 
 
 def segment_logsumexp(

@@ -13,9 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from realrl.errors import ConfigError
+from realrl.errors import ConfigError, SamplingError
 from realrl.head import Head, head_of
 from realrl.logprobs import left_pad
+from realrl.memory import out_of_memory
 from realrl.sampling.base import SamplingParams
 from realrl.sampling.cache import BLOCK, RowCache, supports
 from realrl.sampling.weights import whole
@@ -113,6 +114,14 @@ class HFSampler:
                     rows.step()
                 if finished := rows.finished():
                     yield [self._rollout(*one) for one in finished]
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            reason = str(error).partition("\n")[0][:200]
+            raise SamplingError(
+                f"out of memory while up to {min(len(seeds), params.batch_rows)} responses of up to {params.max_new_tokens} "
+                f"tokens are sampled together ({reason}); lower sampling.batch_rows (--batch-rows) or sampling.max_new_tokens"
+            ) from error
         finally:
             self._model.train(training)
 

@@ -25,6 +25,7 @@ from realrl.errors import TrainingError
 from realrl.files import sync
 from realrl.sampling import whole
 from realrl.train.distributed import World, in_lockstep, like
+from realrl.train.optim import MASTER, MasterWeights
 
 FORMAT = 1
 _STATE = "trainer.json"
@@ -252,6 +253,9 @@ def load_optimizer(checkpoint: Path, model: PreTrainedModel, optimizer: torch.op
             name, key = joined.rsplit("/", 1)
             if name not in index_of:
                 raise TrainingError(f"{file} holds {name!r}, which the model does not train")
+            if key == MASTER and not isinstance(optimizer, MasterWeights):
+                # Kept, it would be saved again as it is, and be the weights of a later start that wants master weights.
+                continue
             value = value.reshape(()) if key == "step" else like(value, parameters[name])
             entries.setdefault(index_of[name], {})[key] = value
     optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})

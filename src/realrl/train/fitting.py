@@ -9,13 +9,12 @@ from typing import TypeVar
 import torch
 
 from realrl.errors import TrainingError
+from realrl.memory import out_of_memory
 from realrl.train.setup import Run
 from realrl.train.step import GradientStep
 from realrl.types import Batch
 
 _Result = TypeVar("_Result")
-# Of CUDA, of the allocator in main memory, of cuBLAS.
-_SIGNS = ("out of memory", "can't allocate memory", "alloc_failed")
 
 
 def fitting(run: Run, gradient: GradientStep, batch: Batch, compute: Callable[[], _Result]) -> _Result:
@@ -31,7 +30,7 @@ def fitting(run: Run, gradient: GradientStep, batch: Batch, compute: Callable[[]
         try:
             return compute()
         except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             reason = str(error).partition("\n")[0][:200]
         # Outside the handler: the traceback holds activations.
@@ -53,7 +52,3 @@ def fitting(run: Run, gradient: GradientStep, batch: Batch, compute: Callable[[]
             )
         # A budget above what there is to compute would have to be halved many times before that changes anything.
         run.micro_batch_tokens = max(min(budget, sum(lengths) + sum(prompts)) // 2, longest)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _SIGNS)

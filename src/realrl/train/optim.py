@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from realrl.config import OptimSection
 from realrl.models.adapters import need_bitsandbytes
 
-_MASTER = "master"
+MASTER = "master"
 # Of bitsandbytes.
 _BLOCK = 256
 _SMALLEST_IN_8_BITS = 4096
@@ -94,7 +94,7 @@ class MasterWeights(torch.optim.Optimizer):
         state = {index: dict(entries) for index, entries in inner["state"].items()}
         for index, (weight, master) in enumerate(zip(self.weights, self.masters, strict=True)):
             if weight is not master:
-                state.setdefault(index, {})[_MASTER] = master
+                state.setdefault(index, {})[MASTER] = master
         return {"state": state, "param_groups": super().state_dict()["param_groups"]}
 
     @torch.no_grad()
@@ -104,7 +104,7 @@ class MasterWeights(torch.optim.Optimizer):
         for index, (weight, master) in enumerate(zip(self.weights, self.masters, strict=True)):
             if weight is not master:
                 # A state from before master weights were asked for has none: the weights as they are.
-                master.copy_(state.get(index, {}).pop(_MASTER, weight))
+                master.copy_(state.get(index, {}).pop(MASTER, weight))
                 weight.copy_(master)
         filled = {index: entries for index, entries in state.items() if entries}
         self.inner.load_state_dict({"state": filled, "param_groups": state_dict["param_groups"]})

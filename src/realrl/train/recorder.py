@@ -13,7 +13,7 @@ import torch
 from realrl.config import Config, LogSection
 from realrl.errors import TrainingError
 from realrl.eval.runner import EvalResult, evaluate
-from realrl.eval.store import file_name
+from realrl.files import file_name
 from realrl.logging import STEP_RECORD, Display, MetricsFile, Trackers, printable, write_rollouts
 from realrl.memory import return_freed_memory
 from realrl.rewards import last_boxed
@@ -225,16 +225,17 @@ class Recorder:
 
 def _reward_metrics(batch: Batch, rollouts: Sequence[Rollout], verdicts: Sequence[Verdict]) -> dict[str, float]:
     groups = [batch.rewards[batch.group_ids == group] for group in range(len(batch.prompts))]
-    solved_all = sum(bool((rewards == 1).all()) for rewards in groups) / len(groups)
-    solved_none = sum(bool((rewards == 0).all()) for rewards in groups) / len(groups)
+    solved_all = sum(bool((rewards == 1).all()) for rewards in groups)
+    solved_none = sum(bool((rewards == 0).all()) for rewards in groups)
     lengths = batch.loss_mask.sum(dim=1).float()
     count = len(rollouts)
     return {
         "reward/mean": float(batch.rewards.mean()),
         "reward/grader_errors": float(sum(verdict.status == "grader_error" for verdict in verdicts)),
-        "groups/solved_all": solved_all,
-        "groups/solved_none": solved_none,
-        "groups/mixed": 1 - solved_all - solved_none,
+        "groups/solved_all": solved_all / len(groups),
+        "groups/solved_none": solved_none / len(groups),
+        # By counts: 1 − 1/3 − 2/3 is not 0, and an alarm asks whether it is.
+        "groups/mixed": (len(groups) - solved_all - solved_none) / len(groups),
         "format/boxed_share": sum(last_boxed(rollout.text) is not None for rollout in rollouts) / count,
         "format/no_answer_share": sum(verdict.status == "no_answer" for verdict in verdicts) / count,
         "response/length_mean": float(lengths.mean()),

@@ -9,19 +9,19 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from realrl.config import Config, SamplingSection
-from realrl.data import load_problems, render_prompts, training_problems
+from realrl.data import load_problems, render_prompt, render_prompts, training_problems
 from realrl.data.stream import PromptStream
 from realrl.errors import ConfigError, DataError
 from realrl.head import head_of, tokens_at_once
 from realrl.logprobs import layout_of
-from realrl.models import Reference, load_model, load_tokenizer
+from realrl.models import Reference, load_model, load_tokenizer, too_long_for
 from realrl.models.adapters import add_lora, check_same_lora, merge_adapters
 from realrl.objectives import Objective, build_objective
 from realrl.rewards import Grader, build_verifier
 from realrl.sampling import Sampler, SamplingParams, build_sampler
 from realrl.train.distributed import World, shard
 from realrl.train.optim import build_optimizer, state_bytes
-from realrl.types import Prompt
+from realrl.types import Problem, Prompt
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -66,7 +66,7 @@ def prepare(config: Config, world: World, weights: str | None = None) -> Run:
         # A built-in model is made at its first use.
         tokenizer = load_tokenizer(config.model.path, trust_remote_code=trust)
     notes: list[str] = []
-    prompts, sample = _training_prompts(config, tokenizer, notes)
+    prompts, sample, longest = _training_prompts(config, tokenizer, notes)
     held_out = {name: _held_out(config, name, tokenizer, notes) for name in config.data.eval}
     grader = build_verifier(config.reward)
     objective = build_objective(config.objective)
@@ -81,6 +81,8 @@ def prepare(config: Config, world: World, weights: str | None = None) -> Run:
         model.compile()
     _check_layout(config, [model, *([reference.own] if reference and reference.own else [])])
     notes[:0] = _arithmetic(config, model, sample, reference)
+    if warning := too_long_for(model, longest, config.sampling.max_new_tokens):
+        notes.append(warning)
     if world.size > 1:
         notes.insert(0, f"{world.size} ranks, {config.train.parallel}")
     sharded = world.size > 1 and config.train.parallel == "fsdp2"
@@ -177,7 +179,8 @@ def sampling_params(sampling: SamplingSection, *, greedy: bool = False, top_p: f
     )
 
 
-def _training_prompts(config: Config, tokenizer, notes: list[str]) -> tuple[PromptStream, Prompt]:
+def _training_prompts(config: Config, tokenizer, notes: list[str]) -> tuple[PromptStream, Prompt, int]:
+    """The stream, its first prompt, and the tokens of the longest that was looked at."""
     data = config.data
     problems, lines = training_problems(data, config.run.seed)
     notes += lines
@@ -190,6 +193,7 @@ def _training_prompts(config: Config, tokenizer, notes: list[str]) -> tuple[Prom
             f"data.train = {data.train!r}: all {len(shown)} prompts are longer than data.max_prompt_tokens = "
             f"{data.max_prompt_tokens}; raise it or shorten system_prompt and examples"
         )
+    longest = max(len(prompt.token_ids) for prompt in rendered.prompts)
     if rendered.too_long:
         notes.append(
             f"WARNING: {rendered.too_long} of {len(shown)} training prompts exceed data.max_prompt_tokens = "
@@ -200,15 +204,30 @@ def _training_prompts(config: Config, tokenizer, notes: list[str]) -> tuple[Prom
     else:
         notes.append(f"prompts over {data.max_prompt_tokens} tokens: none of {len(shown)} looked at")
     if endless:
-        return PromptStream(
-            problems,
-            lambda problem: render_prompts([problem], tokenizer, data).prompts[0],
-            endless=True,
-            seed=config.run.seed,
-        ), rendered.prompts[0]
+
+        def render(problem: Problem) -> Prompt:
+            prompt = render_prompt(problem, tokenizer, data)
+            if len(prompt.token_ids) > data.max_prompt_tokens:
+                raise DataError(
+                    f"the prompt of {problem.id} has {len(prompt.token_ids)} tokens, more than data.max_prompt_tokens = "
+                    f"{data.max_prompt_tokens}, and a generated task is not filtered: raise it, then --resume"
+                )
+            return prompt
+
+        return (
+            PromptStream(
+                problems,
+                render,
+                endless=True,
+                seed=config.run.seed,
+            ),
+            rendered.prompts[0],
+            longest,
+        )
     by_problem = {id(prompt.problem): prompt for prompt in rendered.prompts}
     kept = [prompt.problem for prompt in rendered.prompts]
-    return PromptStream(kept, lambda problem: by_problem[id(problem)], endless=False, seed=config.run.seed), rendered.prompts[0]
+    stream = PromptStream(kept, lambda problem: by_problem[id(problem)], endless=False, seed=config.run.seed)
+    return stream, rendered.prompts[0], longest
 
 
 def _held_out(config: Config, name: str, tokenizer, notes: list[str]) -> list[Prompt]:

@@ -85,11 +85,14 @@ class TaskProblems(Sequence[Problem]):
 
     def _distinct(self, count: int) -> list[Problem]:
         found: dict[str, Problem] = {}
+        newest = 0
         for index in range(count * 8):
-            if len(found) == count:
+            # A task of few digits has fewer problems than may be asked for.
+            if len(found) == count or index - newest > _PATIENCE + 8 * len(found):
                 break
             problem = self._draw(index)
-            found.setdefault(problem.problem, problem)
+            if problem.problem not in found:
+                found[problem.problem], newest = problem, index
         return list(found.values())
 
     def __len__(self) -> int:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from realrl.config import Config
 from realrl.data import chat_messages
+from realrl.files import file_name
 from realrl.integrations.export.common import (
     Export,
     Machines,
@@ -108,6 +109,12 @@ REFUSED = {
 }
 # verl's own number of processes that ask for rollouts.
 _AGENTS = 8
+
+
+class _Beside(str):
+    """The path of a file beside the script, whose folder is `$HERE` there."""
+
+
 # `plain_text` as a chat template.
 _PLAIN_TEMPLATE = (
     '{{ bos_token }}{% for message in messages %}{{ message["content"] }}'
@@ -144,6 +151,7 @@ def export_verl(config: Config, machines: Machines, *, made_by: str = "realrl ex
     refuse("verl", _faults(config))
     model, notes = model_source(config), _notes(config)
     sections = verl_options(config, machines, model)
+    refuse("verl", _interpolations(sections))
     lines = []
     for comment, options in sections.items():
         lines.append(f"    `# {comment}` \\")
@@ -152,8 +160,8 @@ def export_verl(config: Config, machines: Machines, *, made_by: str = "realrl ex
     files |= {_eval_file(name): partial(_write_held_out, config, name) for name in config.data.eval}
     command = "bash train.sh"
     script = _SCRIPT.format(
-        title=f"{config.objective.type.upper()} on {config.model.path} with verl",
-        made_by=made_by.replace("\n", "\\n"),
+        title=_in_comment(f"{config.objective.type.upper()} on {config.model.path} with verl"),
+        made_by=_in_comment(made_by),
         command=command,
         arithmetic=bullets([_arithmetic(config, machines)], "# ").replace("# - ", "# ").replace("\n#   ", "\n# "),
         notes=bullets(notes, "# "),
@@ -179,8 +187,9 @@ def verl_options(config: Config, machines: Machines, model: str) -> dict[str, di
         },
         "[model]": _model(config, model),
         "[data]": {
-            "data.train_files": "$HERE/train.parquet",
-            "data.val_files": [f"$HERE/{_eval_file(name)}" for name in config.data.eval] or "$HERE/train.parquet",
+            "data.train_files": _Beside("$HERE/train.parquet"),
+            "data.val_files": [_Beside(f"$HERE/{_eval_file(name)}") for name in config.data.eval]
+            or _Beside("$HERE/train.parquet"),
             "data.train_batch_size": train.prompts_per_step,
             "data.max_prompt_length": config.data.max_prompt_tokens,
             "data.max_response_length": sampling.max_new_tokens,
@@ -380,11 +389,29 @@ def _nested(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _word(key: str, value: Any) -> str:
-    """One argument for bash; `$HERE` in it is left to bash."""
+    """One argument for bash, which reads `$HERE` in the names of our own files and nothing else."""
     text = f"{key}={_hydra(value)}"
-    if "$HERE" in text:
+    if any(isinstance(part, _Beside) for part in _parts(value)):
         return '"' + text.replace('"', '\\"') + '"'
     return shlex.quote(text)
+
+
+def _parts(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _interpolations(sections: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A fault for each text in which verl's configuration would put something else, say a variable of the environment."""
+    return [
+        f"{key} would be {value!r}, and verl's configuration replaces what it finds in ${{…}}; choose another name"
+        for options in sections.values()
+        for key, value in options.items()
+        if any(isinstance(part, str) and "${" in part for part in _parts(value))
+    ]
+
+
+def _in_comment(text: str) -> str:
+    return text.replace("\n", "\\n")
 
 
 def _hydra(value: Any) -> str:
@@ -399,7 +426,7 @@ def _hydra(value: Any) -> str:
 
 
 def _eval_file(name: str) -> str:
-    return "eval_" + "".join(char if char.isalnum() or char in "-_" else "_" for char in name) + ".parquet"
+    return f"eval_{file_name(name)}.parquet"
 
 
 def _write_training(config: Config, path: Path) -> None:
