@@ -6,6 +6,7 @@ import difflib
 import math
 import os
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -389,6 +390,14 @@ def parse_config(document: dict[str, Any], source: str = "config") -> Config:
 def dump_config(config: Config) -> str:
     """The resolved recipe as TOML; reading it back gives an equal Config."""
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+
+
+def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"optim": {"lr": 1}}` as `{"optim.lr": 1}`; an empty table is left out."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
 
 
 def _set_dotted(document: dict[str, Any], dotted: str, text: str) -> None:

@@ -110,19 +110,33 @@ def test_without_a_whole_checkpoint_nothing_is_touched(copy, tiny_folder):
     assert (copy / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_run_that_came_to_no_checkpoint_begins_again(copy, finished, tiny_folder, capsys):
+@pytest.mark.parametrize("every", [2, 0])
+def test_a_run_that_came_to_no_checkpoint_begins_again(copy, finished, tiny_folder, capsys, every):
     """Killed in its second step, whose record and rollouts were there."""
     shutil.rmtree(copy / "checkpoints")
     lines = (copy / "metrics.jsonl").read_text().splitlines(keepends=True)
     (copy / "metrics.jsonl").write_text("".join(line for line in lines if json.loads(line)["step"] <= 2) + lines[-1][:20])
-    train(config(tiny_folder, copy), resume=True)
+    train(config(tiny_folder, copy, checkpoint={"every": every}), resume=True)
     assert "no checkpoint was made yet: the run begins again" in capsys.readouterr().out
+    for step in (2, 4) if every == 0 else ():
+        shutil.copytree(finished / "checkpoints" / f"step_{step}", copy / "checkpoints" / f"step_{step}")
     assert_same_run(copy, finished)
 
 
-def test_where_checkpoints_were_due_and_are_gone_nothing_is_touched(copy, tiny_folder):
+@pytest.mark.parametrize("every", [2, 0])
+def test_where_checkpoints_were_due_and_are_gone_nothing_is_touched(copy, tiny_folder, every):
+    """Of step 2 and later ones; with `every` 0 of the last."""
     shutil.rmtree(copy / "checkpoints")
     before = (copy / "metrics.jsonl").read_bytes()
     with pytest.raises(TrainingError, match=r"nothing to resume: no checkpoint in .*; start with --overwrite"):
-        train(config(tiny_folder, copy), resume=True)
+        train(config(tiny_folder, copy, checkpoint={"every": every}), resume=True)
     assert (copy / "metrics.jsonl").read_bytes() == before
+
+
+def test_what_was_changed_is_said_what_was_taken_out_included(tiny_folder, tmp_path, capsys):
+    before = {"train": {"steps": 2}, "reward": {"threshold": 0.5}}
+    train(config(tiny_folder, tmp_path / "run", **before))
+    capsys.readouterr()
+    train(config(tiny_folder, tmp_path / "run", train={"steps": 3}, optim={"lr": 2e-3}), resume=True)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("resuming")]
+    assert sorted(line.partition("changed: ")[2].split(", ")) == ["optim.lr", "reward.threshold", "train.steps"]

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from realrl.config import Config, load_config, read_toml
+from realrl.config import Config, flatten, load_config, read_toml
 from realrl.errors import ConfigError, DataError
 
 _STEP = re.compile(r"step_(\d+)\.parquet")
@@ -153,14 +153,6 @@ def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 def as_text(value: object) -> str:
     """A value of a recipe as its file has it, without quotes."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"optim": {"lr": 1}}` as `{"optim.lr": 1}`; an empty table is left out."""
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def read_columns(path: Path, columns: Sequence[str]) -> dict[str, list[Any]] | None:

@@ -10,10 +10,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, Literal
 
-from realrl.config import dump_config, load_config
+from realrl.config import dump_config, flatten, load_config
 from realrl.errors import ConfigError
 from realrl.lock import is_run_folder
-from realrl.sweep.plan import Plan, PlannedRun, leaves
+from realrl.sweep.plan import Plan, PlannedRun
 
 State = Literal["new", "unfinished", "finished", "refused"]
 
@@ -122,7 +122,7 @@ def _difference(run: PlannedRun) -> str:
         found = load_config(path)
     except ConfigError as error:
         return f"its config.toml cannot be read ({error})"
-    before, now = (leaves(tomllib.loads(dump_config(config))) for config in (found, run.config))
+    before, now = (flatten(tomllib.loads(dump_config(config))) for config in (found, run.config))
     changed = [
         f"{key} = {before.get(key)!r} where the sweep has {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())

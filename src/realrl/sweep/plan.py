@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from realrl.config import Config, load_config, read_toml
+from realrl.config import Config, flatten, load_config, read_toml
 from realrl.errors import ConfigError
 
 Values = Annotated[tuple[Any, ...], Field(min_length=1)]
@@ -171,7 +171,7 @@ def load_sweep(path: str | Path) -> Plan:
 
 
 def _settings(path: Path, file: SweepFile, variants: Mapping[str, Mapping[str, Any]]) -> dict[str, Setting]:
-    grid = leaves(file.grid)
+    grid = flatten(file.grid)
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
             raise ConfigError(f"{path}: grid.{key} = {values!r} must be a list of values")
@@ -235,16 +235,8 @@ def _near(name: str, known: Any) -> str:
     return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}" if known else ""
 
 
-def leaves(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        flat |= leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
-
-
 def _texts(table: Mapping[str, Any]) -> dict[str, str]:
-    return {key: _text(value) for key, value in leaves(table).items()}
+    return {key: _text(value) for key, value in flatten(table).items()}
 
 
 def _text(value: Any) -> str:

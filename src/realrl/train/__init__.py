@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from realrl.config import Config, dump_config
+from realrl.config import Config, dump_config, flatten
 from realrl.errors import ConfigError
 from realrl.eval.runner import EvalResult
 from realrl.files import write_whole
@@ -61,7 +61,7 @@ def _train(config: Config, world: World, lock: RunLock, *, resume: bool, overwri
             lock.take()
     newest, warnings = None, []
     if resume:
-        newest, warnings = world.of_main(_resumable(folder, config.checkpoint.every) if world.is_main else (None, []))
+        newest, warnings = world.of_main(_resumable(folder, config) if world.is_main else (None, []))
     check_trackers(config.log)
     state = read_state(newest) if newest else {}
     start = int(state.get("step", 0))
@@ -136,21 +136,20 @@ def _check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
         raise ConfigError(f"{folder} is not a run folder (no config.toml), so --overwrite leaves it alone; choose --run.dir")
 
 
-def _resumable(folder: Path, every: int) -> tuple[Path | None, list[str]]:
+def _resumable(folder: Path, config: Config) -> tuple[Path | None, list[str]]:
     """The checkpoint to go on from, and what is to be said of it; None where the run came to none: to go on is to begin again.
 
     Raises TrainingError where one was due and none is whole.
     """
     checkpoints = folder / "checkpoints"
     begun = folder.exists() and is_run_folder(folder) and not list_checkpoints(checkpoints)
-    if begun and last_step(folder / "metrics.jsonl") <= every:
+    # The first is due with its own step's record, or where there are no others at the end.
+    if begun and last_step(folder / "metrics.jsonl") <= (config.checkpoint.every or config.train.steps - 1):
         return None, ["no checkpoint was made yet: the run begins again"]
     return newest_whole(checkpoints)
 
 
 def _changed_keys(folder: Path, config: Config) -> list[str]:
-    """Dotted keys whose value differs from the recipe that the run began with."""
-    before, now = (tomllib.loads(text) for text in ((folder / "config.toml").read_text(), dump_config(config)))
-    return [
-        f"{section}.{key}" for section in now for key in now[section] if before.get(section, {}).get(key) != now[section][key]
-    ]
+    """Dotted keys whose value differs from the recipe that the run began with, those that only one of them has included."""
+    before, now = (flatten(tomllib.loads(text)) for text in ((folder / "config.toml").read_text(), dump_config(config)))
+    return [key for key in before | now if before.get(key) != now.get(key)]
