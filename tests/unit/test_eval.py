@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from realrl.config import RewardSection
-from realrl.errors import DataError
+from realrl.errors import ConfigError, DataError
 from realrl.eval import pass_at_k
 from realrl.eval.benchmarks import COLUMNS, PAPER_ROWS
+from realrl.eval.command import EvalRequest, run_eval
 from realrl.eval.compare import compare_evaluations
 from realrl.eval.intervals import interval, sign_flip_p_value, standard_error
 from realrl.eval.passk import majority
@@ -235,6 +236,13 @@ def graded(texts, samples=2):
     generations = [generation(p.id, i, texts[n][i]) for n, p in enumerate(problems) for i in range(samples)]
     with build_verifier(RewardSection(type="exact_integer")) as grader:
         return grade_generations(problems, generations, grader, samples=samples)
+
+
+def test_an_unknown_engine_leaves_no_folder_whose_settings_refuse_the_right_one(tmp_path):
+    request = EvalRequest("tiny-adder", ("column_addition",), engine="vlm", output=str(tmp_path / "out"))
+    with pytest.raises(ConfigError, match="unknown --engine 'vlm'; known: auto, hf, vllm"):
+        run_eval(request)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_summary_shows_our_row_and_the_papers_marked_as_such():
