@@ -23,6 +23,9 @@ class Section(BaseModel):
 
 
 PositiveInt = Annotated[int, Field(gt=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+# The objective of a recipe that names none.
+_OBJECTIVE = RealConfig().type
 # Tables within tables of a file, and the largest whole number: past these a file is no recipe.
 _MAX_DEPTH = 16
 _MAX_INT = 2**62
@@ -129,6 +132,13 @@ class DataSection(Section):
     max_prompt_tokens: PositiveInt = 1024
     strict: bool = False
 
+    @field_validator("columns")
+    @classmethod
+    def _are_ours(cls, value: dict[str, str]) -> dict[str, str]:
+        if unknown := value.keys() - {"problem", "answer", "id"}:
+            raise ValueError(f"{min(unknown)!r} is no column of ours; a column of the file is named for problem, answer or id")
+        return value
+
 
 class RewardSection(Section):
     type: str = "math"
@@ -184,7 +194,7 @@ class OptimSection(Section):
     master_weights: bool = Field(default=False, description="a float32 copy of bfloat16 weights takes the updates")
     lr: float = Field(default=2e-6, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: int = Field(default=0, ge=0)
@@ -303,7 +313,7 @@ def load_config(path: str | Path, overrides: dict[str, str] | None = None) -> Co
         raise ConfigError(f"no recipe at {path}{hint}")
     document = read_toml(path)
     overrides, table = overrides or {}, document.get("objective")
-    if isinstance(table, dict) and overrides.get("objective.type", "").strip("'\"") not in ("", table.get("type")):
+    if isinstance(table, dict) and overrides.get("objective.type", "").strip("'\"") not in ("", table.get("type", _OBJECTIVE)):
         document["objective"] = {}
     for key, text in overrides.items():
         _set_dotted(document, key, text)
@@ -336,6 +346,9 @@ def _check_values(document: dict[str, Any], source: str) -> None:
 def parse_config(document: dict[str, Any], source: str = "config") -> Config:
     """Validate a recipe given as nested dicts; raises ConfigError that lists every fault, one a line."""
     _check_values(document, source)
+    objective = document.get("objective")
+    if isinstance(objective, dict) and "type" not in objective:
+        document = document | {"objective": {"type": _OBJECTIVE, **objective}}
     try:
         return Config.model_validate(document)
     except ValidationError as error:
@@ -367,6 +380,9 @@ def _describe(fault: Any, document: dict[str, Any]) -> str:
     location = [str(part) for part in fault["loc"]]
     if location and location[0] == "objective" and len(location) > 1:
         del location[1]
+    # Nor the kinds of value that a filter's may be.
+    if location[:2] == ["data", "filter"]:
+        del location[3:]
     dotted = ".".join(location)
     if fault["type"] == "extra_forbidden":
         known = sorted(_known_keys(location[:-1], document))
@@ -383,6 +399,10 @@ def _describe(fault: Any, document: dict[str, Any]) -> str:
     message = fault["msg"].removeprefix("Value error, ")
     shown = repr(fault["input"])
     shown = shown if len(shown) <= _MAX_SHOWN else f"{shown[:_MAX_SHOWN]}…"
+    if fault["type"] == "tuple_type":
+        message = f"a list is needed, such as [{shown}]"
+    elif fault["type"] == "model_type":
+        message = "a table is needed"
     return f"{dotted} = {shown}: {message}" if dotted else message
 
 

@@ -48,6 +48,17 @@ def test_every_objective_by_override(recipe, name):
     assert config == parse_config(tomllib.loads(dump_config(config)))
 
 
+def test_an_objective_without_a_type_is_real(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text('[model]\npath = "tiny-adder"\n[data]\ntrain = "column_addition"\n')
+    plain, colder = (load_config(path, keys).objective for keys in ({}, {"objective.tau": "0.25"}))
+    assert colder == plain.model_copy(update={"tau": 0.25})
+    path.write_text(path.read_text() + "[objective]\ntau = 0.25\n")
+    assert load_config(path, {"objective.type": "real"}).objective.tau == 0.25
+    with pytest.raises(ConfigError, match=r"did you mean objective\.anchor"):
+        load_config(path, {"objective.ancor": "false"})
+
+
 def test_the_defaults_of_disco_follow_its_score(recipe):
     taus = [load_config(recipe, {"objective.type": "disco", "objective.score": s}).objective.tau for s in ("logL", "Lratio")]
     assert taus == [10, 1]
@@ -78,6 +89,11 @@ def test_dump_round_trips(recipe, tmp_path):
         ("optim.lr", "-1", "optim.lr = -1"),
         ("train.mini_batch_prompts", "3", "does not divide train.prompts_per_step = 8"),
         ("model.path.x", "1", "model.path.x"),
+        ("optim.betas", "[0.9, 1.0]", "optim.betas.1 = 1.0"),
+        ("data.columns.anwer", "solution", "'anwer' is no column of ours"),
+        ("data.eval", "held_out.jsonl", "data.eval = 'held_out.jsonl': a list is needed, such as ['held_out.jsonl']"),
+        ("data.filter.source", "aime", "data.filter.source = 'aime': a list is needed, such as ['aime']"),
+        ("train", "3", "train = 3: a table is needed"),
     ],
 )
 def test_errors_name_the_key_and_the_remedy(recipe, key, value, message):
