@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerFast
 
 from realrl.config import DataSection
 from realrl.data import PromptStream, load_problems, render_prompts, training_problems
-from realrl.data.cleaning import OverlapCounts, count_overlap, deduplicate, find_overlap, grams, normal_form
+from realrl.data.cleaning import OverlapCounts, count_overlap, deduplicate, find_overlap, grams, load_listed, normal_form
 from realrl.data.datasets import _data_folders
 from realrl.data.tasks import TASKS, is_held_out
 from realrl.errors import ConfigError, DataError
@@ -305,3 +305,11 @@ def test_a_recipe_cleans_its_training_set():
     assert "1056 repeated problems left out, and 40 rows of 19 problems whose golds differ" in notes[0]
     assert "overlap 34 of 83 of amc22_23" in notes[1] and "overlap 49 of 675 of olympiadbench" in notes[2]
     assert not find_overlap(left, load_problems("amc22_23").problems)
+
+
+def test_a_generated_task_is_nothing_to_go_through(tmp_path):
+    """Its training part has two thousand million problems."""
+    data = DataSection(train=str(write(tmp_path / "a.jsonl", ROWS)), decontaminate=("column_addition",))
+    for read in (lambda: load_listed("column_addition"), lambda: training_problems(data, 0)):
+        with pytest.raises(ConfigError, match="'column_addition' is a generated task: it has no end"):
+            read()

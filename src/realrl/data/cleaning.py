@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from realrl.config import DataSection
-from realrl.data.datasets import load_problems
+from realrl.data.datasets import LoadedProblems, load_problems
 from realrl.data.tasks import TASKS
 from realrl.errors import ConfigError, DataError
 from realrl.rewards.equivalence import compare
@@ -143,6 +143,15 @@ def count_overlap(pairs: Sequence[Overlap]) -> OverlapCounts:
     )
 
 
+def load_listed(name: str) -> LoadedProblems:
+    """The problems of a set that can be gone through; ConfigError for a generated task, which has no end."""
+    if name in TASKS:
+        raise ConfigError(
+            f"{name!r} is a generated task: it has no end, and its golds are computed; give a file, a named set or a hub name"
+        )
+    return load_problems(name)
+
+
 def training_problems(data: DataSection, seed: int) -> tuple[Sequence[Problem], list[str]]:
     """The problems that a recipe trains on, filtered and cleaned as it says, and what was left out, a line each.
 
@@ -168,7 +177,7 @@ def training_problems(data: DataSection, seed: int) -> tuple[Sequence[Problem], 
             f"{len(found.conflicts)} problems whose golds differ"
         )
     for name in data.decontaminate:
-        evaluated = load_problems(name).problems
+        evaluated = load_listed(name).problems
         overlap = find_overlap(problems, evaluated)
         hit = {id(pair.train) for pair in overlap}
         problems = [problem for problem in problems if id(problem) not in hit]
