@@ -155,8 +155,8 @@ def build_verifier(reward: RewardSection) -> Grader:
         if loaded.status == "grader_error":
             pool.close()
             raise ConfigError(
-                f'reward.type = {path!r} cannot be loaded: {loaded.reason}; it is a function as "module:name", the module in the '
-                "current folder or on PYTHONPATH"
+                f'reward.type = {path!r} cannot be loaded: {loaded.reason}; it is a function as "module:name", the module in '
+                "the current folder or on PYTHONPATH"
             )
         return Grader(lambda response, golds, policy: (path, response, golds), pool, reward)
     if reward.type not in _VERIFIERS:
