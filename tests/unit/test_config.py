@@ -1,8 +1,10 @@
+import re
 import tomllib
+from pathlib import Path
 
 import pytest
 
-from realrl.config import dump_config, load_config, parse_config
+from realrl.config import Config, LoraSection, dump_config, load_config, parse_config
 from realrl.errors import ConfigError
 from realrl.objectives import list_objectives
 
@@ -122,3 +124,20 @@ def test_missing_section_is_named():
 def test_learning_rate_schedule(recipe, schedule, expected):
     optim = load_config(recipe, {"optim.schedule": schedule, "optim.warmup_steps": "2"}).optim
     assert [optim.factor(step, 4) for step in range(4)] == pytest.approx(expected)
+
+
+def test_every_key_of_a_recipe_has_a_row_in_the_docs_with_its_default():
+    documented = {}
+    page = (Path(__file__).parents[2] / "docs" / "recipe.md").read_text()
+    for names, defaults in re.findall(r"^\| (`.+?`) \| (.+?) \|", page, re.MULTILINE):
+        keys = re.findall(r"`(.+?)`", names)
+        values = [None] * len(keys) if defaults in ("needed", "absent") else tomllib.loads(f"value = [{defaults}]")["value"]
+        documented |= dict(zip(keys, values, strict=True))
+    sections = {name: field.annotation for name, field in Config.model_fields.items() if name != "objective"}
+    sections["model.lora"] = LoraSection
+    wanted = {}
+    for section, model in sections.items():
+        for name, field in model.model_fields.items():
+            value = None if field.is_required() else field.default
+            wanted[f"{section}.{name}"] = list(value) if isinstance(value, tuple) else value
+    assert documented == wanted
