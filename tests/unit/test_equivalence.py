@@ -126,9 +126,6 @@ DIFFERENT = [
 ]
 
 
-SYMBOLS = "0123456789xyeπ.,;:+-*/^_=<>!|()[]{}\\ %°$⟦⟧&⏎'abfracsqrtimnod\x00\ud800"
-
-
 def boxed(text: str) -> str:
     return f"\\boxed{{{text}}}"
 
