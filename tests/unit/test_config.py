@@ -44,7 +44,7 @@ def test_overrides_are_toml_values_or_text(recipe):
 @pytest.mark.parametrize("name", list_objectives())
 def test_every_objective_by_override(recipe, name):
     """The recipe's tau belongs to its own objective and would be an unknown key of others."""
-    config = load_config(recipe, {"objective.kl.coef": "0.5", "objective.type": name})
+    config = load_config(recipe, {"objective.kl.coef": "0.5", "objective.kl.target": "ref", "objective.type": name})
     assert (config.objective.type, config.objective.kl.coef) == (name, 0.5)
     assert getattr(config.objective, "tau", None) == {"real": 0.25, "bce": 0.5, "disco": 10}.get(name)
     assert config == parse_config(tomllib.loads(dump_config(config)))
@@ -96,6 +96,8 @@ def test_dump_round_trips(recipe, tmp_path):
         ("data.eval", "held_out.jsonl", "data.eval = 'held_out.jsonl': a list is needed, such as ['held_out.jsonl']"),
         ("data.filter.source", "aime", "data.filter.source = 'aime': a list is needed, such as ['aime']"),
         ("train", "3", "train = 3: a table is needed"),
+        ("objective.kl.coef", "0.5", "coef = 0.5 without a target penalises nothing"),
+        ("objective.kl.target", "ref", "target = 'ref' without a coef penalises nothing"),
     ],
 )
 def test_errors_name_the_key_and_the_remedy(recipe, key, value, message):

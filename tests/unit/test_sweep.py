@@ -36,7 +36,7 @@ def test_runs_are_named_ordered_seed_by_seed_and_hold_their_overrides(tmp_path):
         tmp_path,
         "seeds = [3, 1]\n[set]\ntrain.steps = 7\n"
         '[variants.real]\n[variants.soft]\nobjective.tau = 2.0\n[variants."GR PO"]\n"objective.type" = "grpo"\n'
-        'objective.kl = { target = "old" }\n[grid]\noptim.lr = [1e-4, 2e-3]\n',
+        'objective.kl = { target = "old", coef = 0.5 }\n[grid]\noptim.lr = [1e-4, 2e-3]\n',
     )
     settings = [f"{variant}-lr{rate}" for variant in ("real", "soft", "GR_PO") for rate in ("0.0001", "0.002")]
     runs = plan.final({})
@@ -47,8 +47,8 @@ def test_runs_are_named_ordered_seed_by_seed_and_hold_their_overrides(tmp_path):
     assert [run.config.optim.lr for run in runs[:6]] == [1e-4, 2e-3] * 3
     assert [run.config.objective.type for run in runs[:6]] == ["real"] * 4 + ["grpo"] * 2
     assert runs[2].config.objective.tau == 2.0 and runs[0].config.objective.tau == 0.5
-    # GRPO starts from its own defaults (coefficient 0.001), with the target that the sweep sets.
-    assert (runs[4].config.objective.kl.target, runs[4].config.objective.kl.coef) == ("old", 0.0)
+    # GRPO starts from its own defaults; of its penalty to the reference nothing is left.
+    assert (runs[4].config.objective.kl.target, runs[4].config.objective.kl.coef) == ("old", 0.5)
 
 
 def test_a_grid_of_keys_with_one_last_word_has_whole_names(tmp_path):
