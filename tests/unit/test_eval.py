@@ -226,6 +226,8 @@ def test_other_settings_are_refused_and_further_benchmarks_are_not(tmp_path):
         assert store.settings()["benchmarks"] == {"b": COUNTS, "c": COUNTS | {"samples": 2}}
         with pytest.raises(DataError, match="seed was 0 and is now 1"):
             store.keep_settings(SETTINGS | {"seed": 1})
+        with pytest.raises(DataError, match=r"other settings \(data.prompt_suffix was None and is now '!'\);"):
+            store.keep_settings(SETTINGS | {"data": {"prompt_suffix": "!"}})
         (tmp_path / "settings.json").write_text("{")
         with pytest.raises(DataError, match="damaged"):
             store.settings()
