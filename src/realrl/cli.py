@@ -110,6 +110,11 @@ class _EvalGroup(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, args if args[:1] == ["compare"] else ["run", *args])
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command's name as a usage line shows it: nobody writes `run`."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return name if name == "compare" else "", command, rest
+
 
 eval_app = typer.Typer(cls=_EvalGroup)
 app.add_typer(eval_app, name="eval", help="Evaluate a model on benchmarks; compare two evaluations.")

@@ -2,8 +2,9 @@ import shlex
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from realrl.cli import _print_summary, parse_overrides
+from realrl.cli import _print_summary, app, parse_overrides
 from realrl.config import parse_config
 from realrl.train import Summary
 
@@ -23,3 +24,8 @@ def test_the_commands_that_a_stopped_run_prints_keep_its_overrides(capsys):
     printed = [line.rpartition("realrl train")[2] for line in capsys.readouterr().out.splitlines() if "realrl train" in line]
     assert [shlex.split(line)[:5] for line in printed] == [shlex.split(command)[2:]] * 2
     assert printed[0].endswith(" --resume") and printed[1].endswith(" --run.dir runs/other --run.seed 1")
+
+
+def test_the_usage_of_eval_is_what_a_user_writes():
+    usage = CliRunner().invoke(app, ["eval", "--help"]).output
+    assert "eval run" not in usage and "Pass@1 of a model" in usage
