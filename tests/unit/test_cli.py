@@ -4,8 +4,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from realrl.cli import _print_summary, app, parse_overrides
-from realrl.config import parse_config
+from realrl.cli import app, parse_overrides
 from realrl.train import Summary
 
 
@@ -16,14 +15,21 @@ def test_overrides_in_both_spellings(arguments):
     assert parse_overrides(arguments) == {"optim.lr": "1e-6", "data.strict": "true"}
 
 
-def test_the_commands_that_a_stopped_run_prints_keep_its_overrides(capsys):
+def test_the_commands_that_a_stopped_run_prints_keep_its_overrides(tmp_path, monkeypatch):
     """Without them --resume would go on in another folder, or train something else."""
-    config = parse_config({"model": {"path": "tiny-adder"}, "data": {"train": "column_addition"}})
-    command = "realrl train tiny.toml --run.dir 'runs/a b' --objective.tau 0.25"
-    _print_summary(Summary(Path("runs/a b"), 3, 9, 2, Path("runs/a b/checkpoints/step_3"), []), command, config)
-    printed = [line.rpartition("realrl train")[2] for line in capsys.readouterr().out.splitlines() if "realrl train" in line]
-    assert [shlex.split(line)[:5] for line in printed] == [shlex.split(command)[2:]] * 2
-    assert printed[0].endswith(" --resume") and printed[1].endswith(" --run.dir runs/other --run.seed 1")
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text('[model]\npath = "tiny-adder"\n[data]\ntrain = "column_addition"\n[log]\nfigure = false\n')
+    stopped = Summary(Path("runs/a b"), 3, 9, 2, Path("runs/a b/checkpoints/step_3"), [])
+    monkeypatch.setattr("realrl.train.train", lambda config, **_: stopped)
+    overrides = ["--run.dir", "runs/a b", "--objective.tau", "0.25"]
+    result = CliRunner().invoke(app, ["train", str(recipe), *overrides, "--overwrite"])
+    printed = [line.rpartition("realrl ")[2] for line in result.output.splitlines() if "realrl train" in line]
+    command = ["train", str(recipe), *overrides]
+    assert [shlex.split(line) for line in printed] == [
+        [*command, "--resume"],
+        [*command, "--run.dir", "runs/other", "--run.seed", "1"],
+    ]
+    assert result.exit_code == 130
 
 
 def test_the_usage_of_eval_is_what_a_user_writes():
