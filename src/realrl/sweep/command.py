@@ -94,11 +94,11 @@ class Progress:
         }
 
     def write(self) -> Path:
-        """Write the summary of all runs beside their folders."""
+        """Write the summary beside the run folders."""
         path = self.plan.dir / SUMMARY
         chosen = {cell.variant: cell.value for cell in self.grid() if cell.chosen}
-        runs = [self._row(name) for name in self._names()]
-        write_whole(path, json.dumps({"sweep": str(self.plan.path), "tuned": chosen, "runs": runs}, indent=1) + "\n")
+        summary = {"sweep": str(self.plan.path), "tuned": chosen, "runs": self.rows()}
+        write_whole(path, json.dumps(summary, indent=1) + "\n")
         return path
 
     def table(self) -> Table:
