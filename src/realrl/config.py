@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from realrl.errors import ConfigError
 from realrl.files import clash, file_name
-from realrl.objectives import ObjectiveConfig, RealConfig, build_objective, list_objectives
+from realrl.objectives import ObjectiveConfig, RealConfig, build_objective
 
 
 class Section(BaseModel):
@@ -30,6 +30,8 @@ Count = Annotated[int, Field(gt=0, le=2**20)]
 _MAX_ROLLOUTS = 2**24
 # Logits divided by less overflow, and what is then drawn means nothing.
 MIN_TEMPERATURE = 0.01
+# The objective of a recipe that names none.
+_OBJECTIVE = RealConfig().type
 # Tables within tables of a file, and the largest whole number: past these a file is no recipe.
 _MAX_DEPTH = 16
 _MAX_INT = 2**62
@@ -336,7 +338,7 @@ def load_config(path: str | Path, overrides: dict[str, str] | None = None) -> Co
         raise ConfigError(f"no recipe at {path}{hint}")
     document = read_toml(path)
     overrides, table = overrides or {}, document.get("objective")
-    if isinstance(table, dict) and overrides.get("objective.type", "").strip("'\"") not in ("", table.get("type")):
+    if isinstance(table, dict) and overrides.get("objective.type", "").strip("'\"") not in ("", table.get("type", _OBJECTIVE)):
         document["objective"] = {}
     for key, text in overrides.items():
         _set_dotted(document, key, text)
@@ -380,6 +382,9 @@ def _is_text(value: str) -> bool:
 def parse_config(document: dict[str, Any], source: str = "config") -> Config:
     """Validate a recipe given as nested dicts; raises ConfigError that lists every fault, one a line."""
     _check_values(document, source)
+    objective = document.get("objective")
+    if isinstance(objective, dict) and "type" not in objective:
+        document = document | {"objective": {"type": _OBJECTIVE, **objective}}
     try:
         return Config.model_validate(document)
     except ValidationError as error:
@@ -419,6 +424,9 @@ def _describe(fault: Any, document: dict[str, Any]) -> str:
     location = [str(part) for part in fault["loc"]]
     if location and location[0] == "objective" and len(location) > 1:
         del location[1]
+    # Nor the kinds of value that a filter's may be.
+    if location[:2] == ["data", "filter"]:
+        del location[3:]
     dotted = ".".join(location)
     if fault["type"] == "extra_forbidden":
         known = sorted(_known_keys(location[:-1], document))
@@ -427,8 +435,6 @@ def _describe(fault: Any, document: dict[str, Any]) -> str:
         return f"unknown key {dotted}; {hint}"
     if fault["type"] == "missing":
         return f"missing key {dotted}"
-    if fault["type"] == "union_tag_not_found":
-        return f"missing key {dotted}.type; known: {', '.join(list_objectives())}"
     if fault["type"] == "union_tag_invalid":
         expected = [name.strip(" '") for name in fault["ctx"]["expected_tags"].split(",")]
         near = difflib.get_close_matches(str(fault["ctx"]["tag"]), expected, n=1)
@@ -437,6 +443,10 @@ def _describe(fault: Any, document: dict[str, Any]) -> str:
     message = fault["msg"].removeprefix("Value error, ")
     shown = repr(fault["input"])
     shown = shown if len(shown) <= _MAX_SHOWN else f"{shown[:_MAX_SHOWN]}…"
+    if fault["type"] == "tuple_type":
+        message = f"a list is needed, such as [{shown}]"
+    elif fault["type"] in ("model_type", "model_attributes_type"):
+        message = "a table is needed"
     return f"{dotted} = {shown}: {message}" if dotted else message
 
 

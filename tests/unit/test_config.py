@@ -1,8 +1,10 @@
+import re
 import tomllib
+from pathlib import Path
 
 import pytest
 
-from realrl.config import dump_config, load_config, parse_config
+from realrl.config import Config, LoraSection, dump_config, load_config, parse_config
 from realrl.errors import ConfigError
 from realrl.objectives import list_objectives
 
@@ -42,10 +44,21 @@ def test_overrides_are_toml_values_or_text(recipe):
 @pytest.mark.parametrize("name", list_objectives())
 def test_every_objective_by_override(recipe, name):
     """The recipe's tau belongs to its own objective and would be an unknown key of others."""
-    config = load_config(recipe, {"objective.kl.coef": "0.5", "objective.type": name})
+    config = load_config(recipe, {"objective.kl.coef": "0.5", "objective.kl.target": "ref", "objective.type": name})
     assert (config.objective.type, config.objective.kl.coef) == (name, 0.5)
     assert getattr(config.objective, "tau", None) == {"real": 0.25, "bce": 0.5, "disco": 10}.get(name)
     assert config == parse_config(tomllib.loads(dump_config(config)))
+
+
+def test_an_objective_without_a_type_is_real(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text('[model]\npath = "tiny-adder"\n[data]\ntrain = "column_addition"\n')
+    plain, colder = (load_config(path, keys).objective for keys in ({}, {"objective.tau": "0.25"}))
+    assert colder == plain.model_copy(update={"tau": 0.25})
+    path.write_text(path.read_text() + "[objective]\ntau = 0.25\n")
+    assert load_config(path, {"objective.type": "real"}).objective.tau == 0.25
+    with pytest.raises(ConfigError, match=r"did you mean objective\.anchor"):
+        load_config(path, {"objective.ancor": "false"})
 
 
 def test_the_defaults_of_disco_follow_its_score(recipe):
@@ -78,6 +91,13 @@ def test_dump_round_trips(recipe, tmp_path):
         ("optim.lr", "-1", "optim.lr = -1"),
         ("train.mini_batch_prompts", "3", "does not divide train.prompts_per_step = 8"),
         ("model.path.x", "1", "model.path.x"),
+        ("optim.betas", "[0.9, 1.0]", "optim.betas.1 = 1.0"),
+        ("data.columns.anwer", "solution", "'anwer' is no column of ours"),
+        ("data.eval", "held_out.jsonl", "data.eval = 'held_out.jsonl': a list is needed, such as ['held_out.jsonl']"),
+        ("data.filter.source", "aime", "data.filter.source = 'aime': a list is needed, such as ['aime']"),
+        ("train", "3", "train = 3: a table is needed"),
+        ("objective.kl.coef", "0.5", "coef = 0.5 without a target penalises nothing"),
+        ("objective.kl.target", "ref", "target = 'ref' without a coef penalises nothing"),
     ],
 )
 def test_errors_name_the_key_and_the_remedy(recipe, key, value, message):
@@ -137,6 +157,18 @@ def test_values_that_no_run_can_have_are_refused(recipe, key, value, said):
         load_config(recipe, {key: value, "sampling.group_size": "1000"} | {key: value})
 
 
-def test_an_objective_without_a_type_is_told_so():
-    with pytest.raises(ConfigError, match="missing key objective.type; known: bce, "):
-        parse_config({"model": {"path": "x"}, "data": {"train": "addition"}, "objective": {"tau": 0.25}})
+def test_every_key_of_a_recipe_has_a_row_in_the_docs_with_its_default():
+    documented = {}
+    page = (Path(__file__).parents[2] / "docs" / "recipe.md").read_text()
+    for names, defaults in re.findall(r"^\| (`.+?`) \| (.+?) \|", page, re.MULTILINE):
+        keys = re.findall(r"`(.+?)`", names)
+        values = [None] * len(keys) if defaults in ("needed", "absent") else tomllib.loads(f"value = [{defaults}]")["value"]
+        documented |= dict(zip(keys, values, strict=True))
+    sections = {name: field.annotation for name, field in Config.model_fields.items() if name != "objective"}
+    sections["model.lora"] = LoraSection
+    wanted = {}
+    for section, model in sections.items():
+        for name, field in model.model_fields.items():
+            value = None if field.is_required() else field.default
+            wanted[f"{section}.{name}"] = list(value) if isinstance(value, tuple) else value
+    assert documented == wanted

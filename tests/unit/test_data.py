@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 from realrl import cli
 from realrl.config import DataSection, parse_config
 from realrl.data import PromptStream, load_problems, render_prompt, render_prompts, training_problems
-from realrl.data.cleaning import OverlapCounts, count_overlap, deduplicate, find_overlap, grams, normal_form
+from realrl.data.cleaning import OverlapCounts, count_overlap, deduplicate, find_overlap, grams, load_listed, normal_form
 from realrl.data.datasets import _data_folders
 from realrl.data.tasks import TASKS, is_held_out
 from realrl.errors import ConfigError, DataError
@@ -325,16 +325,22 @@ def test_a_task_that_has_fewer_problems_than_are_asked_for_ends():
     assert 1 <= len(problems) < 81 and len({problem.problem for problem in problems}) == len(problems)
 
 
-def test_a_task_is_not_gone_through_to_its_end_which_it_has_not(tmp_path, capsys, monkeypatch):
-    (tmp_path / "train.jsonl").write_text('{"problem": "1+1=", "answer": "2"}\n')
-    data = DataSection(train=str(tmp_path / "train.jsonl"), decontaminate=("addition",))
-    with pytest.raises(ConfigError, match="data.decontaminate names 'addition', a generated task, which has no end"):
-        training_problems(data, 0)
-    for words in (["addition"], [str(tmp_path / "train.jsonl"), "--against", "addition"]):
+def test_a_generated_task_is_nothing_to_go_through(tmp_path):
+    """Its training part has two thousand million problems."""
+    data = DataSection(train=str(write(tmp_path / "a.jsonl", ROWS)), decontaminate=("column_addition",))
+    for read in (lambda: load_listed("column_addition"), lambda: training_problems(data, 0)):
+        with pytest.raises(ConfigError, match="'column_addition' is a generated task: it has no end"):
+            read()
+
+
+def test_the_command_refuses_a_generated_task_wherever_it_is_named(tmp_path, capsys, monkeypatch):
+    path = str(write(tmp_path / "a.jsonl", [{"problem": "1+1=", "answer": "2"}]))
+    for words in (["addition"], [path, "--against", "addition"]):
         monkeypatch.setattr("sys.argv", ["realrl", "data", "check", *words])
         with pytest.raises(SystemExit):
             cli.main()
-        assert "realrl data check names 'addition', a generated task" in capsys.readouterr().err
+        out, err = capsys.readouterr()
+        assert "'addition' is a generated task" in err and not out
 
 
 def test_figures_are_left_out_and_those_without_an_end_cost_no_time():

@@ -55,6 +55,9 @@ EQUAL = [
     (r"\text{(C)}", "C"),
     (r"\textbf{A}", "A"),
     (r"\text{Evelyn}", "Evelyn"),
+    (r"\operatorname{arccot}(1)", r"\frac{\pi}{4}"),
+    (r"\mathrm{sin}\left(\frac{\pi}{2}\right)", "1"),
+    (r"\text{ln} 2 \text{ sec}", r"\log 2"),
     (r"17\text{ any text}", "17"),
     (r"5\text{ cm}^2", "5"),
     ("120 degrees", r"120^\circ"),
@@ -124,9 +127,6 @@ DIFFERENT = [
     ("10^{10^{10}}", "5"),
     ("31_5", "31_6"),
 ]
-
-
-SYMBOLS = "0123456789xyeπ.,;:+-*/^_=<>!|()[]{}\\ %°$⟦⟧&⏎'abfracsqrtimnod\x00\ud800"
 
 
 def boxed(text: str) -> str:

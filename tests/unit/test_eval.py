@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from realrl.config import RewardSection
-from realrl.errors import DataError
+from realrl.errors import ConfigError, DataError
 from realrl.eval import pass_at_k
 from realrl.eval.benchmarks import COLUMNS, PAPER_ROWS
 from realrl.eval.command import EvalRequest, run_eval
@@ -226,6 +226,8 @@ def test_other_settings_are_refused_and_further_benchmarks_are_not(tmp_path):
         assert store.settings()["benchmarks"] == {"b": COUNTS, "c": COUNTS | {"samples": 2}}
         with pytest.raises(DataError, match="seed was 0 and is now 1"):
             store.keep_settings(SETTINGS | {"seed": 1})
+        with pytest.raises(DataError, match=r"other settings \(data.prompt_suffix was None and is now '!'\);"):
+            store.keep_settings(SETTINGS | {"data": {"prompt_suffix": "!"}})
         (tmp_path / "settings.json").write_text("{")
         with pytest.raises(DataError, match="damaged"):
             store.settings()
@@ -236,6 +238,13 @@ def graded(texts, samples=2):
     generations = [generation(p.id, i, texts[n][i]) for n, p in enumerate(problems) for i in range(samples)]
     with build_verifier(RewardSection(type="exact_integer")) as grader:
         return grade_generations(problems, generations, grader, samples=samples)
+
+
+def test_an_unknown_engine_leaves_no_folder_whose_settings_refuse_the_right_one(tmp_path):
+    request = EvalRequest("tiny-adder", ("column_addition",), engine="vlm", output=str(tmp_path / "out"))
+    with pytest.raises(ConfigError, match="unknown --engine 'vlm'; known: auto, hf, vllm"):
+        run_eval(request)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_summary_shows_our_row_and_the_papers_marked_as_such():

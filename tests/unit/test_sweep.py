@@ -36,7 +36,7 @@ def test_runs_are_named_ordered_seed_by_seed_and_hold_their_overrides(tmp_path):
         tmp_path,
         "seeds = [3, 1]\n[set]\ntrain.steps = 7\n"
         '[variants.real]\n[variants.soft]\nobjective.tau = 2.0\n[variants."GR PO"]\n"objective.type" = "grpo"\n'
-        'objective.kl = { target = "old" }\n[grid]\noptim.lr = [1e-4, 2e-3]\n',
+        'objective.kl = { target = "old", coef = 0.5 }\n[grid]\noptim.lr = [1e-4, 2e-3]\n',
     )
     settings = [f"{variant}-lr{rate}" for variant in ("real", "soft", "GR_PO") for rate in ("0.0001", "0.002")]
     runs = plan.final({})
@@ -47,8 +47,8 @@ def test_runs_are_named_ordered_seed_by_seed_and_hold_their_overrides(tmp_path):
     assert [run.config.optim.lr for run in runs[:6]] == [1e-4, 2e-3] * 3
     assert [run.config.objective.type for run in runs[:6]] == ["real"] * 4 + ["grpo"] * 2
     assert runs[2].config.objective.tau == 2.0 and runs[0].config.objective.tau == 0.5
-    # GRPO starts from its own defaults (coefficient 0.001), with the target that the sweep sets.
-    assert (runs[4].config.objective.kl.target, runs[4].config.objective.kl.coef) == ("old", 0.0)
+    # GRPO starts from its own defaults; of its penalty to the reference nothing is left.
+    assert (runs[4].config.objective.kl.target, runs[4].config.objective.kl.coef) == ("old", 0.5)
 
 
 def test_a_grid_of_keys_with_one_last_word_has_whole_names(tmp_path):
@@ -321,3 +321,10 @@ def test_the_study_compares_eleven_settings_at_equal_compute(name, tuning, seeds
     assert kl["real_kl_ref"] == ("ref", 0.001) and kl["real_kl_old"] == ("old", 0.001) and kl["real"] == ("none", 0.0)
     assert (objectives["grpo"].clip, objectives["grpo_bidirectional"].clip) == ("one_sided", "bidirectional")
     assert kl["grpo"] == kl["grpo_bidirectional"] == ("ref", 0.001) and objectives["bce"].tau == 0.5
+
+
+def test_only_has_to_fit_a_run(tmp_path):
+    plan = sweep(tmp_path, '[variants.real]\n[variants.grpo]\nobjective.type = "grpo"\n')
+    assert [row["name"] for row in Progress(plan, "grpo-*").rows()] == ["grpo-seed0"]
+    with pytest.raises(ConfigError, match=r"--only 'gspo-\*' fits no run of .*; it has real-seed0, grpo-seed0"):
+        Progress(plan, "gspo-*")

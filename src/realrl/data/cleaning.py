@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from realrl.config import DataSection
-from realrl.data.datasets import load_problems
+from realrl.data.datasets import LoadedProblems, load_problems
 from realrl.data.tasks import TASKS
 from realrl.errors import ConfigError, DataError
 from realrl.rewards.equivalence import compare
@@ -143,10 +143,13 @@ def count_overlap(pairs: Sequence[Overlap]) -> OverlapCounts:
     )
 
 
-def refuse_endless(name: str, asked_by: str) -> None:
-    """ConfigError for a generated task, whose problems are too many to be gone through."""
+def load_listed(name: str) -> LoadedProblems:
+    """The problems of a set that can be gone through; ConfigError for a generated task, which has no end."""
     if name in TASKS:
-        raise ConfigError(f"{asked_by} names {name!r}, a generated task, which has no end; name a set of problems, or a file")
+        raise ConfigError(
+            f"{name!r} is a generated task: it has no end, and its golds are computed; give a file, a named set or a hub name"
+        )
+    return load_problems(name)
 
 
 def training_problems(data: DataSection, seed: int) -> tuple[Sequence[Problem], list[str]]:
@@ -159,8 +162,7 @@ def training_problems(data: DataSection, seed: int) -> tuple[Sequence[Problem], 
             f"data.train = {data.train!r} is generated and never asks what is held out; data.filter, data.deduplicate and "
             "data.decontaminate are for sets of problems"
         )
-    for name in data.decontaminate:
-        refuse_endless(name, "data.decontaminate")
+    evaluated_sets = {name: load_listed(name).problems for name in data.decontaminate}
     loaded = load_problems(
         data.train, columns=data.columns, strict=data.strict, seed=seed, task_options=data.task, keep=data.filter
     )
@@ -175,8 +177,7 @@ def training_problems(data: DataSection, seed: int) -> tuple[Sequence[Problem], 
             f"{data.train}: {found.repeated} repeated problems left out, and {found.conflicting} rows of "
             f"{len(found.conflicts)} problems whose golds differ"
         )
-    for name in data.decontaminate:
-        evaluated = load_problems(name).problems
+    for name, evaluated in evaluated_sets.items():
         overlap = find_overlap(problems, evaluated)
         hit = {id(pair.train) for pair in overlap}
         problems = [problem for problem in problems if id(problem) not in hit]

@@ -24,7 +24,7 @@ from realrl.eval.tables import average, details_table, notes, summary_table
 from realrl.files import clash, file_name, write_whole
 from realrl.logging import write_rollouts
 from realrl.models import adapter_folder, load_model, load_tokenizer, resolve_model, too_long_for, weights_fingerprint
-from realrl.rewards import build_verifier
+from realrl.rewards import Grader, build_verifier
 from realrl.sampling import HFSampler, SamplingParams, TextEngine, TextRequest
 from realrl.sampling.openai import EndpointEngine
 from realrl.sampling.texts import HFEngine
@@ -35,6 +35,7 @@ from realrl.types import Problem
 # As the released code evaluates (scripts/eval/eval_model_8k.sh).
 _TEMPERATURE, _TOP_P, _MAX_NEW_TOKENS, _SAMPLES = 0.6, 0.95, 8192, 16
 _PROMPT_SUFFIX = "\nLet's think step by step and output the final answer within \\boxed{}."
+_ENGINES = ("auto", "hf", "vllm")
 # Problems of a generated task where --problems does not say.
 _TASK_PROBLEMS = 128
 _SCHEMA = 1
@@ -111,10 +112,10 @@ def run_eval(request: EvalRequest) -> str:
         "data": config.data.model_dump(mode="json", exclude={"train", "eval", "strict", "max_prompt_tokens"}),
         "benchmarks": {b.name: {"problems": len(b.problems), "of": b.total, "samples": samples} for b in benchmarks},
     }
-    with Store(folder) as store:
+    with build_verifier(config.reward) as grader, Store(folder) as store:
         store.keep_settings(settings)
         _generate(store, benchmarks, samples, params, engine_name, request)
-        return _report(store, benchmarks, settings, config, show_paper=request.show_paper)
+        return _report(store, benchmarks, settings, config, grader, show_paper=request.show_paper)
 
 
 def _check_file_names(benchmarks: Sequence[str]) -> None:
@@ -151,7 +152,8 @@ def _regrade(request: EvalRequest) -> str:
         for benchmark in benchmarks:
             _check_problems(benchmark, folder)
         settings = settings | {"benchmarks": {name: settings["benchmarks"][name] for name in names}}
-        return _report(store, benchmarks, settings, config, show_paper=request.show_paper)
+        with build_verifier(config.reward) as grader:
+            return _report(store, benchmarks, settings, config, grader, show_paper=request.show_paper)
 
 
 def _check_problems(benchmark: Benchmark, folder: Path) -> None:
@@ -204,6 +206,8 @@ def _engine_name(request: EvalRequest) -> str:
                 "key as OPENAI_API_KEY in the environment"
             )
         return f"endpoint {request.endpoint}"
+    if request.engine not in _ENGINES:
+        raise ConfigError(f"unknown --engine {request.engine!r}; known: {', '.join(_ENGINES)}; or --endpoint URL")
     if request.engine != "auto":
         return request.engine
     import importlib.util
@@ -323,8 +327,6 @@ def _engine(name: str, request: EvalRequest, params: SamplingParams, longest_pro
             longest_prompt=longest_prompt,
             seed=request.seed,
         )
-    if name != "hf":
-        raise ConfigError(f"unknown --engine {name!r}; known: auto, hf, vllm; or --endpoint URL")
     torch.set_flush_denormal(True)  # as in training
     model = load_model(request.model, dtype=dtype, device=device).eval()
     if warning := too_long_for(model, longest_prompt, params.max_new_tokens):
@@ -333,27 +335,32 @@ def _engine(name: str, request: EvalRequest, params: SamplingParams, longest_pro
 
 
 def _report(
-    store: Store, benchmarks: Sequence[Benchmark], settings: Mapping[str, Any], config: Config, *, show_paper: bool
+    store: Store,
+    benchmarks: Sequence[Benchmark],
+    settings: Mapping[str, Any],
+    config: Config,
+    grader: Grader,
+    *,
+    show_paper: bool,
 ) -> str:
     """Grade what is stored and write samples/, results.json, results.md and results.tex; the tables as text."""
     results: dict[str, EvalResult] = {}
     (store.folder / "samples").mkdir(exist_ok=True)
-    with build_verifier(config.reward) as grader:
-        for benchmark in benchmarks:
-            samples = settings["benchmarks"][benchmark.name]["samples"]
-            stored = store.load(benchmark.name)
-            wanted = [(problem.id, sample) for problem in benchmark.problems for sample in range(samples)]
-            absent = [key for key in wanted if key not in stored]
-            if absent:
-                raise DataError(
-                    f"{store.folder}: {len(absent)} of {len(wanted)} generations of {benchmark.name} are missing, the first of "
-                    f"{absent[0][0]}, sample {absent[0][1]}; run the same realrl eval again to make them"
-                )
-            results[benchmark.name] = grade_generations(
-                benchmark.problems, [stored[key] for key in wanted], grader, samples=samples
+    for benchmark in benchmarks:
+        samples = settings["benchmarks"][benchmark.name]["samples"]
+        stored = store.load(benchmark.name)
+        wanted = [(problem.id, sample) for problem in benchmark.problems for sample in range(samples)]
+        absent = [key for key in wanted if key not in stored]
+        if absent:
+            raise DataError(
+                f"{store.folder}: {len(absent)} of {len(wanted)} generations of {benchmark.name} are missing, the first of "
+                f"{absent[0][0]}, sample {absent[0][1]}; run the same realrl eval again to make them"
             )
-            path = store.folder / "samples" / f"{file_name(benchmark.name)}.parquet"
-            write_rollouts(path, results[benchmark.name].samples)
+        results[benchmark.name] = grade_generations(
+            benchmark.problems, [stored[key] for key in wanted], grader, samples=samples
+        )
+        path = store.folder / "samples" / f"{file_name(benchmark.name)}.parquet"
+        write_rollouts(path, results[benchmark.name].samples)
     tables = [summary_table(str(settings["model"]), results, show_paper), details_table(results)]
     lines = [f"{b.name}: the first {len(b.problems)} of {b.total} problems." for b in benchmarks if len(b.problems) < b.total]
     lines += [

@@ -76,10 +76,11 @@ class Store:
         path = self.folder / SETTINGS
         if path.exists():
             stored = self.settings()
+            before, now = (_dotted(kept) for kept in (stored, settings))
             others = [
-                f"{key} was {stored.get(key)!r} and is now {settings.get(key)!r}"
-                for key in sorted(stored.keys() | settings.keys())
-                if key != "benchmarks" and stored.get(key) != settings.get(key)
+                f"{key} was {before.get(key)!r} and is now {now.get(key)!r}"
+                for key in sorted(before.keys() | now.keys())
+                if before.get(key) != now.get(key)
             ]
             if others:
                 raise DataError(
@@ -123,6 +124,15 @@ class Store:
 
     def _path(self, benchmark: str) -> Path:
         return self.folder / "generations" / f"{file_name(benchmark)}.jsonl"
+
+
+def _dotted(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings but the benchmarks, the keys of a table by dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if key != "benchmarks":
+            flat |= {f"{key}.{name}": one for name, one in value.items()} if isinstance(value, dict) else {key: value}
+    return flat
 
 
 def _checked(settings: Any) -> dict[str, Any]:

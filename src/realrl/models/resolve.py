@@ -57,7 +57,10 @@ def resolve_model(path: str) -> str:
         _build_once(folder, build)
         return str(folder)
     if local.is_dir():
-        raise ConfigError(f"{path} is a folder without config.json, so no model; give a folder that save_pretrained wrote")
+        raise ConfigError(
+            f"{path} is a folder without config.json, so no model; give a folder that save_pretrained wrote, "
+            "such as checkpoints/step_N of a run"
+        )
     if path.count("/") == 1 and not path.startswith((".", "/", "~")):
         reach_hub()
         return path

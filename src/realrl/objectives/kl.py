@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from realrl.objectives.scores import masked_token_mean
@@ -20,6 +20,14 @@ class KLConfig(BaseModel):
     target: Literal["none", "ref", "old"] = "none"
     coef: float = Field(default=0.0, ge=0)
     estimator: Literal["k1", "k2", "k3"] = "k3"
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> KLConfig:
+        if self.coef and self.target == "none":
+            raise ValueError(f"coef = {self.coef} without a target penalises nothing; set target = 'ref' or 'old', or coef = 0")
+        if self.target != "none" and "coef" not in self.model_fields_set:
+            raise ValueError(f"target = {self.target!r} without a coef penalises nothing; set coef, such as 0.001")
+        return self
 
     @property
     def active(self) -> bool:

@@ -1,4 +1,4 @@
-"""Verifiers: (response, gold answer) → `Verdict`, by name; rewards are 0 or 1.
+"""Verifiers: (response, gold answer) → `Verdict`, by name; rewards are 0, 1, or scores between them.
 
 Names are loaded on first use: the grading workers import this package too and must stay free of torch.
 """

@@ -35,8 +35,6 @@ _GREEK = set(
     "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau upsilon phi "  # noqa: SIM905
     "varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell hbar".split()
 )
-
-
 _MPMATH_NAMES = {"lg": "log10", "arcsin": "asin", "arccos": "acos", "arctan": "atan", "arccot": "acot", "abs": "fabs"}
 
 
@@ -444,7 +442,4 @@ def _call(mp: Any, name: str, value: Any) -> Any:
         raise _Unreadable
     if name in ("floor", "ceil"):
         return mp.floor(value) if name == "floor" else mp.ceil(value)
-    name = {"lg": "log10", "arcsin": "asin", "arccos": "acos", "arctan": "atan", "arccot": "acot", "abs": "fabs"}.get(
-        name, name
-    )
-    return getattr(mp, name)(value)
+    return getattr(mp, _MPMATH_NAMES.get(name, name))(value)

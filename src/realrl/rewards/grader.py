@@ -145,11 +145,19 @@ def list_verifiers() -> list[str]:
 def build_verifier(reward: RewardSection) -> Grader:
     """The grader of a recipe's reward section; `type` is a registered name or "module:function".
 
-    Raises ConfigError for an unknown type.
+    Raises ConfigError for an unknown type, and for a function that a worker cannot load.
     """
     if ":" in reward.type:
         path = reward.type
         pool = _pool("judge_by_function", reward, path.partition(":")[0])
+        # Without golds the function is loaded and not called.
+        (loaded,) = pool.judge([(path, "", ())])
+        if loaded.status == "grader_error":
+            pool.close()
+            raise ConfigError(
+                f'reward.type = {path!r} cannot be loaded: {loaded.reason}; it is a function as "module:name", the module in '
+                "the current folder or on PYTHONPATH"
+            )
         return Grader(lambda response, golds, policy: (path, response, golds), pool, reward)
     if reward.type not in _VERIFIERS:
         near = difflib.get_close_matches(reward.type, list_verifiers(), n=1)

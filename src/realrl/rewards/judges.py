@@ -200,9 +200,12 @@ def judge_reasoning_gym(answer: str, golds: Sequence[str]) -> Judgement:
 
 @functools.cache
 def load_function(path: str) -> Callable[..., Any]:
-    """The user's function at "module:name"."""
+    """The user's function at "module:name"; raises what its import raises, and TypeError for what is no function."""
     module, _, name = path.partition(":")
-    return getattr(importlib.import_module(module), name)
+    function = getattr(importlib.import_module(module), name)
+    if not callable(function):
+        raise TypeError(f"{path} is a {type(function).__name__}, not a function")
+    return function
 
 
 def judge_by_function(path: str, response: str, golds: Sequence[str]) -> Judgement:

@@ -22,6 +22,8 @@ _RULES = [
     (re.compile(rule), by)
     for rule, by in (
         (r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]", ""),
+        # Not sec, which is also a unit.
+        (r"⟦(arcsin|arccos|arctan|arccot|sinh|cosh|tanh|sin|cos|tan|cot|csc|log|ln|exp)⟧(?=\s*[\w({\\^])", r"\\\1 "),
         (r"\\[()\[\]]|\\displaystyle(?![a-zA-Z])|\\\$|\$", " "),
         (r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\.?", ""),
         (r"\\[dtc](frac|binom)(?![a-zA-Z])", r"\\\1"),

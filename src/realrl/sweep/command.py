@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from realrl.errors import ConfigError
 from realrl.eval.tables import Table
+from realrl.files import write_whole
 from realrl.logging import printable
 from realrl.sweep.outcome import Outcome, Tuned, outcome, tuned
 from realrl.sweep.plan import Plan, PlannedRun
@@ -26,6 +28,8 @@ class Progress:
         self.plan = plan
         self.interrupted = False
         self._only = only
+        if not any(fnmatch.fnmatch(name, only) for name in self._names()):
+            raise ConfigError(f"--only {only!r} fits no run of {plan.path}; it has {', '.join(self._names())}")
         self._outcomes: dict[str, Outcome] = {}
         self._failed = _failures(plan.dir / SUMMARY)
         self._ended = set(self._failed)
@@ -62,8 +66,10 @@ class Progress:
 
     def rows(self) -> list[dict[str, Any]]:
         """One record for each run that `only` names: name, status, accuracy, seconds, detail."""
-        names = [*(run.name for run in self.plan.tuning), *self.plan.final_names]
-        return [self._row(name) for name in names if fnmatch.fnmatch(name, self._only)]
+        return [self._row(name) for name in self._names() if fnmatch.fnmatch(name, self._only)]
+
+    def _names(self) -> list[str]:
+        return [*(run.name for run in self.plan.tuning), *self.plan.final_names]
 
     def _row(self, name: str) -> dict[str, Any]:
         found = self._outcomes.get(name)
@@ -90,10 +96,9 @@ class Progress:
     def write(self) -> Path:
         """Write the summary beside the run folders."""
         path = self.plan.dir / SUMMARY
-        temporary = path.with_suffix(".tmp")
         chosen = {cell.variant: cell.value for cell in self.grid() if cell.chosen}
-        temporary.write_text(json.dumps({"sweep": str(self.plan.path), "tuned": chosen, "runs": self.rows()}, indent=1) + "\n")
-        temporary.rename(path)
+        summary = {"sweep": str(self.plan.path), "tuned": chosen, "runs": self.rows()}
+        write_whole(path, json.dumps(summary, indent=1) + "\n")
         return path
 
     def table(self) -> Table:

@@ -226,6 +226,11 @@ def _training_prompts(config: Config, tokenizer, notes: list[str]) -> tuple[Prom
         )
     by_problem = {id(prompt.problem): prompt for prompt in rendered.prompts}
     kept = [prompt.problem for prompt in rendered.prompts]
+    if len(kept) < config.train.prompts_per_step:
+        notes.append(
+            f"WARNING: data.train = {data.train!r} has {len(kept)} problems and train.prompts_per_step is "
+            f"{config.train.prompts_per_step}: a step holds problems more than once"
+        )
     stream = PromptStream(kept, lambda problem: by_problem[id(problem)], endless=False, seed=config.run.seed)
     return stream, rendered.prompts[0], longest
 
@@ -279,8 +284,7 @@ def _arithmetic(config: Config, model: PreTrainedModel, sample: Prompt, referenc
         + (f", {trainable / 1e6:,.2f} M in training" if trainable < parameters else "")
         + f"; memory estimate: weights, gradients and optimizer {held / 2**30:.1f} GiB, "
         f"logits up to {logits / 2**30:.1f} GiB, activations not counted",
-        f"data columns: id, problem, answer; first gold: {sample.problem.answer!r}",
-        f"first prompt ({len(sample.token_ids)} tokens): {sample.text!r}",
+        f"first prompt ({len(sample.token_ids)} tokens): {sample.text!r}; its gold: {sample.problem.answer!r}",
     ]
     if config.model.dtype == "bfloat16" and config.model.lora is None and not config.optim.master_weights:
         lines.append(
