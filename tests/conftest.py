@@ -7,12 +7,24 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+import transformers
 from jaxtyping import install_import_hook
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
 install_import_hook(["realrl.objectives", "realrl.logprobs", "realrl.sampling"], "beartype.beartype")
 
 from realrl.models.adder import character_tokenizer  # noqa: E402  the hook must come first
+
+
+@pytest.fixture(autouse=True)
+def process_wide_settings():
+    """What training and the commands set for their own process is put back after each test."""
+    threads, verbosity = torch.get_num_threads(), transformers.logging.get_verbosity()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(False)
+    transformers.logging.set_verbosity(verbosity)
+    transformers.utils.logging.enable_progress_bar()
 
 
 @pytest.fixture(scope="session")

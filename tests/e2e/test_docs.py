@@ -25,8 +25,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tomli_w
-import torch
-import transformers
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -133,17 +131,6 @@ def desk(tmp_path, monkeypatch, stand_ins):
     monkeypatch.setenv("REALRL_DATA", str(stand_ins["data"]))
     monkeypatch.chdir(tmp_path)
     return {"run": stand_ins["run"], "evaluated": tmp_path / "evaluated"}
-
-
-@pytest.fixture(autouse=True)
-def process_wide_settings():
-    """What a command sets for its own process is put back."""
-    threads, verbosity = torch.get_num_threads(), transformers.logging.get_verbosity()
-    yield
-    torch.set_num_threads(threads)
-    torch.set_flush_denormal(False)
-    transformers.logging.set_verbosity(verbosity)
-    transformers.utils.logging.enable_progress_bar()
 
 
 def realrl(words: list[str]) -> str:

@@ -140,3 +140,10 @@ def test_what_was_changed_is_said_what_was_taken_out_included(tiny_folder, tmp_p
     train(config(tiny_folder, tmp_path / "run", train={"steps": 3}, optim={"lr": 2e-3}), resume=True)
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("resuming")]
     assert sorted(line.partition("changed: ")[2].split(", ")) == ["optim.lr", "reward.threshold", "train.steps"]
+
+
+def test_a_finished_run_says_how_it_would_go_on_and_stays_what_it_is(copy, tiny_folder, capsys):
+    before = (copy / "config.toml").read_bytes()
+    train(config(tiny_folder, copy, optim={"lr": 2e-3}), resume=True)
+    assert "the run has its 6 steps; it goes on with --train.steps 7 or more" in capsys.readouterr().out
+    assert (copy / "config.toml").read_bytes() == before

@@ -77,6 +77,8 @@ def _train(config: Config, world: World, lock: RunLock, *, resume: bool, overwri
             recorder.line(note)
         if newest:
             recorder.line(f"resuming {newest} at step {start}" + (f"; changed: {', '.join(changed)}" if changed else ""))
+        if start >= config.train.steps:
+            recorder.line(f"the run has its {start} steps; it goes on with --train.steps {start + 1} or more")
         if state.get("evaluation_due", not newest and config.eval.at_start):
             recorder.evaluate(run, start)
         with StopRequest() as stop, Collector(run) as collector:
@@ -105,7 +107,8 @@ def _recorder(config: Config, folder: Path, world: World, lock: RunLock, state: 
         _empty(folder)
     tidy(folder / "checkpoints", start, config.checkpoint.keep)
     take_back_alarms(folder / "alarms.txt", start)
-    write_whole(folder / "config.toml", dump_config(config))
+    if start < config.train.steps:
+        write_whole(folder / "config.toml", dump_config(config))
     record_environment(folder, world.size)
     metrics = MetricsFile(folder / "metrics.jsonl", start, evaluation_due=bool(state.get("evaluation_due")))
     return Recorder(folder, world, Display(config.train.steps, start, rich=config.log.rich), metrics, config.log)
