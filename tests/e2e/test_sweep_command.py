@@ -66,7 +66,7 @@ def test_a_failing_run_stops_no_other_and_finished_runs_are_not_made_again(tmp_p
     records = (tmp_path / "runs" / "real-seed0" / "metrics.jsonl").read_text()
     assert not (tmp_path / "runs" / "real-seed0" / "checkpoints").exists()
     again = realrl_sweep(file, "--only", "real-*")
-    assert again.returncode == 0 and "0 runs to make" in again.stdout
+    assert again.returncode == 0 and "0 runs to make" in again.stdout and statuses(tmp_path) == expected
     assert (tmp_path / "runs" / "real-seed0" / "metrics.jsonl").read_text() == records
     table = realrl_sweep(file, "--table", str(tmp_path / "tables"))
     assert table.returncode == 0 and "2 of 4 runs are finished" in table.stdout
@@ -102,7 +102,7 @@ def test_ctrl_c_stops_the_runs_cleanly_and_the_same_command_goes_on(tmp_path):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130 and "the same command goes on" in err, err
-    assert statuses(tmp_path) == {"real-seed0": "unfinished"} and "unfinished" in out
+    assert statuses(tmp_path) == {"real-seed0": "unfinished", "broken-seed0": "not run"} and "unfinished" in out
     stopped = len(steps())
     assert 2 <= stopped < 40 and (run / "checkpoints" / f"step_{stopped}").is_dir()
     # The trainer and its grading workers hold the log's lock for as long as one of them lives.

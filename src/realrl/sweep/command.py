@@ -94,10 +94,10 @@ class Progress:
         }
 
     def write(self) -> Path:
-        """Write the summary beside the run folders."""
+        """Write the summary of all runs beside their folders: what failed stays known whatever `only` names."""
         path = self.plan.dir / SUMMARY
         chosen = {cell.variant: cell.value for cell in self.grid() if cell.chosen}
-        summary = {"sweep": str(self.plan.path), "tuned": chosen, "runs": self.rows()}
+        summary = {"sweep": str(self.plan.path), "tuned": chosen, "runs": [self._row(name) for name in self._names()]}
         write_whole(path, json.dumps(summary, indent=1) + "\n")
         return path
 
