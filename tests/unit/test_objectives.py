@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from realrl.objectives import build_objective
+from realrl.objectives.scores import count_preference_pairs, preference_pairs
 from realrl.types import LossInputs
 
 
@@ -74,3 +75,12 @@ def test_missing_reference_is_named():
 def test_trpa_without_a_pair_is_zero_and_counted():
     out = build_objective({"type": "trpa"})(inputs(rewards=torch.ones(2), logprobs_ref=torch.zeros(2, 3)))
     assert out.loss.item() == 0 and out.metrics["groups/degenerate"] == 1
+
+
+def test_pairs_are_counted_as_they_are_found():
+    """By hand: levels 2, 1, 1, 0 make 2 + 1 + 2 pairs, one level none; and 100,000 rollouts without a matrix of 10^10 cells."""
+    groups = torch.tensor([7, 3, 7, 7, 3, 7, 3])
+    levels = torch.tensor([2, 1, 1, 1, 1, 0, 1])
+    assert count_preference_pairs(levels, groups) == len(preference_pairs(levels, groups)[0]) == 5
+    many = torch.arange(100_000)
+    assert count_preference_pairs(many % 2, many // 8) == 100_000 // 8 * 16

@@ -93,6 +93,13 @@ def preference_pairs(
     return better, worse
 
 
+def count_preference_pairs(levels_N: Int[Tensor, " N"], group_ids_N: Int[Tensor, " N"]) -> int:
+    """The number of `preference_pairs`, from the sizes of groups and of levels in them: memory grows with N, not N²."""
+    size_P = group_ids_N.unique(return_counts=True)[1]
+    alike = torch.stack([group_ids_N, levels_N]).unique(dim=1, return_counts=True)[1]
+    return int((size_P**2).sum() - (alike**2).sum()) // 2
+
+
 def default_levels(rewards_N: Float[Tensor, " N"], levels_N: Int[Tensor, " N"] | None) -> Int[Tensor, " N"]:
     """TRPA's levels where given, else 2 where the reward is 1 and 1 elsewhere."""
     return levels_N if levels_N is not None else 1 + (rewards_N == 1).long()
@@ -117,5 +124,5 @@ def step_totals(
         num_rollouts=len(rewards_N),
         num_tokens=int(tokens_N.sum()),
         num_mixed_rollouts=int(mixed[index_N].sum()),
-        num_pairs=len(preference_pairs(default_levels(rewards_N, levels_N), group_ids_N)[0]),
+        num_pairs=count_preference_pairs(default_levels(rewards_N, levels_N), group_ids_N),
     )
