@@ -43,6 +43,16 @@ def finished(process):
     return out
 
 
+def in_the_midst(run):
+    """Two ranks that have taken two steps of very many."""
+    process = torchrun(2, "--train.steps 100000 --eval.at_start false", "--run.dir", run)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step    2/"):
+            break
+    return process
+
+
 def responses(run, step):
     return [row["response"] for row in pq.read_table(run / "rollouts" / f"step_{step:06}.parquet").to_pylist()]
 
@@ -99,11 +109,7 @@ def test_bad_input_ends_every_rank_with_one_message(tmp_path):
 
 def test_a_run_of_ranks_is_locked_and_saves_when_the_launcher_is_told_to_stop(tmp_path):
     run = tmp_path / "run"
-    process = torchrun(2, "--train.steps 100000 --eval.at_start false", "--run.dir", run)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("step    2/"):
-            break
+    process = in_the_midst(run)
     second = realrl("train", TINY, SMALL, "--run.dir", run, "--resume", check=False)
     assert second.returncode == 1 and f"{run} is in use by process" in second.stderr
     process.send_signal(signal.SIGTERM)
@@ -114,11 +120,7 @@ def test_a_run_of_ranks_is_locked_and_saves_when_the_launcher_is_told_to_stop(tm
 
 def test_a_dead_rank_ends_all(tmp_path):
     run = tmp_path / "run"
-    process = torchrun(2, "--train.steps 100000 --eval.at_start false", "--run.dir", run)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("step    2/"):
-            break
+    process = in_the_midst(run)
     ranks = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     trainers = [pid for pid in ranks if "realrl" in Path(f"/proc/{pid}/cmdline").read_text()]
     assert len(trainers) == 2
