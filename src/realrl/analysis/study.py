@@ -11,15 +11,13 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from realrl.analysis.distributions import figure_2
 from realrl.analysis.dynamics import figure_4, figure_5
 from realrl.analysis.runs import RunGroup, RunRecord, broken_lines, read_run
 from realrl.analysis.statistics import Mean, holm, mean_of, p_value_of_zero
 from realrl.errors import DataError
 from realrl.eval.benchmarks import PAPER_ROWS, PAPER_SOURCE
+from realrl.eval.store import read_graded
 from realrl.eval.tables import Table
 from realrl.sweep.command import Progress
 from realrl.sweep.outcome import Tuned
@@ -178,11 +176,7 @@ def _problem_means(run: PlannedRun) -> dict[str, dict[str, float]]:
     means: dict[str, dict[str, float]] = {}
     for file in sorted((run.folder / "eval").glob(f"*_sampled_step_{run.config.train.steps:06}.parquet")):
         right: dict[str, list[bool]] = defaultdict(list)
-        try:
-            table = pq.read_table(file, columns=["id", "problem", "status"])
-            ids, texts, statuses = (table[name].cast(pa.string()).to_pylist() for name in ("id", "problem", "status"))
-        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-            raise DataError(f"{file} cannot be read: {error}; remove {run.folder} to run it anew") from error
+        ids, texts, statuses = read_graded(file, ("id", "problem", "status"), f"remove {run.folder} to run it anew")
         for identity, text, status in zip(ids, texts, statuses, strict=True):
             right[f"{identity}/{text}"].append(status == "correct")
         means[file.name] = {problem: mean(values) for problem, values in right.items()}

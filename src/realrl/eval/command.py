@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from realrl.config import MIN_TEMPERATURE, Config, load_config, parse_config
@@ -19,7 +17,7 @@ from realrl.data import chat_messages, load_problems, plain_text, render_prompts
 from realrl.errors import ConfigError, DataError, SamplingError
 from realrl.eval.progress import Progress
 from realrl.eval.runner import EvalResult, grade_generations
-from realrl.eval.store import Generation, Store, prompt_digest
+from realrl.eval.store import Generation, Store, prompt_digest, read_graded
 from realrl.eval.tables import average, details_table, notes, summary_table
 from realrl.files import clash, file_name, write_whole
 from realrl.logging import write_rollouts
@@ -159,10 +157,10 @@ def _regrade(request: EvalRequest) -> str:
 def _check_problems(benchmark: Benchmark, folder: Path) -> None:
     """DataError where an id is not of the problem that was graded under it before: the generations answer that one."""
     try:
-        table = pq.read_table(folder / "samples" / f"{file_name(benchmark.name)}.parquet", columns=["id", "problem"])
-        asked = dict(zip(*(table[name].cast(pa.string()).to_pylist() for name in ("id", "problem")), strict=True))
-    except (pa.ArrowException, OSError, ValueError, KeyError):
+        ids, texts = read_graded(folder / "samples" / f"{file_name(benchmark.name)}.parquet", ("id", "problem"), "grade again")
+    except DataError:
         return  # not graded yet, or damaged, and then it is written anew
+    asked = dict(zip(ids, texts, strict=True))
     others = [problem.id for problem in benchmark.problems if asked.get(problem.id, problem.problem) != problem.problem]
     if others:
         raise DataError(

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Float
 
 from realrl.errors import DataError
 from realrl.eval.intervals import interval, sign_flip_p_value
+from realrl.eval.store import read_graded
 from realrl.eval.tables import Table
 
 
@@ -84,11 +83,9 @@ def _problems(folder: Path) -> dict[str, dict[str, _Problem]]:
         raise DataError(f"{folder} holds no graded samples; give folders that realrl eval -o wrote")
     found: dict[str, dict[str, _Problem]] = {}
     for file in files:
-        try:
-            table = pq.read_table(file, columns=["id", "problem", "status"])
-            ids, texts, statuses = (table[name].cast(pa.string()).to_pylist() for name in ("id", "problem", "status"))
-        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-            raise DataError(f"{file} cannot be read: {error}; make it again with realrl eval {folder} --regrade") from error
+        ids, texts, statuses = read_graded(
+            file, ("id", "problem", "status"), f"make it again with realrl eval {folder} --regrade"
+        )
         right: dict[str, list[bool]] = defaultdict(list)
         for identity, status in zip(ids, statuses, strict=True):
             right[identity].append(status == "correct")

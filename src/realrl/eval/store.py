@@ -6,11 +6,14 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from realrl.errors import DataError
 from realrl.files import file_name, write_whole
@@ -159,3 +162,12 @@ def _check(generation: Generation) -> None:
         or type(flag) is not bool
     ):
         raise TypeError("a field has another type")
+
+
+def read_graded(file: Path, columns: Sequence[str], remedy: str) -> list[list[Any]]:
+    """Columns of graded samples as text, such as id, problem and status; DataError with the remedy where they cannot be had."""
+    try:
+        table = pq.read_table(file, columns=list(columns))
+        return [table[name].cast(pa.string()).to_pylist() for name in columns]
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise DataError(f"{file} cannot be read: {error}; {remedy}") from error

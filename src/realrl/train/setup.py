@@ -214,16 +214,8 @@ def _training_prompts(config: Config, tokenizer, notes: list[str]) -> tuple[Prom
                 )
             return prompt
 
-        return (
-            PromptStream(
-                problems,
-                render,
-                endless=True,
-                seed=config.run.seed,
-            ),
-            rendered.prompts[0],
-            longest,
-        )
+        stream = PromptStream(problems, render, endless=True, seed=config.run.seed)
+        return stream, rendered.prompts[0], longest
     by_problem = {id(prompt.problem): prompt for prompt in rendered.prompts}
     kept = [prompt.problem for prompt in rendered.prompts]
     if len(kept) < config.train.prompts_per_step:
