@@ -1,7 +1,7 @@
 """Where the constants of `realrl.train.estimate` come from: counted work beside the CPU seconds that it takes, one thread.
 
-CPU seconds, because other jobs on the machine disturb them less than the clock on the wall. Each case is measured beside a plain
-product. Prints JSON: a line for each case with its counts, its seconds, and the estimate's.
+CPU seconds, because other jobs on the machine disturb them less than the clock on the wall. Each case is measured beside a
+plain product. Prints JSON: a line for each case with its counts, its seconds, and the estimate's.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -83,8 +83,52 @@ def plain_speed(dtype: torch.dtype, repeats: int) -> Speed:
         torch.autograd.grad(forward(), [states, weight], slope)
 
     operations = 2 * 256 * 576 * 1024
-    ahead, whole = (cpu_seconds(lambda: [call() for _ in range(10)], repeats) / 10 for call in (forward, both))
+    ahead = cpu_seconds(lambda: [forward() for _ in range(10)], repeats) / 10
+    whole = cpu_seconds(lambda: [both() for _ in range(10)], repeats) / 10
     return Speed(operations / ahead, 2 * operations / max(whole - ahead, 1e-9))
+
+
+def measure(name: str, dtype: str, repeats: int) -> None:
+    """Forward, forward and backward, and sampling of a case."""
+    sizes, (groups, size, prompt, response) = CASES[name]
+    model, lengths, rows = build(sizes), Lengths(prompt, response), groups * size
+    shape = Shape.of(model)
+    layout_of(model)
+    # Prompts differ from the first token on: nothing is common to them.
+    prompts = [Prompt(Problem("", "", ""), "", tuple(range(group, group + prompt))) for group in range(groups)]
+    prompts = [replace(p, token_ids=tuple(i % sizes[-1] for i in p.token_ids)) for p in prompts]
+    batch = Batch(
+        prompts=prompts,
+        response_ids=torch.full((rows, response), 5),
+        loss_mask=torch.ones(rows, response, dtype=torch.bool),
+        group_ids=torch.arange(rows) // size,
+        rewards=torch.ones(rows),
+        levels=torch.ones(rows),
+        logprobs_sampler=torch.zeros(rows, response),
+    )
+    low = dtype == "bfloat16"
+    sampler = HFSampler(model, _Tokenizer(), dtype=torch.bfloat16 if low else None)  # pyright: ignore[reportArgumentType]
+    params = SamplingParams(temperature=1.0, max_new_tokens=response)
+
+    def forward() -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            return response_logprobs(model, batch, temperature=1.0).logprobs.sum()
+
+    def both() -> None:
+        forward().backward()
+        model.zero_grad()
+
+    def sample() -> None:
+        sampler.sample([p.token_ids for p in prompts], group_size=size, params=params, seeds=list(range(rows)))
+
+    cut = {"shared": True, "budget": 10**6}
+    ahead = forward_work(shape, groups, size, lengths, **cut)
+    behind = backward_work(shape, groups, size, lengths, **cut, checkpointing=False)
+    width = 2 if low else 4
+    sampled = sampling_work(shape, groups, size, lengths, rows_at_once=256, longest=response, width=width)
+    for kind, call, work in (("forward", forward, ahead), ("both", both, ahead + behind), ("sampling", sample, sampled)):
+        speed = plain_speed(torch.bfloat16 if low else torch.float32, repeats)
+        report(name, dtype, kind, work, speed, cpu_seconds(call, repeats))
 
 
 def main() -> None:
@@ -96,46 +140,8 @@ def main() -> None:
     torch.set_flush_denormal(True)
     keep_freed_memory()
     for name in arguments.cases.split(","):
-        sizes, (groups, size, prompt, response) = CASES[name]
-        model, lengths = build(sizes), Lengths(prompt, response)
-        shape = Shape.of(model)
-        layout_of(model)
-        rows = groups * size
-        batch = Batch(
-            prompts=[Prompt(Problem("", "", ""), "", tuple(range(3, 3 + prompt))) for _ in range(groups)],
-            response_ids=torch.full((rows, response), 5),
-            loss_mask=torch.ones(rows, response, dtype=torch.bool),
-            group_ids=torch.arange(rows) // size,
-            rewards=torch.ones(rows),
-            levels=torch.ones(rows),
-            logprobs_sampler=torch.zeros(rows, response),
-        )
-        cut = {"shared": True, "budget": 10**6}
-        for dtype in (torch.float32, torch.bfloat16):
-            low = dtype == torch.bfloat16
-            sampler = HFSampler(model, _Tokenizer(), dtype=dtype if low else None)  # pyright: ignore[reportArgumentType]
-            params = SamplingParams(temperature=1.0, max_new_tokens=response)
-
-            def forward(low: bool = low) -> torch.Tensor:
-                with torch.autocast("cpu", torch.bfloat16, enabled=low):
-                    return response_logprobs(model, batch, temperature=1.0).logprobs.sum()
-
-            def both(forward: Callable[[], torch.Tensor] = forward) -> None:
-                forward().backward()
-                model.zero_grad()
-
-            def sample(sampler: HFSampler = sampler, params: SamplingParams = params) -> None:
-                sampler.sample([p.token_ids for p in batch.prompts], group_size=size, params=params, seeds=list(range(rows)))
-
-            ahead = forward_work(shape, groups, size, lengths, **cut)
-            behind = backward_work(shape, groups, size, lengths, **cut, checkpointing=False)
-            sampled = sampling_work(
-                shape, groups, size, lengths, rows_at_once=256, longest=response, width=2 if low else 4
-            )
-            label = "bfloat16" if low else "float32"
-            for kind, call, work in (("forward", forward, ahead), ("both", both, ahead + behind), ("sampling", sample, sampled)):
-                speed = plain_speed(dtype, arguments.repeats)
-                report(name, label, kind, work, speed, cpu_seconds(call, arguments.repeats))
+        for dtype in ("float32", "bfloat16"):
+            measure(name, dtype, arguments.repeats)
 
 
 def report(name: str, dtype: str, kind: str, work: Work, speed: Speed, took: float) -> None:

@@ -69,7 +69,7 @@ class Shape:
         config: Any = model.config.get_text_config()
         heads = int(config.num_attention_heads)
         size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-        head = model.get_output_embeddings()
+        head: Any = model.get_output_embeddings()
         weights = [
             (module.in_features * module.out_features, module.weight.requires_grad)
             for module in model.modules()

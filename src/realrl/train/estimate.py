@@ -6,6 +6,7 @@ Pure arithmetic over a model's shape, the recipe and assumed lengths. Every prom
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from realrl.config import Config
@@ -34,9 +35,12 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """`forward` and `backward`: floating-point operations of matrix products, attention included. `tokens`: tokens × layers
-    that pass forward, `learnt` those that pass backward. `launches`: layers × passes. `moved`: bytes that are read or written
-    once and used once: weights and cache at each new token, the optimizer's state."""
+    """Counts of what a processor does.
+
+    `forward` and `backward`: floating-point operations of matrix products, attention included. `tokens`: hidden values of
+    tokens in all layers that pass forward, `learnt` those that pass backward. `launches`: layers that are started, with what a
+    pass itself costs. `moved`: bytes that are used once: weights and cache at each new token, the optimizer's state.
+    """
 
     forward: float = 0.0
     backward: float = 0.0
@@ -53,36 +57,38 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class Costs:
-    """Of a device: the share of a plain product's rate that products of a model reach; seconds of one hidden value of a token in
-    a layer besides them, forward and backward; seconds to start a layer; bytes a second."""
+class Besides:
+    """What work costs besides its products, in products: as many floating-point operations of a plain one in float32.
 
-    efficiency: float
-    value: float
-    value_backward: float
-    launch: float
-    bandwidth: float
+    `forward` and `backward`: of one hidden value of a token in a layer; `launch`: of starting a layer on one thread; `byte`: of
+    moving a byte.
+    """
 
-
-# CPU: by benchmarks/costs.py, one thread. CUDA: assumed, until a run on one is measured (docs/performance.md): products at 40 %,
-# 5 ms to start 28 layers, a byte for every 200 operations.
-_CPU = Costs(efficiency=0.85, value=2.5e-9, value_backward=5e-9, launch=2.5e-4, bandwidth=8e9)
+    forward: float
+    backward: float
+    launch: float = 4.5e7
+    byte: float = 13
 
 
-def costs_of(rates: Rates) -> Costs:
-    """The costs of a device with these rates."""
-    if rates.device == "cpu":
-        share = 1 / rates.threads
-        return Costs(_CPU.efficiency, _CPU.value * share, _CPU.value_backward * share, _CPU.launch, _CPU.bandwidth)
-    return Costs(0.4, 0.0, 0.0, 1.8e-4, max(rates.float32.forward, rates.of("bfloat16").forward) / 200)
+# Of a CPU: benchmarks/costs.py measures them anew. Work that is not a product is so taken to be as much slower on a slower
+# processor as a product is.
+_CPU = {"float32": Besides(forward=4300, backward=5200), "bfloat16": Besides(forward=2600, backward=22_000)}
+# Starting a pass and drawing its tokens costs as much as starting so many layers.
+_PASS_LAYERS = 6
+# Of a GPU, assumed until one is measured: products at this share of a plain one's rate, seconds to start a layer, operations in
+# the time that a byte takes.
+_GPU_SHARE, _GPU_LAUNCH, _GPU_BYTE = 0.4, 1.8e-4, 200
 
 
 def seconds(work: Work, rates: Rates, dtype: str) -> float:
     """How long the work takes in "float32" or "bfloat16" products."""
-    costs, speed = costs_of(rates), rates.of(dtype)
-    products = (work.forward / speed.forward + work.backward / speed.backward) / costs.efficiency
-    values = work.tokens * costs.value + work.learnt * costs.value_backward
-    return products + values + work.launches * costs.launch + work.moved / costs.bandwidth
+    speed = rates.of(dtype)
+    products = work.forward / speed.forward + work.backward / speed.backward
+    if rates.device != "cpu":
+        return products / _GPU_SHARE + work.launches * _GPU_LAUNCH + work.moved * _GPU_BYTE / speed.forward
+    costs = _CPU[dtype]
+    rest = work.tokens * costs.forward + work.learnt * costs.backward + work.moved * costs.byte
+    return products + (rest + work.launches * costs.launch * rates.threads) / rates.float32.forward
 
 
 def sampling_work(
@@ -103,7 +109,7 @@ def sampling_work(
     return Work(
         forward=2 * shape.linear * tokens + 4 * shape.layers * shape.queries * attention + 2 * head,
         tokens=tokens * shape.layers * shape.hidden,
-        launches=(passes + math.ceil(rows / at_once)) * shape.layers,
+        launches=(passes + math.ceil(rows / at_once)) * (shape.layers + _PASS_LAYERS),
         moved=width * (passes * weights + 2 * shape.layers * shape.keys * read),
     )
 
@@ -119,8 +125,7 @@ class Micro:
 
 def micro_batches(groups: float, size: int, lengths: Lengths, budget: int) -> Micro:
     """As `train.batching` cuts groups of one length: whole groups where one fits, else rows with their prompt."""
-    own = lengths.prompt - lengths.common
-    at_once = math.floor(max(budget - lengths.common, 0) / (own + size * lengths.response))
+    at_once = math.floor(budget / (lengths.prompt + size * lengths.response))
     if at_once:
         return Micro(math.ceil(groups / at_once), groups, min(at_once, groups) * size)
     rows = max(1, min(size, math.floor((budget - lengths.prompt) / lengths.response)))
@@ -142,7 +147,7 @@ def forward_work(shape: Shape, groups: float, size: int, lengths: Lengths, *, sh
     return Work(
         forward=2 * shape.linear * tokens + 4 * shape.layers * shape.queries * attention + 2 * head,
         tokens=tokens * shape.layers * shape.hidden,
-        launches=cut.parts * shape.layers,
+        launches=cut.parts * (shape.layers + _PASS_LAYERS),
     )
 
 
@@ -230,7 +235,7 @@ class Seconds:
 
 
 def run_seconds(
-    config: Config, shape: Shape, lengths: Lengths, problems: list[int], rates: Rates, *, start: int = 0, ranks: int = 1
+    config: Config, shape: Shape, lengths: Lengths, problems: Sequence[int], rates: Rates, *, start: int = 0, ranks: int = 1
 ) -> Seconds:
     """What is left of a run after `start` rounds, on `ranks` devices of these rates that share the work. `problems`: the
     size of each held-out set; precisions of the recipe are settled."""

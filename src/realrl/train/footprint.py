@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from realrl.models.shape import Shape
 from realrl.objectives import build_objective
 from realrl.precision import sampling_dtype
 from realrl.sampling.cache import BLOCK
-from realrl.train.estimate import Lengths, micro_batches
+from realrl.train.estimate import Lengths, evaluations, micro_batches
 from realrl.train.optim import state_bytes
 
 # Python, torch, transformers and pyarrow after a step of a tiny model: resident memory on Linux.
@@ -30,8 +30,8 @@ _QUANTISED = 0.5 + 4 / 64
 _HIDDEN, _INTERMEDIATE, _QUERIES, _KEYS = 6, 4, 3, 2
 # Bytes of the hidden-size values with products in bfloat16: norms are in float32 all the same.
 _HIDDEN_BYTES_MIXED = 26
-# Bytes of a rollout's row of text and figures in Parquet, compressed, for each token; of a token's id and log-ratio.
-_ROW_BYTES, _TOKEN_BYTES, _FILE_BYTES = 2, 6, 8 << 10
+# Bytes of a rollout's text in Parquet, compressed, for each token; of a token's id and log-ratio.
+_TEXT_BYTES, _TOKEN_BYTES = 2, 6
 _TOKENIZER_BYTES = 4 << 20
 
 
@@ -49,10 +49,13 @@ def weight_bytes(model: PreTrainedModel, quantize: str, *, learning: bool = Fals
     )
 
 
-def memory_parts(config: Config, model: PreTrainedModel, lengths: Lengths, problems: int, *, ranks: int = 1) -> dict[str, float]:
+def memory_parts(
+    config: Config, model: PreTrainedModel, lengths: Lengths, problems: int, *, device: str, ranks: int = 1
+) -> dict[str, float]:
     """Bytes at the peak of one process by part. `model` may be on the device "meta"; `problems`: of the largest held-out set.
 
-    Precisions of the recipe are settled; sharded weights (`train.parallel = "fsdp2"`) are divided by `ranks`.
+    Precisions of the recipe are settled; a GPU's memory is meant where `device` is not "cpu". Sharded weights
+    (`train.parallel = "fsdp2"`) are divided by `ranks`.
     """
     section, shape = config.model, Shape.of(model)
     shards = ranks if config.train.parallel == "fsdp2" else 1
@@ -66,7 +69,7 @@ def memory_parts(config: Config, model: PreTrainedModel, lengths: Lengths, probl
         "weights, gradients and optimizer": (weights + state_bytes(config.optim, model)) / shards + copy,
         "activations": activation_bytes(config, shape, lengths),
         "logits": _logits_bytes(config, shape, lengths),
-        "process": float(_PROCESS),
+        "process": float(_PROCESS if device == "cpu" else _CONTEXT),
     }
     # Gradients are gone while responses are sampled; a reference that is offloaded comes when there are none.
     update = gradients + parts["activations"] + parts["logits"]
@@ -90,8 +93,10 @@ def activation_bytes(config: Config, shape: Shape, lengths: Lengths) -> float:
     checkpointing = config.model.gradient_checkpointing
     shared = train.layout in ("auto", "shared") and not checkpointing
     own = lengths.prompt - lengths.common
-    whole = cut.rows * (lengths.prompt + lengths.response)
-    tokens = prompts * own + lengths.common + cut.rows * lengths.response if shared else whole
+    # The last token of a response is predicted, and predicts nothing.
+    steps = lengths.response - 1 if shared else lengths.response
+    whole = cut.rows * (lengths.prompt + steps)
+    tokens = prompts * own + lengths.common + cut.rows * steps if shared else whole
     mixed = "bfloat16" in (config.model.autocast, config.model.dtype)
     width = 2 if mixed else 4
     # Where a prompt is shared, keys and values of each response are put behind a copy of its prompt's.
@@ -108,44 +113,57 @@ def activation_bytes(config: Config, shape: Shape, lengths: Lengths) -> float:
 
 def _logits_bytes(config: Config, shape: Shape, lengths: Lengths) -> float:
     """Exponentials that are kept, in float32, and the head's gradient beside that of the embedding that shares its weight."""
-    tokens = min(config.train.mini_batch_prompts * config.sampling.group_size * lengths.response, tokens_at_once(shape.vocabulary))
+    tokens = min(
+        config.train.mini_batch_prompts * config.sampling.group_size * lengths.response, tokens_at_once(shape.vocabulary)
+    )
     return 4 * shape.vocabulary * (tokens + 2 * shape.hidden * shape.head_learns)
 
 
 def _sampling_bytes(config: Config, shape: Shape, lengths: Lengths, problems: int) -> float:
     """Keys and values of the rows that are sampled together, and the widest values of their prompts' pass."""
     section, width = config.sampling, 2 if sampling_dtype(config) == "bfloat16" else 4
-    rounds = [(config.train.prompts_per_step, section.group_size), (problems, config.eval.samples)] + [(problems, 1)] * config.eval.greedy
+    rounds = [(config.train.prompts_per_step, section.group_size)]
+    if problems:
+        rounds += [(problems, config.eval.samples), (problems, 1)]
+    # The cache has room for a block of new tokens.
+    block = min(BLOCK, section.max_new_tokens)
+    columns = lengths.prompt + math.ceil(section.max_new_tokens / block) * block
     most = 0.0
     for prompts, size in rounds:
         rows = min(prompts * size, section.batch_rows)
-        columns = lengths.prompt + min(section.max_new_tokens, math.ceil(section.max_new_tokens / BLOCK) * BLOCK)
-        prefilled = rows / min(size, rows) * (lengths.prompt - lengths.common) + lengths.common
+        prefilled = math.ceil(rows / size) * (lengths.prompt - lengths.common) + lengths.common
         cache = 2 * shape.layers * shape.keys * (rows * columns + prefilled)
         most = max(most, width * (cache + prefilled * (3 * shape.intermediate + 4 * shape.hidden)))
     return most
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that a process can still have: of a GPU, or of this machine within the limits of its control groups."""
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a process can still have: of a GPU, or of this machine within the limits of its container. None where the
+    system does not say."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    free = _meminfo().get("MemAvailable", 0)
-    for limit, usage in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    free = _figures("/proc/meminfo").get("MemAvailable")
+    if free is None:
+        return None
+    free *= 1024
+    for folder, most, used, cached in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current", "file"),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache"),
     ):
-        if (most := _number(limit)) is not None:
-            free = min(free, most - (_number(usage) or 0))
+        limit, usage = (_number(f"{folder}/{name}") for name in (most, used))
+        if limit is not None and usage is not None:
+            # Cached files count as used, and give way.
+            free = min(free, limit - usage + _figures(f"{folder}/memory.stat").get(cached, 0))
     return max(free, 0)
 
 
-def _meminfo() -> Mapping[str, int]:
+def _figures(path: str) -> dict[str, int]:
+    """Lines of a name and a number."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = [line.replace(":", " ").split() for line in Path(path).read_text().splitlines()]
     except OSError:
         return {}
-    return {name: int(value.split()[0]) * 1024 for name, _, value in (line.partition(":") for line in lines)}
+    return {line[0]: int(line[1]) for line in lines if len(line) > 1 and line[1].isdigit()}
 
 
 def _number(path: str) -> int | None:
@@ -155,18 +173,21 @@ def _number(path: str) -> int | None:
         return None
 
 
-def disk_parts(config: Config, model: PreTrainedModel, lengths: Lengths, problems: list[int], *, rounds: int) -> dict[str, float]:
-    """Bytes that `rounds` rounds of a run write by part. `problems`: the size of each held-out set."""
-    section, size = config.checkpoint, config.sampling.group_size
-    made = math.ceil(rounds / section.every) if section.every else 1
+def disk_parts(config: Config, model: PreTrainedModel, lengths: Lengths, problems: Sequence[int]) -> dict[str, float]:
+    """Bytes of a whole run's files by part. `problems`: the size of each held-out set."""
+    section, steps = config.checkpoint, config.train.steps
+    made = math.ceil(steps / section.every) if section.every else 1
     saved = weight_bytes(model, config.model.quantize, learning=config.model.lora is not None)
     one = saved + state_bytes(config.optim, model) + _TOKENIZER_BYTES
-    per_token = _ROW_BYTES + _TOKEN_BYTES * config.log.tokens
-    rollouts = config.train.prompts_per_step * size * (lengths.response + lengths.prompt) * per_token + _FILE_BYTES
+    row = (lengths.prompt + lengths.response) * _TEXT_BYTES
+    rollouts = (
+        config.train.prompts_per_step * config.sampling.group_size * (row + config.log.tokens * _TOKEN_BYTES * lengths.response)
+    )
+    evaluated = sum(problems) * (config.eval.samples + config.eval.greedy) * row
     return {
         # The newest is written before the oldest goes.
         "checkpoints": one * min(made, section.keep + 1),
-        "rollouts": rollouts * rounds if config.log.rollouts else 0.0,
+        "rollouts and evaluations": config.log.rollouts * steps * rollouts + evaluations(config) * evaluated,
     }
 
 
