@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from realrl.config import parse_config
 from realrl.errors import ConfigError
 from realrl.hardware import Rates, Speed
+from realrl.head import head_of
 from realrl.logprobs import layout_of, response_logprobs
 from realrl.models.shape import Shape, sketch
 from realrl.sampling import SamplingParams
@@ -64,13 +65,17 @@ def test_forward_and_backward_operations(model, layout, common):
     assert work.backward + work.forward == pytest.approx(found, rel=0.02)
 
 
-def test_sampling_operations(model, tiny_folder):
+@pytest.mark.parametrize("common", [0, 16])
+def test_sampling_operations(model, tiny_folder, common):
+    head_of(model)  # tries the model once
     sampler = HFSampler(model, AutoTokenizer.from_pretrained(tiny_folder))
     sampler._end_ids = {10**6}  # no response ends early
     params = SamplingParams(temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=RESPONSE, batch_rows=256)
-    prompts = [[3 + group] * PROMPT for group in range(GROUPS)]
+    prompts = [prompt.token_ids for prompt in whole_batch(common).prompts]
     found = counted(lambda: sampler.sample(prompts, group_size=SIZE, params=params, seeds=list(range(GROUPS * SIZE))))
-    work = sampling_work(Shape.of(model), GROUPS, SIZE, LENGTHS, rows_at_once=256, longest=RESPONSE, width=4)
+    work = sampling_work(
+        Shape.of(model), GROUPS, SIZE, Lengths(PROMPT, RESPONSE, common), rows_at_once=256, longest=RESPONSE, width=4
+    )
     assert work.forward == pytest.approx(found, rel=0.02)
 
 
@@ -154,11 +159,16 @@ def test_evaluations_are_counted(tiny_folder):
 
 
 def test_work_is_time_by_the_rate(tiny_folder):
-    """Twice the rate of products, half their time; what is not a product stays."""
-    model = sketch("smollm2-135m", dtype=torch.float32)[0]
-    config, shape = recipe_of(tiny_folder), Shape.of(model)
-    slow, fast = (run_seconds(config, shape, LENGTHS, [16], Rates("cpu", 1, Speed(r, r), None)).total for r in (1e9, 2e9))
-    assert slow / 2 < fast < 0.6 * slow
+    """A machine twice as fast needs half the time; one that only multiplies faster in bfloat16 needs more than half."""
+    shape = Shape.of(sketch("smollm2-135m", dtype=torch.float32)[0])
+    config = recipe_of(tiny_folder, model={"autocast": "bfloat16"}, sampling={"dtype": "bfloat16"})
+
+    def taken(float32, bfloat16):
+        rates = Rates("cpu", 1, Speed(float32, float32), Speed(bfloat16, bfloat16))
+        return run_seconds(config, shape, LENGTHS, [16], rates).total
+
+    assert taken(2e11, 4e11) == pytest.approx(taken(1e11, 2e11) / 2)
+    assert taken(1e11, 2e11) / 2 < taken(1e11, 4e11) < taken(1e11, 2e11)
 
 
 def outlook(folder, model, rate=1e11, **sections):
@@ -183,7 +193,9 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(model, t
         if fits:
             outlook(tiny_folder, big, **sections).check_disk()
         else:
-            with pytest.raises(ConfigError, match=r"run.dir = .*new' needs about 4.5 GiB of 4.4 GiB free.*checkpoint.keep"):
+            with pytest.raises(
+                ConfigError, match=r"run.dir = .*new' needs about 4.5 GiB of 4.4 GiB free: checkpoints.*checkpoint.keep"
+            ):
                 outlook(tiny_folder, big, **sections).check_disk()
     assert not run.parent.exists()
     # What an earlier start left there counts as free: it is overwritten.
@@ -196,10 +208,10 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(model, t
 def test_memory_that_is_certainly_too_little_is_refused(model, tiny_folder):
     found = outlook(tiny_folder, model)
     needed = sum(memory_parts(found.config, model, LENGTHS, 64, device="cpu").values())
-    assert not any("WARNING" in line for line in found.space_lines(int(1.1 * needed)))
-    assert "WARNING: memory may not suffice; lower train.micro_batch_tokens" in found.space_lines(int(0.9 * needed))[-1]
+    assert not any("WARNING" in line for line in found.space_lines(int(1.1 * needed), None))
+    assert "WARNING: memory may not suffice; lower train.micro_batch_tokens" in found.space_lines(int(0.9 * needed), None)[-1]
     with pytest.raises(ConfigError, match="lower train.micro_batch_tokens"):
-        found.space_lines(int(0.4 * needed))
+        found.space_lines(int(0.4 * needed), None)
 
 
 def test_a_resumed_run_goes_by_its_own_lengths(tmp_path):

@@ -75,6 +75,8 @@ class Besides:
 _CPU = {"float32": Besides(forward=4300, backward=5200), "bfloat16": Besides(forward=2600, backward=22_000)}
 # Starting a pass and drawing its tokens costs as much as starting so many layers.
 _PASS_LAYERS = 6
+# A byte of the cache costs as much as so many of the weights: heads read it in small pieces.
+_CACHE_READS = 2
 # Of a GPU, assumed until one is measured: products at this share of a plain one's rate, seconds to start a layer, operations in
 # the time that a byte takes.
 _GPU_SHARE, _GPU_LAUNCH, _GPU_BYTE = 0.4, 1.8e-4, 200
@@ -110,7 +112,7 @@ def sampling_work(
         forward=2 * shape.linear * tokens + 4 * shape.layers * shape.queries * attention + 2 * head,
         tokens=tokens * shape.layers * shape.hidden,
         launches=(passes + math.ceil(rows / at_once)) * (shape.layers + _PASS_LAYERS),
-        moved=width * (passes * weights + 2 * shape.layers * shape.keys * read),
+        moved=width * (passes * weights + _CACHE_READS * 2 * shape.layers * shape.keys * read),
     )
 
 
@@ -125,7 +127,8 @@ class Micro:
 
 def micro_batches(groups: float, size: int, lengths: Lengths, budget: int) -> Micro:
     """As `train.batching` cuts groups of one length: whole groups where one fits, else rows with their prompt."""
-    at_once = math.floor(budget / (lengths.prompt + size * lengths.response))
+    own = lengths.prompt - lengths.common
+    at_once = math.floor(max(budget - lengths.common, 0) / (own + size * lengths.response))
     if at_once:
         return Micro(math.ceil(groups / at_once), groups, min(at_once, groups) * size)
     rows = max(1, min(size, math.floor((budget - lengths.prompt) / lengths.response)))

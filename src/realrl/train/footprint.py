@@ -73,7 +73,7 @@ def memory_parts(
     }
     # Gradients are gone while responses are sampled; a reference that is offloaded comes when there are none.
     update = gradients + parts["activations"] + parts["logits"]
-    sampling = _sampling_bytes(config, shape, lengths, problems)
+    sampling = _sampling_bytes(config, shape, lengths, problems, ranks)
     if sampling > update:
         del parts["activations"], parts["logits"]
         parts["sampling"] = sampling
@@ -119,7 +119,7 @@ def _logits_bytes(config: Config, shape: Shape, lengths: Lengths) -> float:
     return 4 * shape.vocabulary * (tokens + 2 * shape.hidden * shape.head_learns)
 
 
-def _sampling_bytes(config: Config, shape: Shape, lengths: Lengths, problems: int) -> float:
+def _sampling_bytes(config: Config, shape: Shape, lengths: Lengths, problems: int, ranks: int) -> float:
     """Keys and values of the rows that are sampled together, and the widest values of their prompts' pass."""
     section, width = config.sampling, 2 if sampling_dtype(config) == "bfloat16" else 4
     rounds = [(config.train.prompts_per_step, section.group_size)]
@@ -130,7 +130,7 @@ def _sampling_bytes(config: Config, shape: Shape, lengths: Lengths, problems: in
     columns = lengths.prompt + math.ceil(section.max_new_tokens / block) * block
     most = 0.0
     for prompts, size in rounds:
-        rows = min(prompts * size, section.batch_rows)
+        rows = min(math.ceil(prompts / ranks) * size, section.batch_rows)
         prefilled = math.ceil(rows / size) * (lengths.prompt - lengths.common) + lengths.common
         cache = 2 * shape.layers * shape.keys * (rows * columns + prefilled)
         most = max(most, width * (cache + prefilled * (3 * shape.intermediate + 4 * shape.hidden)))

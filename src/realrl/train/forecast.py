@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ from realrl.config import Config
 from realrl.data import load_problems, render_prompts
 from realrl.errors import ConfigError, DataError
 from realrl.hardware import Rates, Speed, choose_device, measure_rates
-from realrl.logging import STEP_RECORD
+from realrl.logging import step_records
 from realrl.models import load_tokenizer
 from realrl.models.adapters import add_lora
 from realrl.models.shape import Shape, sketch
@@ -75,17 +74,16 @@ class Outlook:
         time = left(config, self.lengths, problems)
         dtype = training_dtype(config)
         unit, name = _unit(time.total)
-        cpu = self.rates.device == "cpu"
-        threads = f", {self.rates.threads} thread{'s' if self.rates.threads > 1 else ''}" if cpu else ""
-        where = f"on {self.ranks} devices like this" if self.ranks > 1 else "on this machine"
+
+        def shown(seconds: float) -> str:
+            return f"{seconds / unit:.{1 if time.total < 10 * unit else 0}f}"
+
+        threads = f", {self.rates.threads} thread{'s' if self.rates.threads > 1 else ''}" if self.rates.device == "cpu" else ""
+        where = f"on {self.ranks} such devices" if self.ranks > 1 else "on this machine"
         lines = [
-            f"time: about {time.total / unit:.{_digits(time.total / unit)}f} {name} {where} "
-            f"({self.rates.of(dtype).forward / 1e9:,.0f} GFLOP/s in {dtype}{threads}): "
-            + ", ".join(
-                f"{part} {seconds / unit:.{_digits(time.total / unit)}f}"
-                for part, seconds in (("sampling", time.sampling), ("updates", time.updates), ("evaluation", time.evaluation))
-            )
-            + f"; if responses have {self.lengths.response:.0f} tokens"
+            f"time: about {shown(time.total)} {name} {where} ({_rate(self.rates.of(dtype).forward)} in {dtype}{threads}): "
+            f"sampling {shown(time.sampling)}, updates {shown(time.updates)}, evaluation {shown(time.evaluation)}; "
+            f"if responses have {self.lengths.response:.0f} tokens"
         ]
         if time.total < _LONG_S:
             return lines
@@ -98,69 +96,62 @@ class Outlook:
             values = getattr(config, section).model_copy(update={key: changed})
             lengths = self.lengths
             if key == "max_new_tokens":
-                lengths = Lengths(lengths.prompt, lengths.response / 2, lengths.common, lengths.active)
+                lengths = replace(lengths, response=lengths.response / 2)
             fewer = [min(count, changed) for count in problems] if key == "problems" else problems
             saved = time.total - left(config.model_copy(update={section: values}), lengths, fewer).total
-            savings.append((saved, f"{section}.{key} = {changed} saves {saved / unit:.{_digits(saved / unit)}f} {name}"))
+            savings.append((saved, f"{section}.{key} = {changed} saves {shown(saved)} {name}"))
         best = [text for saved, text in sorted(savings, reverse=True) if saved > 0.05 * time.total]
         return [*lines, f"shorter: {'; '.join(best)}"] if best else lines
 
-    def space_lines(self, free: int | None) -> list[str]:
-        """Memory and disk, and a warning where memory may not do. `free`: bytes of memory, None where that is not known.
+    def space_lines(self, memory: int | None, disk: int | None) -> list[str]:
+        """Memory and disk beside what is free of them in bytes, None where that is not known; a warning where it may not do.
 
-        Raises ConfigError where either is certainly too little.
+        Raises ConfigError where memory is certainly too little.
         """
-        memory, disk = self._memory(), self._disk()
-        needed = sum(memory.values())
-        lines = [f"memory: {_amount(memory, free)}", f"disk: {_amount(disk, free_disk(Path(self.config.run.dir)))}"]
-        if free is not None and needed > free:
-            if needed > _HOPELESS * free:
-                raise ConfigError(f"the run needs {lines[0].removeprefix('memory: ')}; {self._less_memory()}")
-            lines.append(f"WARNING: memory may not suffice; {self._less_memory()}")
+        most = max(self.held_out.values(), default=0)
+        parts = memory_parts(self.config, self.model, self.lengths, most, device=self.rates.device, ranks=self.ranks)
+        lines = [f"memory: {_amount(parts, memory)}", f"disk: {_amount(self._disk(), disk)}"]
+        train, sampling = self.config.train, self.config.sampling
+        remedy = (
+            f"lower train.micro_batch_tokens (now {train.micro_batch_tokens}) or sampling.batch_rows (now "
+            f"{sampling.batch_rows}), or see docs/performance.md, Memory"
+        )
+        if memory is not None and sum(parts.values()) > memory:
+            if sum(parts.values()) > _HOPELESS * memory:
+                raise ConfigError(f"the run does not fit into memory: {_amount(parts, memory)}; {remedy}")
+            lines.append(f"WARNING: memory may not suffice; {remedy}")
         return lines
 
     def check_disk(self) -> None:
         """ConfigError where the disk is too small for what the run still writes."""
         folder, disk = Path(self.config.run.dir), self._disk()
-        written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.exists() else 0
-        needed, free = sum(disk.values()), free_disk(folder)
-        if needed > _SMALL_DISK and needed - written > free:
+        # What an earlier start left is replaced, or goes on.
+        there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.exists() else 0
+        free = free_disk(folder) + there
+        if sum(disk.values()) > max(free, _SMALL_DISK):
             raise ConfigError(
-                f"run.dir = {str(folder)!r} needs {_amount(disk, free + written)}; lower checkpoint.keep (now "
+                f"run.dir = {str(folder)!r} needs {_amount(disk, free)}; lower checkpoint.keep (now "
                 f"{self.config.checkpoint.keep}; one more is there while the newest is written), set log.tokens or "
                 "log.rollouts = false, or choose run.dir on another disk"
             )
 
-    def _memory(self) -> dict[str, float]:
-        most = max(self.held_out.values(), default=0)
-        return memory_parts(self.config, self.model, self.lengths, most, device=self.rates.device, ranks=self.ranks)
-
     def _disk(self) -> dict[str, float]:
         return disk_parts(self.config, self.model, self.lengths, list(self.held_out.values()))
-
-    def _less_memory(self) -> str:
-        train, sampling = self.config.train, self.config.sampling
-        return (
-            f"lower train.micro_batch_tokens (now {train.micro_batch_tokens}) or sampling.batch_rows (now "
-            f"{sampling.batch_rows}), or see docs/performance.md, Memory"
-        )
 
 
 def lengths_of(prompts: Sequence[Prompt], config: Config) -> Lengths:
     """Lengths of these prompts, and of responses as assumed before the first round."""
     sequences = [prompt.token_ids for prompt in prompts[:_LOOKED_AT]]
-    return Lengths(
-        prompt=sum(map(len, sequences)) / len(sequences),
-        response=max(1.0, _RESPONSE_SHARE * config.sampling.max_new_tokens),
-        common=common_prefix(sequences),
-        active=_ACTIVE_SHARE,
-    )
+    return _assumed(config, sum(map(len, sequences)) / len(sequences), common_prefix(sequences))
+
+
+def _assumed(config: Config, prompt: float, common: int = 0) -> Lengths:
+    return Lengths(prompt, max(1.0, _RESPONSE_SHARE * config.sampling.max_new_tokens), common, _ACTIVE_SHARE)
 
 
 def lengths_so_far(lengths: Lengths, metrics: Path) -> Lengths:
     """The lengths with the responses and the share of active groups that the run's last rounds had."""
-    records = [json.loads(line) for line in metrics.read_text().splitlines()]
-    recent = [record for record in records if STEP_RECORD in record][-_RECENT:]
+    recent = step_records(metrics)[-_RECENT:]
     if not recent:
         return lengths
     means = {
@@ -207,10 +198,10 @@ def estimate(
     notes = [] if found else [f"assumed: the architecture of {config.model.path} as this version of realrl knows it"]
     lengths, held_out = _from_data(config, prompt_tokens, notes)
     if response_tokens:
-        lengths = Lengths(lengths.prompt, response_tokens, lengths.common, lengths.active)
+        lengths = replace(lengths, response=response_tokens)
     outlook = Outlook(config, model, rates, lengths, held_out, ranks=gpus)
-    free = None if flops else free_memory(device)
-    return [*notes, *outlook.time_lines(), *outlook.space_lines(free)]
+    free = (None, None) if flops else (free_memory(device), free_disk(Path(config.run.dir)))
+    return [*notes, *outlook.time_lines(), *outlook.space_lines(*free)]
 
 
 def _from_data(config: Config, prompt_tokens: int | None, notes: list[str]) -> tuple[Lengths, dict[str, int]]:
@@ -224,8 +215,7 @@ def _from_data(config: Config, prompt_tokens: int | None, notes: list[str]) -> t
             held_out[name] = config.eval.problems
             notes.append(f"assumed: {name}, which is not here, has eval.problems = {config.eval.problems} problems")
     if prompt_tokens:
-        response = max(1.0, _RESPONSE_SHARE * config.sampling.max_new_tokens)
-        return Lengths(prompt_tokens, response, 0, _ACTIVE_SHARE), held_out
+        return _assumed(config, prompt_tokens), held_out
     try:
         problems = load_problems(data.train, columns=data.columns, task_options=data.task, keep=data.filter).problems
     except DataError as error:
@@ -238,8 +228,7 @@ def _from_data(config: Config, prompt_tokens: int | None, notes: list[str]) -> t
         rest += "".join(data.prompt_prefix + one.problem + data.prompt_suffix + one.response for one in data.examples)
         characters = len(rest) + sum(len(problem.problem) for problem in shown) / len(shown)
         notes.append(f"assumed: {_CHARACTERS} characters a token, since the tokenizer of {config.model.path} is not here")
-        response = max(1.0, _RESPONSE_SHARE * config.sampling.max_new_tokens)
-        return Lengths(characters / _CHARACTERS, response, 0, _ACTIVE_SHARE), held_out
+        return _assumed(config, characters / _CHARACTERS), held_out
     rendered = render_prompts(shown, tokenizer, data)
     if not rendered.prompts:
         raise DataError(f"data.train = {data.train!r}: no prompt fits data.max_prompt_tokens = {data.max_prompt_tokens}")
@@ -253,8 +242,8 @@ def _unit(seconds: float) -> tuple[float, str]:
     return 1.0, "s"
 
 
-def _digits(value: float) -> int:
-    return 1 if value < 10 else 0
+def _rate(flops: float) -> str:
+    return f"{flops / 1e12:.0f} TFLOP/s" if flops >= 1e13 else f"{flops / 1e9:.0f} GFLOP/s"
 
 
 def _amount(parts: Mapping[str, float], free: int | None) -> str:

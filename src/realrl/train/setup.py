@@ -22,7 +22,7 @@ from realrl.precision import precision_notes, sampling_dtype, settle, training_d
 from realrl.rewards import Grader, build_verifier
 from realrl.sampling import Sampler, SamplingParams, build_sampler
 from realrl.train.distributed import World, shard
-from realrl.train.footprint import free_memory
+from realrl.train.footprint import free_disk, free_memory
 from realrl.train.forecast import Outlook, lengths_of, lengths_so_far, sketch_of
 from realrl.train.optim import build_optimizer
 from realrl.types import Problem, Prompt
@@ -262,7 +262,8 @@ def _outlook(
     counts = {name: len(prompts) for name, prompts in held_out.items()}
     outlook = Outlook(config, sketch_of(config)[0], rates, lengths, counts, start, world.size)
     outlook.check_disk()
-    return [*outlook.time_lines(), *outlook.space_lines(free_memory(choose_device(config.model.device, world.local_rank)))]
+    memory = free_memory(choose_device(config.model.device, world.local_rank))
+    return [*outlook.time_lines(), *outlook.space_lines(memory, free_disk(Path(config.run.dir)))]
 
 
 def _arithmetic(config: Config, model: PreTrainedModel, sample: Prompt) -> list[str]:
