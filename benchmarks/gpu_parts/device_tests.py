@@ -17,8 +17,6 @@ def run(part: Part) -> None:
     report.unlink(missing_ok=True)
     # Without conftest.py, which needs packages that these tests do not.
     command = [sys.executable, "-m", "pytest", "tests/gpu", "-q", "--noconftest", "-p", "no:cacheprovider"]
-    if part.tiny:
-        command += ["-k", "head or sdpa"]
     # The errors that tests record are in this form of report alone.
     command += [f"--junitxml={report}", "-o", "junit_family=legacy"]
     process = subprocess.Popen(command, cwd=ROOT, env=environment(REALRL_DEVICE=part.device))

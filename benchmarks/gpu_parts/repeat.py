@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,13 +51,19 @@ def run(part: Part) -> None:
         part.add("operations_that_differ", [name for name, operation in operations.items() if not repeats(operation)])
     if part.time_for("deterministic algorithms"):
         part.add("deterministic_algorithms", deterministic(model, batch))
-    differing = {name: found for name, found in part.results.items() if name.startswith(("gradient", "sampling")) and found}
-    operations = part.results.get("operations_that_differ")
-    part.summary = (
-        f"{TIMES} passes are equal bit for bit"
-        if not differing
-        else "; ".join(f"{name}: {found}" for name, found in differing.items())
-    ) + (f"; single operations that differ: {', '.join(operations)}" if operations else "")
+    part.summary = summary(part.results)
+
+
+def summary(results: dict[str, Any]) -> str:
+    """What differs, operation by operation, and what torch's deterministic algorithms change."""
+    found = [f"{name}: {text}" for name, text in results.items() if name.startswith(("gradient", "sampling")) and text]
+    said = ["; ".join(found) or f"{TIMES} passes are equal bit for bit"]
+    if operations := results.get("operations_that_differ"):
+        said.append(f"single operations that differ: {', '.join(operations)}")
+    if found and (forced := results.get("deterministic_algorithms")):
+        said.append(f"with torch's deterministic algorithms {forced['first_difference'] or 'they are equal'}")
+        said += [f"torch: {warning}" for warning in forced["torch_warns"]]
+    return "; ".join(said)
 
 
 def first_difference(model: Any, batch: Any, settings: dict[str, Any]) -> str:
@@ -127,13 +135,18 @@ def single_operations(device: str, size: int) -> dict[str, Callable[[], Tensor]]
 
     values, index = data(size, 64), torch.randint(0, 16, (size,), generator=generator).to(device)
     table = data(16, 64).requires_grad_()
-    query, key, value = (data(2, 4, 64, 32).requires_grad_() for _ in range(3))
-    mask = torch.zeros(1, 1, 64, 64, device=device).masked_fill_(~torch.ones(64, 64, device=device).tril().bool(), -torch.inf)
+    tokens = size // 8
+    states = data(3, 2, 4, tokens, 64)
+    causal = torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()
 
-    def attention(**options: Any) -> Tensor:
-        out = scaled_dot_product_attention(query, key, value, **options)
-        return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(out.square().sum(), (query, key, value))])
+    def attention(dtype: torch.dtype, masked: bool) -> Tensor:
+        leaf = states.to(dtype).requires_grad_()
+        bias = torch.zeros(tokens, tokens, dtype=dtype, device=device).masked_fill_(~causal, -torch.inf) if masked else None
+        out = scaled_dot_product_attention(*leaf, attn_mask=bias, is_causal=not masked)
+        return torch.autograd.grad(out.float().square().sum(), leaf)[0]
 
+    # The kernels of other types are others.
+    types = (torch.float32, torch.bfloat16) if device == "cuda" else (torch.float32,)
     return {
         "embedding, backward": lambda: torch.autograd.grad(embedding(index, table).square().sum(), table)[0],
         "index_select, backward": lambda: torch.autograd.grad(table.index_select(0, index).square().sum(), table)[0],
@@ -143,8 +156,11 @@ def single_operations(device: str, size: int) -> dict[str, Callable[[], Tensor]]
         "cumsum": lambda: values.cumsum(0),
         "sum": lambda: values.sum(0),
         "matrix product": lambda: values.T @ values,
-        "attention without a mask, backward": lambda: attention(is_causal=True),
-        "attention with a mask, backward": lambda: attention(attn_mask=mask),
+        **{
+            f"attention {'with' if masked else 'without'} a mask, backward, {dtype}": partial(attention, dtype, masked)
+            for dtype in types
+            for masked in (False, True)
+        },
     }
 
 
@@ -157,5 +173,6 @@ def deterministic(model: Any, batch: Any) -> dict[str, Any]:
             found = first_difference(model, batch, {"layout": "shared"})
         finally:
             torch.use_deterministic_algorithms(False)
-    told = sorted({str(warning.message).partition(".")[0][:200] for warning in caught if "determinis" in str(warning.message)})
+    # "cumsum_cuda_kernel does not have a deterministic implementation, but you set …"
+    told = sorted({re.split("[.,]", text)[0] for text in (str(one.message) for one in caught) if "determinis" in text})
     return {"first_difference": found, "torch_warns": told}

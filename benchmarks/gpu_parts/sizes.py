@@ -31,7 +31,7 @@ class Sizes:
     vocabulary: int
 
 
-REAL = Sizes((1024, 4096, 8192), 256, 8448, 64, 64, 131072, 151936)
+REAL = Sizes((1024, 4096, 8192), 256, 8448, 64, 64, 65536, 151936)
 TINY = Sizes((16, 32), 8, 48, 4, 4, 128, 300)
 # Qwen2.5's own shapes.
 SHAPES = {

@@ -11,7 +11,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from machine import versions
+
 from gpu_parts.part import ROOT, Part, environment
+from gpu_parts.tables import last_line
 
 STEPS = 4
 
@@ -26,7 +29,12 @@ def run(part: Part) -> None:
     def command(what: str, *words: object) -> None:
         started = time.time()
         whole = [sys.executable, "-m", "realrl", *map(str, words)]
-        subprocess.run(whole, cwd=ROOT, env=environment(), check=True, timeout=max(part.left, 1))
+        done = subprocess.run(
+            whole, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True, timeout=max(part.left, 1), check=False
+        )
+        print(done.stderr, file=sys.stderr)
+        if done.returncode:
+            raise RuntimeError(f"{what}: realrl ended with status {done.returncode}: {last_line(done.stderr)}")
         took[what] = round(time.time() - started, 1)
         part.add("seconds", took)
 
@@ -40,16 +48,16 @@ def run(part: Part) -> None:
     shutil.rmtree(resumed / "checkpoints" / f"step_{STEPS}")
     command("resume", "train", *recipe, "--run.dir", resumed, "--resume")
     part.add("resumed_run", difference(first, resumed))
-    checkpoint, output = first / "checkpoints" / f"step_{STEPS}", part.folder / "evaluation"
-    shutil.rmtree(output, ignore_errors=True)
-    options = ["--samples", 2, "--problems", 4 if part.tiny else 32, "--engine", "hf", "-o", output]
-    command("evaluate", "eval", checkpoint, "--recipe", first / "config.toml", "-b", "largest_of_three", *options)
-    part.add("evaluation", [path.name for path in sorted(output.iterdir())])
     runs = {"second": part.results["second_run"], "resumed": part.results["resumed_run"]}
     part.summary = "; ".join(
         f"the {name} run " + ("equals the first bit for bit" if not found else f"differs: {', '.join(found)}")
         for name, found in runs.items()
     )
+    checkpoint, output = first / "checkpoints" / f"step_{STEPS}", part.folder / "evaluation"
+    shutil.rmtree(output, ignore_errors=True)
+    options = ["--samples", 2, "--problems", 4 if part.tiny else 32, "--engine", "hf", "-o", output]
+    command("evaluate", "eval", checkpoint, "--recipe", first / "config.toml", "-b", "largest_of_three", *options)
+    part.add("evaluation", [path.name for path in sorted(output.iterdir())])
 
 
 def overrides(model: Path, part: Part) -> list[object]:
@@ -81,7 +89,8 @@ def write_model(folder: Path, tiny: bool) -> dict[str, Any]:
     from realrl.models import load_tokenizer, smollm2
     from realrl.models.adder import character_tokenizer
 
-    own = not tiny and smollm2.available()
+    # Read with two more packages.
+    own = not tiny and smollm2.available() and all(versions(["gguf", "accelerate"]).values())
     tokenizer = load_tokenizer("smollm2-135m") if own else character_tokenizer()
     if not own:
         # Random weights draw any token of the vocabulary: each needs a text.
