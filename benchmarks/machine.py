@@ -61,22 +61,18 @@ def measured_peak(device: Any, size: int) -> float:
     return 2 * size**3 / took
 
 
-def synchronise(device: Any) -> None:
-    """Wait until the device has done what it was given."""
-    import torch
-
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def seconds(function: Callable[[], object], device: Any, repeats: int) -> list[float]:
     """Wall seconds of each call, after one that warms up."""
-    times = []
+    import torch
+
+    from realrl.hardware import synchronise
+
+    times, where = [], torch.device(device)
     for _ in range(repeats + 1):
-        synchronise(device)
+        synchronise(where)
         started = time.perf_counter()
         function()
-        synchronise(device)
+        synchronise(where)
         times.append(time.perf_counter() - started)
     return times[1:]
 
