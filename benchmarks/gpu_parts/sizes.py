@@ -93,10 +93,8 @@ def run(part: Part) -> None:
         if part.time_for(f"longest context, {what}", 10):
             longest[what] = longest_context(part, model, sizes, layout, checkpointing, states)
             part.add("longest", longest)
-    best = max((row["tokens_per_s"] for row in training if row["tokens_per_s"]), default=0)
-    part.summary = f"training up to {best:,} tokens/s, sampling up to " + (
-        f"{max((row['tokens_per_s'] or 0 for row in sampling), default=0):,} tokens/s"
-    )
+    fastest = [max((row["tokens_per_s"] or 0 for row in rows), default=0) for rows in (training, sampling)]
+    part.summary = f"training up to {fastest[0]:,} tokens/s, sampling up to {fastest[1]:,} tokens/s"
 
 
 def described(layout: str, checkpointing: bool) -> str:
