@@ -31,10 +31,9 @@ def markdown(report: dict[str, Any]) -> str:
     lines += titled("Worst relative error against float64 on the CPU", table(["what", "error"], [
         [name, f"{error:.1e}"] for name, error in sorted(worst.items())
     ]))  # fmt: skip
-    for name, part in parts.items():
-        lines += [f"- {name} left out: {what}" for what in part["left_out"]]
-        if part["status"] == "failed":
-            lines.append(f"- {name} failed: {last_line(part['error'])}")
+    notes = [f"- {name} left out: {what}" for name, part in parts.items() for what in part["left_out"]]
+    notes += [f"- {name} failed: {last_line(part['error'])}" for name, part in parts.items() if part["status"] == "failed"]
+    lines += ["", *notes] if notes else []
     return "\n".join(lines) + "\n"
 
 
