@@ -11,7 +11,7 @@ AUDIT := .venv-audit
 # Processes at a time, of tests and of the study.
 JOBS ?= 2
 
-.PHONY: help quickstart test test-vllm test-verl test-integrations bench-trl study lint docs lock audit clean
+.PHONY: help quickstart test test-vllm test-verl test-integrations bench-trl gpu-check study lint docs lock audit clean
 
 help:
 	@echo "make quickstart   train a real language model with REAL, 5 to 8 minutes on 2 CPU cores"
@@ -20,6 +20,7 @@ help:
 	@echo "make test-verl    the tests inside verl's own trainer, on CPU in an environment of its own (2 GB); about five minutes"
 	@echo "make test-integrations   test-verl and all tests inside TRL, on the same rollouts; about 20 minutes"
 	@echo "make bench-trl    speed and memory beside TRL's; about an hour"
+	@echo "make gpu-check    all checks and measurements that want a GPU, in 8 minutes on one; uses .venv where it is there"
 	@echo "make study        the laptop-scale study: runs, then tables; hours, resumable (STUDY=tiny, JOBS=2)"
 	@echo "make lint         ruff and pyright"
 	@echo "make docs         the documentation site in site/; a warning fails"
@@ -47,6 +48,10 @@ test-integrations: $(INSTALLED)
 
 bench-trl: $(INSTALLED)
 	$(BIN)/python benchmarks/vs_trl.py
+
+# Needs no .venv: a lent GPU machine often has a torch of its own and no network.
+gpu-check:
+	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu_check.py
 
 # A run that fails does not keep the tables from being written.
 STUDY ?= tiny

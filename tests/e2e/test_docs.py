@@ -47,6 +47,10 @@ ELSEWHERE = {
     # Five to eight minutes; the recipe's commands run below on the tiny model.
     "make quickstart": "tests/unit/test_recipes.py::test_every_recipe_parses_and_names_things_that_exist",
     "make test": "tests/e2e/test_docs.py::test_page",
+    # Two minutes.
+    "python benchmarks/gpu_check.py --device cpu --tiny": (
+        "tests/e2e/test_gpu_check.py::test_every_part_runs_and_one_that_fails_leaves_the_others_standing"
+    ),
     # Several processes.
     ".venv/bin/torchrun --nproc-per-node 2 -m realrl train recipes/tiny.toml --run.dir runs/two --train.parallel fsdp2": _RANKS,
     "torchrun --nproc-per-node 8 -m realrl train RECIPE.toml --train.parallel ddp": _RANKS,
