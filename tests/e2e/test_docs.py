@@ -70,8 +70,8 @@ STAND_INS = {
     "smollm2-135m": "{run}/checkpoints/step_2",
     "largest_of_three": "column_addition",
     "runs/quickstart/config.toml": "{run}/config.toml",
-    "runs/quickstart/checkpoints/step_20": "{run}/checkpoints/step_2",
-    "runs/mine/checkpoints/step_20": "runs/mine/checkpoints/step_2",
+    "runs/quickstart/checkpoints/step_14": "{run}/checkpoints/step_2",
+    "runs/mine/checkpoints/step_14": "runs/mine/checkpoints/step_2",
 }
 # What makes a command small; the last of two options counts.
 _TRAIN = "--train.prompts_per_step 2 --train.mini_batch_prompts 2 --sampling.group_size 2 --eval.problems 2 --eval.every 0"
