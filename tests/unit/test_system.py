@@ -7,11 +7,15 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
+from apple import AppleMode, AppleTensor
 
 from realrl import cli
 from realrl.files import clash
+from realrl.objectives import AdditiveObjective, ScoreObjective, build_objective, list_objectives, totals_of
 from realrl.rewards.pool import JudgePool
 from realrl.system import try_lock, usable_cpus
+from realrl.types import LossInputs
 
 IMPORT_ALL = """
 import importlib, pkgutil, sys
@@ -77,6 +81,36 @@ def test_without_a_limit_of_address_space_a_worker_ends_by_the_memory_that_it_ho
         pool.close()
     assert (hoarded.status, hoarded.reason) == ("grader_error", "the grading worker died, twice")
     assert right.status == "correct"
+
+
+def loss_and_weights(objective, tensors):
+    inputs = LossInputs(**tensors)
+    totals = totals_of(inputs)
+    found = [objective(inputs, totals).loss]
+    if isinstance(objective, ScoreObjective):
+        scores = objective.scores(inputs)
+        found.append(objective.weights(scores, inputs.rewards, inputs.group_ids, levels_N=inputs.levels, totals=totals))
+    if isinstance(objective, AdditiveObjective):
+        found.append(objective.advantages(inputs.rewards, inputs.group_ids))
+    return found
+
+
+@pytest.mark.parametrize("name", list_objectives())
+def test_an_objective_is_the_same_on_a_device_without_float64(name):
+    draw = torch.Generator().manual_seed(0)
+    tensors = {f"logprobs_{role}": -torch.rand(8, 5, generator=draw) for role in ("policy", "old", "ref")} | {
+        "loss_mask": torch.ones(8, 5, dtype=torch.bool),
+        "rewards": torch.tensor([1.0, 0, 1, 0, 0, 0, 1, 1]),
+        "group_ids": torch.arange(8) // 4,
+        "levels": torch.tensor([2, 1, 2, 0, 1, 0, 2, 2]),
+    }
+    objective = build_objective({"type": name})
+    expected = loss_and_weights(objective, tensors)
+    with AppleMode():
+        found = loss_and_weights(objective, {key: AppleTensor(value) for key, value in tensors.items()})
+        assert all(isinstance(value, AppleTensor) for value in found)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.inner, other)
 
 
 def test_cpus_are_counted_where_no_affinity_is_known(monkeypatch):

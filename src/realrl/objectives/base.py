@@ -158,7 +158,7 @@ class ScoreObjective(Objective):
             )
             if not loss.requires_grad:
                 return torch.zeros_like(scores_N).detach()
-            return torch.autograd.grad(loss, leaf_N)[0].to(scores_N)
+            return torch.autograd.grad(loss, leaf_N)[0].to(scores_N.device, scores_N.dtype)
 
     def __call__(self, inputs: LossInputs, totals: LossTotals | None = None) -> LossOutput:
         totals = totals or totals_of(inputs)

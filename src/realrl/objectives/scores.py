@@ -32,7 +32,8 @@ def group_centred(values_N: Float[Tensor, " N"], group_ids_N: Int[Tensor, " N"])
     exact_N = in_float64(values_N)
     index_N = index_N.to(exact_N.device)
     size = segment_sum(torch.ones_like(exact_N), index_N, count)
-    return (exact_N - (segment_sum(exact_N, index_N, count) / size)[index_N]).to(values_N)
+    centred_N = exact_N - (segment_sum(exact_N, index_N, count) / size)[index_N]
+    return centred_N.to(values_N.device, values_N.dtype)
 
 
 def segment_logsumexp(
