@@ -33,7 +33,12 @@ class AppleTensor(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        return _run(func, args, kwargs or {})
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        # A single number may lie anywhere.
+        if any(tensor.ndim for tensor in tensors if not isinstance(tensor, AppleTensor)):
+            raise RuntimeError(f"{func}: tensors on mps and on the CPU")
+        args, kwargs = tree_map(lambda leaf: leaf.inner if isinstance(leaf, AppleTensor) else leaf, (args, kwargs or {}))
+        return tree_map(_on_apple, func(*args, **kwargs))
 
 
 class AppleMode(TorchFunctionMode):
@@ -45,15 +50,6 @@ class AppleMode(TorchFunctionMode):
             return func(*args, **kwargs)
         args, kwargs = tree_map(lambda leaf: torch.device("cpu") if isinstance(leaf, torch.device) else leaf, (args, kwargs))
         return tree_map(_on_apple, func(*args, **kwargs))
-
-
-def _run(func, args, kwargs):
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-    # A single number may lie anywhere.
-    if any(tensor.ndim for tensor in tensors if not isinstance(tensor, AppleTensor)):
-        raise RuntimeError(f"{func}: tensors on mps and on the CPU")
-    args, kwargs = tree_map(lambda leaf: leaf.inner if isinstance(leaf, AppleTensor) else leaf, (args, kwargs))
-    return tree_map(_on_apple, func(*args, **kwargs))
 
 
 def _on_apple(leaf):
