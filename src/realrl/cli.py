@@ -152,6 +152,9 @@ def evaluate(
     retries: Annotated[int, typer.Option(min=0, help="Tries more of a request that the server could not serve.")] = 6,
     timeout: Annotated[float, typer.Option(min=1, max=10**6, help="Seconds that one response of the server may take.")] = 1800,
     batch_rows: Annotated[int, typer.Option(min=1, help="Responses decoded together at most.")] = 64,
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16, or auto: bfloat16 where that is faster on this machine.")
+    ] = "auto",
     seed: Annotated[int, typer.Option(help="Of all draws; the same one gives the same responses.")] = 0,
     output: Annotated[
         str | None, typer.Option("-o", help="Folder of generations and results; default: runs/eval/MODEL, with _ for /.")
@@ -179,6 +182,7 @@ def evaluate(
         retries=retries,
         timeout=timeout,
         batch_rows=batch_rows,
+        dtype=dtype,
         seed=seed,
         output=output,
         regrade=regrade,

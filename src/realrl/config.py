@@ -82,9 +82,14 @@ class LoraSection(Section):
 
 class ModelSection(Section):
     path: str
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    autocast: Literal["none", "bfloat16"] = "none"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="float32",
+        description="auto: bfloat16 where it is faster and loses no update (under LoRA, or with optim.master_weights)",
+    )
+    autocast: Literal["auto", "none", "bfloat16"] = Field(
+        default="none", description="products of forward and backward in bfloat16; auto: where that is faster"
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flex_attention"] = Field(
         default="auto", description="transformers' attn_implementation; auto is transformers' own choice"
     )
@@ -172,7 +177,9 @@ class SamplingSection(Section):
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0, description="0 keeps the whole vocabulary")
     max_new_tokens: Count = 256
-    dtype: Literal["same", "bfloat16"] = "same"
+    dtype: Literal["auto", "same", "bfloat16"] = Field(
+        default="same", description="same: the dtype of the weights in training; auto: bfloat16 where it is faster"
+    )
     batch_rows: PositiveInt = Field(default=256, description="rows sampled at once at most")
     gpu_memory: float = Field(default=0.4, gt=0, le=1, description="vllm: share of the GPU's memory for weights and KV cache")
     sleep: bool = Field(default=False, description="vllm: give that memory back while the policy is updated")

@@ -3,7 +3,8 @@
 Temperature-scaled, in float32. Only response tokens reach the head, and that in tiles (`head.py`). Three layouts give the same
 values and gradients:
 
-shared   one row without padding, in which the prompt of a group stands once; attention lets each response follow its prompt
+shared   one row without padding, in which the prompt of a group stands once, and what all prompts begin with stands once, too;
+         attention lets each response follow its prompt (`prefix.py`)
 packed   one row without padding, in which each response follows a prompt of its own; position ids that start again at 0
          keep them apart
 padded   a row of its own for each prompt and response
@@ -13,25 +14,24 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from realrl.head import Head, head_of, token_stats, without_wrapper
+from realrl.prefix import Level, RefusedAttention, Tree, common_prefix
 from realrl.types import Batch, Problem, Prompt
 
 Layout = Literal["shared", "packed", "padded"]
 
+# What the prompts of a trial begin with: long enough to stand once.
+_COMMON = (3, 1, 4, 1, 5, 9, 2, 6)
 _VARIABLE_LENGTH = {"flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention"}
 
 
@@ -128,7 +128,7 @@ def _equals_padded(model: PreTrainedModel, layout: Layout, vocabulary: int) -> b
     loss_mask = torch.tensor([[True, True, True, False], [True] * 4, [True, True, False, False]], device=model.device)
     groups = torch.tensor([0, 1, 0], device=model.device)
     batch = Batch(
-        prompts=[Prompt(Problem("", "", ""), "", tuple(i % vocabulary for i in ids)) for ids in ((3, 1, 4, 15, 9), (2, 6))],
+        prompts=[Prompt(Problem("", "", ""), "", tuple(i % vocabulary for i in _COMMON + ids)) for ids in ((4, 15, 9), (2, 6))],
         response_ids=torch.arange(12, device=model.device).view(3, 4) * 7 % vocabulary,
         loss_mask=loss_mask,
         group_ids=groups,
@@ -142,7 +142,7 @@ def _equals_padded(model: PreTrainedModel, layout: Layout, vocabulary: int) -> b
         got = _stats(model, batch, 1.0, layout).logprobs
         wanted = _stats(model, batch, 1.0, "padded").logprobs
         other = _stats(model, replace(batch, group_ids=1 - groups), 1.0, "padded").logprobs
-    except _Refused:
+    except RefusedAttention:
         return False
     finally:
         model.train(training)
@@ -172,12 +172,14 @@ def _states(model: PreTrainedModel, head: Head | None, at_M: Tensor, keep: int, 
 
 
 class _Prompts:
-    """The prompts of a batch, right-padded; a response's own by `of_row`."""
+    """The prompts of a batch, right-padded; a response's own by `of_row`; `common` first tokens are the same in all."""
 
     def __init__(self, batch: Batch) -> None:
         device = batch.response_ids.device
         groups, self.of_row_N = torch.unique(batch.group_ids, return_inverse=True)
-        rows = [torch.tensor(batch.prompts[group].token_ids, dtype=torch.long) for group in groups.tolist()]
+        sequences = [batch.prompts[group].token_ids for group in groups.tolist()]
+        self.common = common_prefix(sequences)
+        rows = [torch.tensor(sequence, dtype=torch.long) for sequence in sequences]
         self.ids_PL = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
         self.lengths_P = torch.tensor([len(row) for row in rows], device=device)
         self.mask_PL = torch.arange(self.ids_PL.shape[1], device=device) < self.lengths_P[:, None]
@@ -224,101 +226,32 @@ def _packed(model: PreTrainedModel, head: Head | None, batch: Batch) -> tuple[Te
 
 
 def _shared(model: PreTrainedModel, head: Head | None, batch: Batch) -> tuple[Tensor, Tensor]:
-    """One pass over one row: every prompt once, then every response but for its last token."""
-    prompts = _Prompts(batch)
-    rest_NT = batch.loss_mask[:, 1:]
-    positions_NT = prompts.lengths_P[prompts.of_row_N, None] + torch.arange(rest_NT.shape[1], device=rest_NT.device)
-    positions_PL = torch.arange(prompts.ids_PL.shape[1], device=rest_NT.device).expand_as(prompts.ids_PL)
-    attention = _SharedAttention(prompts, rest_NT)
+    """One pass over one row: what all prompts begin with, the rest of every prompt, every response but for its last token."""
+    prompts, rest_NT = _Prompts(batch), batch.loss_mask[:, 1:]
+    common, device = prompts.common, rest_NT.device
+    levels = [
+        Level(prompts.ids_PL[:, common:], prompts.mask_PL[:, common:], torch.zeros_like(prompts.lengths_P)),
+        Level(batch.response_ids[:, :-1], rest_NT, prompts.of_row_N),
+    ]
+    if common:
+        levels.insert(
+            0, Level(prompts.ids_PL[:1, :common], prompts.mask_PL[:1, :common], torch.zeros_like(prompts.lengths_P[:1]))
+        )
+    tree = Tree(levels)
     # A response's first token is predicted at the end of its prompt, the others in its own part of the row.
-    ends_P = prompts.lengths_P.cumsum(0) - 1
-    prompt_tokens = int(ends_P[-1]) + 1
-    length = prompt_tokens + int(rest_NT.sum())
-    with attention.installed(model):
+    ends_P = tree.ends(len(levels) - 2)
+    length = len(tree.ids_S)
+    with tree.attention(model):
         states_M = _states(
             model,
             head,
-            torch.cat([ends_P[prompts.of_row_N], torch.arange(prompt_tokens, length, device=rest_NT.device)]),
+            torch.cat([ends_P[prompts.of_row_N], torch.arange(int(ends_P[-1]) + 1, length, device=device)]),
             keep=length,
-            input_ids=torch.cat([prompts.ids_PL[prompts.mask_PL], batch.response_ids[:, :-1][rest_NT]])[None],
-            position_ids=torch.cat([positions_PL[prompts.mask_PL], positions_NT[rest_NT]])[None],
+            input_ids=tree.ids_S[None],
+            position_ids=tree.positions_S[None],
         )
-    cells_NT = torch.arange(batch.loss_mask.numel(), device=rest_NT.device).view_as(batch.loss_mask)
+    cells_NT = torch.arange(batch.loss_mask.numel(), device=device).view_as(batch.loss_mask)
     return states_M, torch.cat([cells_NT[:, 0], cells_NT[:, 1:][rest_NT]])
-
-
-class _Refused(Exception):
-    """A model's attention is not plain causal attention through the common interface."""
-
-
-class _SharedAttention:
-    """Causal attention over one row of prompts and responses, in which each response follows the prompt of its group."""
-
-    name = "realrl_shared"
-
-    def __init__(self, prompts: _Prompts, rest_NT: Bool[Tensor, "N R"]) -> None:
-        self.of_row_N = prompts.of_row_N
-        self.shape_PL, self.shape_NT = prompts.mask_PL.shape, rest_NT.shape
-        # Where the tokens of the row lie among the cells of padded prompts and padded responses; None: nothing is padded.
-        real = torch.cat([prompts.mask_PL.flatten(), rest_NT.flatten()])
-        self.cells_S = None if bool(real.all()) else real.nonzero()[:, 0]
-        causal = torch.ones(rest_NT.shape[1], rest_NT.shape[1], dtype=torch.bool, device=rest_NT.device).tril()
-        # Prompts of one length need one mask for all rows.
-        prompt = prompts.mask_PL[:1] if bool(prompts.mask_PL.all()) else prompts.mask_PL[self.of_row_N]
-        self.mask = torch.cat([prompt[:, None].expand(-1, len(causal), -1), causal.expand(len(prompt), -1, -1)], dim=2)[:, None]
-        self.bias: Tensor | None = None
-
-    @contextmanager
-    def installed(self, model: PreTrainedModel) -> Iterator[None]:
-        """The model's attention is this one within."""
-        config: Any = model.config.get_text_config()
-        before = config._attn_implementation
-        ALL_ATTENTION_FUNCTIONS.register(self.name, self)
-        ALL_MASK_ATTENTION_FUNCTIONS.register(self.name, lambda *args, **kwargs: None)
-        config._attn_implementation = self.name
-        try:
-            yield
-        finally:
-            config._attn_implementation = before
-
-    def __call__(
-        self, module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-        dropout: float = 0.0, scaling: float | None = None, **kwargs: Any,
-    ) -> tuple[Tensor, None]:  # fmt: skip
-        """Query, key and value (1, heads, S, D) → (1, S, heads, D)."""
-        if attention_mask is not None or any(
-            kwargs.get(name) is not None for name in ("sliding_window", "softcap", "s_aux", "position_bias")
-        ):
-            raise _Refused
-        (prompt_q, q), (prompt_k, k), (prompt_v, v) = (self._padded(states) for states in (query, key, value))
-        settings: dict[str, Any] = {"dropout_p": dropout, "scale": scaling, "enable_gqa": key.shape[1] != query.shape[1]}
-        outs = [scaled_dot_product_attention(prompt_q, prompt_k, prompt_v, is_causal=True, **settings)]
-        if q.shape[2]:
-            k, v = (torch.cat([p[self.of_row_N], own], dim=2) for p, own in ((prompt_k, k), (prompt_v, v)))
-            if settings["enable_gqa"] and query.device.type != "cpu":
-                # With a mask other devices have no fast kernel for fewer key heads.
-                k, v = (states.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for states in (k, v))
-                settings["enable_gqa"] = False
-            if self.bias is None or self.bias.dtype != q.dtype:
-                self.bias = torch.zeros(self.mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~self.mask, -torch.inf)
-            outs.append(scaled_dot_product_attention(q, k, v, attn_mask=self.bias, **settings))
-        flat = torch.cat([out.transpose(1, 2).flatten(0, 1).flatten(1) for out in outs])
-        if self.cells_S is not None:
-            flat = flat.index_select(0, self.cells_S)
-        return flat.view(1, len(flat), query.shape[1], -1), None
-
-    def _padded(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """(1, heads, S, D) → prompts (P, heads, L, D) and responses (N, heads, R, D), 0 on padding."""
-        heads, width = states.shape[1], states.shape[3]
-        (prompts, longest), (rows, tokens) = self.shape_PL, self.shape_NT
-        cells = states[0].transpose(0, 1).flatten(1)
-        if self.cells_S is not None:
-            cells = cells.new_zeros(prompts * longest + rows * tokens, cells.shape[1]).index_copy(0, self.cells_S, cells)
-        first, rest = cells.split([prompts * longest, rows * tokens])
-        return (
-            first.view(prompts, longest, heads, width).transpose(1, 2),
-            rest.view(rows, tokens, heads, width).transpose(1, 2),
-        )
 
 
 def _eager_stats(logits: Float[Tensor, "M V"], ids: Int[Tensor, " M"], temperature: float) -> tuple[Tensor, Tensor, Tensor]:

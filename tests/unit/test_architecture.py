@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "realrl"
-BASE = {"types", "errors", "seeding", "memory", "files", "hub", "lock", "system"}
+BASE = {"types", "errors", "seeding", "memory", "files", "hub", "lock", "system", "hardware"}
 CONFIG = BASE | {"config", "objectives"}
 ALLOWED = {
     "types": set(),
@@ -17,20 +17,23 @@ ALLOWED = {
     "hub": set(),
     "lock": {"errors", "system"},
     "system": set(),
+    "hardware": {"errors"},
     "objectives": {"types"},
     "config": BASE | {"objectives"},
+    "precision": CONFIG,
     "head": BASE,
-    "logprobs": BASE | {"head"},
+    "prefix": set(),
+    "logprobs": BASE | {"head", "prefix"},
     "logging": CONFIG,
     "rewards": CONFIG,
     "data": CONFIG | {"rewards"},
     "models": CONFIG | {"data"},
-    "sampling": CONFIG | {"head", "logprobs"},
-    "eval": CONFIG | {"logprobs", "rewards", "data", "models", "sampling", "logging"},
-    "train": CONFIG | {"head", "logprobs", "rewards", "data", "models", "sampling", "logging", "eval"},
-    "sweep": CONFIG | {"eval", "logging"},
+    "sampling": CONFIG | {"head", "logprobs", "prefix"},
+    "eval": CONFIG | {"precision", "logprobs", "rewards", "data", "models", "sampling", "logging"},
+    "train": CONFIG | {"precision", "prefix", "head", "logprobs", "rewards", "data", "models", "sampling", "logging", "eval"},
+    "sweep": CONFIG | {"precision", "models", "eval", "logging"},
     "analysis": CONFIG | {"eval", "models", "rewards", "sweep"},
-    "integrations": CONFIG | {"rewards", "data", "models"},
+    "integrations": CONFIG | {"precision", "rewards", "data", "models"},
     "cli": CONFIG | {"logging", "rewards", "data", "train", "eval", "analysis", "integrations", "sweep"},
     "__main__": {"cli"},
 }

@@ -72,7 +72,7 @@ def three_steps(folder, objective, world=None, **train):
         optimizer=torch.optim.SGD(model.parameters(), lr=0.5),
         device=torch.device("cpu"),
         world=world,
-        **dict.fromkeys(("tokenizer", "sampler", "grader", "prompts", "held_out", "notes")),
+        **dict.fromkeys(("tokenizer", "sampler", "grader", "prompts", "held_out", "rates", "notes")),
     )
     updates, _ = update_policy(run, ragged_batch(model.config.vocab_size), step=0, bad_in_a_row=0)
     assert len(updates) == 3 and all(update.finite for update in updates)

@@ -62,11 +62,13 @@ def model(request):
     return make(request.param)
 
 
-def ragged_batch(seed: int = 0) -> Batch:
+def ragged_batch(seed: int = 0, common: int = 0) -> Batch:
+    """`common`: how many first tokens all prompts share."""
     rng = torch.Generator().manual_seed(seed)
     prompt_lengths, group_ids, lengths = [3, 9, 1], [1, 0, 2, 1, 1, 0], [4, 1, 7, 2, 5, 3]
+    shared = torch.randint(0, 50, (common,), generator=rng).tolist()
     prompts = [
-        Prompt(Problem(str(i), "", ""), "", tuple(torch.randint(0, 50, (n,), generator=rng).tolist()))
+        Prompt(Problem(str(i), "", ""), "", (*shared, *torch.randint(0, 50, (n,), generator=rng).tolist()))
         for i, n in enumerate(prompt_lengths)
     ]
     loss_mask = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
@@ -93,8 +95,8 @@ def alone(model, batch: Batch, row: int, temperature: float):
     return table[range(length), response], -(table.exp() * table).sum(-1), top1
 
 
-def assert_rows_equal_rows_alone(model, layout, temperature):
-    batch = ragged_batch()
+def assert_rows_equal_rows_alone(model, layout, temperature, common=0):
+    batch = ragged_batch(common=common)
     stats = response_logprobs(model, batch, temperature=temperature, layout=layout)
     assert stats.logprobs.dtype == torch.float32
     for row in range(len(batch)):
@@ -111,6 +113,25 @@ def assert_rows_equal_rows_alone(model, layout, temperature):
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_rows_equal_rows_alone(model, layout, temperature):
     assert_rows_equal_rows_alone(model, layout, temperature)
+
+
+def test_what_all_prompts_begin_with_is_computed_once(model):
+    """12 common tokens, 3 + 9 + 1 of the prompts, and 3 + 0 + 6 + 1 + 4 + 2 of the responses: each but its last token."""
+    rows = []
+    model.get_input_embeddings().register_forward_hook(lambda module, ids, states: rows.append(tuple(states.shape[:2])))
+    layout_of(model)
+    rows.clear()
+    response_logprobs(model, ragged_batch(common=12), temperature=0.6, layout="shared")
+    assert rows == [(1, 12 + 13 + 16)]
+    assert_rows_equal_rows_alone(model, "shared", 0.6, common=12)
+
+
+def test_prompts_of_which_one_begins_the_others(model):
+    batch = ragged_batch(common=12)
+    first = batch.prompts[2].token_ids[:12]
+    batch = replace(batch, prompts=[*batch.prompts[:2], replace(batch.prompts[2], token_ids=first)])
+    got, wanted = (response_logprobs(model, batch, temperature=1.0, layout=name).logprobs for name in ("shared", "padded"))
+    torch.testing.assert_close(got, wanted, atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
@@ -146,9 +167,10 @@ def gradient(model, batch, layout):
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
 
 
+@pytest.mark.parametrize("common", [0, 12])
 @pytest.mark.parametrize("layout", ["shared", "packed"])
-def test_gradients_equal_the_padded_ones(model, layout):
-    batch = ragged_batch(1)
+def test_gradients_equal_the_padded_ones(model, layout, common):
+    batch = ragged_batch(1, common)
     wanted = gradient(model, batch, "padded")
     assert (gradient(model, batch, layout) - wanted).norm() / wanted.norm() < 1e-5
 

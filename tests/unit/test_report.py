@@ -25,6 +25,7 @@ from realrl.analysis.watch import WatchServer
 from realrl.analysis.weights import figure_1_of
 from realrl.errors import ConfigError, DataError
 from realrl.eval.benchmarks import PAPER_ROWS
+from realrl.hardware import Rates, Speed
 from realrl.models.adder import character_tokenizer
 from realrl.train.environment import environment, record_environment
 
@@ -282,10 +283,12 @@ def test_token_ratios_are_counted_by_interval_and_sign(tmp_path):
 
 
 def test_the_environment_is_recorded_at_every_start(tmp_path):
+    rates = Rates("cpu", 2, Speed(6e10, 5e10), None, "no bfloat16 units")
     for ranks in (1, 2):
-        record_environment(tmp_path, ranks)
+        record_environment(tmp_path, ranks, rates)
     first, second = json.loads((tmp_path / "environment.json").read_text())
     assert (first["ranks"], second["ranks"]) == (1, 2) and first["started"] <= second["started"]
+    assert first["rates"]["float32"] == {"forward": 6e10, "backward": 5e10} and first["rates"]["bfloat16"] is None
     assert first["python"] == ".".join(map(str, sys.version_info[:3])) and "torch" in first["packages"]
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
     assert environment(1)["commit"] == (head or None)

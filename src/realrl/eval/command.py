@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import sys
@@ -20,8 +21,18 @@ from realrl.eval.runner import EvalResult, grade_generations
 from realrl.eval.store import Generation, Store, prompt_digest, read_graded
 from realrl.eval.tables import average, details_table, notes, summary_table
 from realrl.files import clash, file_name, write_whole
+from realrl.hardware import Rates, choose_device, measure_rates
 from realrl.logging import write_rollouts
-from realrl.models import adapter_folder, load_model, load_tokenizer, resolve_model, too_long_for, weights_fingerprint
+from realrl.models import (
+    adapter_folder,
+    layer_shape,
+    load_model,
+    load_tokenizer,
+    resolve_model,
+    too_long_for,
+    weights_fingerprint,
+)
+from realrl.precision import precision_notes
 from realrl.rewards import Grader, build_verifier
 from realrl.sampling import HFSampler, SamplingParams, TextEngine, TextRequest
 from realrl.sampling.openai import EndpointEngine
@@ -34,6 +45,7 @@ from realrl.types import Problem
 _TEMPERATURE, _TOP_P, _MAX_NEW_TOKENS, _SAMPLES = 0.6, 0.95, 8192, 16
 _PROMPT_SUFFIX = "\nLet's think step by step and output the final answer within \\boxed{}."
 _ENGINES = ("auto", "hf", "vllm")
+_DTYPES = ("float32", "bfloat16")
 # Problems of a generated task where --problems does not say.
 _TASK_PROBLEMS = 128
 _SCHEMA = 1
@@ -58,6 +70,7 @@ class EvalRequest:
     retries: int = 6
     timeout: float = 1800.0
     batch_rows: int = 64
+    dtype: str = "auto"
     seed: int = 0
     output: str | None = None
     regrade: bool = False
@@ -111,8 +124,10 @@ def run_eval(request: EvalRequest) -> str:
         "benchmarks": {b.name: {"problems": len(b.problems), "of": b.total, "samples": samples} for b in benchmarks},
     }
     with build_verifier(config.reward) as grader, Store(folder) as store:
+        if not request.endpoint:
+            settings |= {"dtype": _dtype(request, store)}
         store.keep_settings(settings)
-        _generate(store, benchmarks, samples, params, engine_name, request)
+        _generate(store, benchmarks, samples, params, settings, request)
         return _report(store, benchmarks, settings, config, grader, show_paper=request.show_paper)
 
 
@@ -256,7 +271,12 @@ def _benchmark(name: str, config: Config, request: EvalRequest) -> Benchmark:
 
 
 def _generate(
-    store: Store, benchmarks: Sequence[Benchmark], samples: int, params: SamplingParams, engine_name: str, request: EvalRequest
+    store: Store,
+    benchmarks: Sequence[Benchmark],
+    samples: int,
+    params: SamplingParams,
+    settings: Mapping[str, Any],
+    request: EvalRequest,
 ) -> None:
     """Ask the engine for every response that is not stored; the engine is loaded only where one is missing."""
     engine: TextEngine | None = None
@@ -280,7 +300,7 @@ def _generate(
                     requests.append(TextRequest(prompt.text, prompt.token_ids, prompt.messages, seed))
         if not missing:
             continue
-        engine = engine or _engine(engine_name, request, params, longest)
+        engine = engine or _engine(settings, request, params, longest)
         total = len(digests) * samples
         given = total - len(missing)
         try:
@@ -302,7 +322,22 @@ def _generate(
         engine.close()
 
 
-def _engine(name: str, request: EvalRequest, params: SamplingParams, longest_prompt: int) -> TextEngine:
+def _dtype(request: EvalRequest, store: Store) -> str:
+    """The precision that the request names; for "auto" that of the generations already stored, else the faster one here."""
+    if request.dtype not in ("auto", *_DTYPES):
+        raise ConfigError(f"unknown --dtype {request.dtype!r}; known: auto, {', '.join(_DTYPES)}")
+    if request.dtype != "auto":
+        return request.dtype
+    stored = store.settings().get("dtype") if store.begun() else None
+    return stored if stored in _DTYPES else "bfloat16" if _rates(request.model).samples_in_bfloat16 else "float32"
+
+
+@functools.cache
+def _rates(model: str) -> Rates:
+    return measure_rates(choose_device("auto"), *layer_shape(model))
+
+
+def _engine(settings: Mapping[str, Any], request: EvalRequest, params: SamplingParams, longest_prompt: int) -> TextEngine:
     if request.endpoint:
         return EndpointEngine(
             request.endpoint,
@@ -312,21 +347,22 @@ def _engine(name: str, request: EvalRequest, params: SamplingParams, longest_pro
             retries=request.retries,
             timeout_s=request.timeout,
         )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    if name == "vllm":
+    for line in precision_notes(_rates(request.model), {"sampling": settings["dtype"]}, "give --dtype auto and another -o"):
+        print(f"realrl: {line}", file=sys.stderr)
+    if settings["engine"] == "vllm":
         folder = resolve_model(request.model)
         if adapter_folder(folder):
             raise ConfigError(f"{request.model} holds an adapter alone, and --engine vllm reads whole weights; use --engine hf")
         return VLLMEngine(
             folder,
             params,
-            dtype=str(dtype).removeprefix("torch."),
+            dtype=settings["dtype"],
             longest_prompt=longest_prompt,
             seed=request.seed,
         )
     torch.set_flush_denormal(True)  # as in training
-    model = load_model(request.model, dtype=dtype, device=device).eval()
+    dtype = getattr(torch, settings["dtype"])
+    model = load_model(request.model, dtype=dtype, device=choose_device("auto")).eval()
     if warning := too_long_for(model, longest_prompt, params.max_new_tokens):
         print(f"realrl: {warning}", file=sys.stderr)
     return HFEngine(HFSampler(model, load_tokenizer(request.model)), params)

@@ -62,6 +62,10 @@ class Store:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._lock.close()
 
+    def begun(self) -> bool:
+        """Whether the folder has settings, so perhaps generations."""
+        return (self.folder / SETTINGS).exists()
+
     def settings(self) -> dict[str, Any]:
         """The settings of the stored generations; DataError where there are none."""
         path = self.folder / SETTINGS
@@ -75,8 +79,9 @@ class Store:
     def keep_settings(self, settings: dict[str, Any]) -> None:
         """Write the settings, or hold them against those already there; what `benchmarks` holds is added to."""
         path = self.folder / SETTINGS
-        if path.exists():
-            stored = self.settings()
+        if self.begun():
+            # Earlier versions did not store it.
+            stored = {"dtype": settings.get("dtype")} | self.settings()
             before, now = (_dotted(kept) for kept in (stored, settings))
             others = [
                 f"{key} was {before.get(key)!r} and is now {now.get(key)!r}"

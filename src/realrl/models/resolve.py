@@ -106,6 +106,19 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedT
         raise _unloadable("tokenizer", path, name, error) from error
 
 
+def layer_shape(path: str, *, trust_remote_code: bool = False) -> tuple[int, int]:
+    """Inputs and outputs of the model's widest common layer, by its configuration alone; ConfigError where it cannot be had."""
+    name = resolve_model(path)
+    if (folder := adapter_folder(name)) is not None:
+        return layer_shape(_base_model(folder), trust_remote_code=trust_remote_code)
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code).get_text_config()
+        hidden = int(config.hidden_size)
+    except Exception as error:  # noqa: BLE001  transformers raises whatever a damaged file leads it to
+        raise _unloadable("configuration", path, name, error) from error
+    return hidden, int(getattr(config, "intermediate_size", None) or 4 * hidden)
+
+
 def load_model(
     path: str,
     *,

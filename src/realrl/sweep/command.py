@@ -7,18 +7,24 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from realrl.errors import ConfigError
 from realrl.eval.tables import Table
 from realrl.files import write_whole
+from realrl.hardware import Rates, choose_device, measure_rates
 from realrl.logging import printable
+from realrl.models import layer_shape
+from realrl.precision import leaves_open, settle
 from realrl.sweep.outcome import Outcome, Tuned, outcome, tuned
 from realrl.sweep.plan import Plan, PlannedRun
 from realrl.sweep.processes import Interrupt, Job, run_all
 
 SUMMARY = "summary.json"
+# Measured speeds of the machine that the sweep began on.
+RATES = "rates.json"
 
 
 class Progress:
@@ -127,8 +133,27 @@ def run_sweep(plan: Plan, *, jobs: int = 1, only: str = "*") -> Progress:
     return progress
 
 
+def _settled(runs: Sequence[PlannedRun], folder: Path) -> list[PlannedRun]:
+    """The runs with each precision "auto" decided once for the whole sweep: the rates behind it are kept in `folder`."""
+    path = folder / RATES
+    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    settled = []
+    for run in runs:
+        model = run.config.model
+        if not leaves_open(run.config):
+            settled.append(run)
+            continue
+        name = f"{model.path} on {model.device}"
+        if name not in known:
+            shape = layer_shape(model.path, trust_remote_code=model.trust_remote_code)
+            known[name] = asdict(measure_rates(choose_device(model.device), *shape))
+            write_whole(path, json.dumps(known, indent=1) + "\n")
+        settled.append(replace(run, config=settle(run.config, Rates.read(known[name]))))
+    return settled
+
+
 def _run_stage(progress: Progress, runs: Sequence[PlannedRun], jobs: int, logs: Path, interrupt: Interrupt) -> None:
-    queue = progress.to_do(runs)
+    queue = _settled(progress.to_do(runs), progress.plan.dir)
     if runs:
         print(f"{len(queue)} runs to make; {len(runs) - len(queue)} are finished, refused or left out", flush=True)
     walls: list[float] = []

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from realrl.config import dump_config, flatten, load_config
 from realrl.errors import ConfigError
 from realrl.lock import is_run_folder
+from realrl.precision import settle_as_before
 from realrl.sweep.plan import Plan, PlannedRun
 
 State = Literal["new", "unfinished", "finished", "refused"]
@@ -119,10 +120,10 @@ def _difference(run: PlannedRun) -> str:
     if not path.is_file():
         return "" if is_run_folder(run.folder) else f"{run.folder} is not a run folder (no config.toml)"
     try:
-        found = load_config(path)
+        found, planned = load_config(path), settle_as_before(run.config, run.folder)
     except ConfigError as error:
         return f"its config.toml cannot be read ({error})"
-    before, now = (flatten(tomllib.loads(dump_config(config))) for config in (found, run.config))
+    before, now = (flatten(tomllib.loads(dump_config(config))) for config in (found, planned))
     changed = [
         f"{key} = {before.get(key)!r} where the sweep has {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())

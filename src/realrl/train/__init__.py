@@ -14,13 +14,14 @@ from realrl.eval.runner import EvalResult
 from realrl.files import write_whole
 from realrl.lock import LOCK, RunLock, is_run_folder
 from realrl.logging import Display, MetricsFile, check_trackers, last_step, take_back_alarms
+from realrl.precision import settle_as_before
 from realrl.train.checkpoint import list_checkpoints, load_optimizer, newest_whole, read_state, tidy
 from realrl.train.distributed import World, join_world
 from realrl.train.environment import record_environment
 from realrl.train.loop import StopRequest, train_loop
 from realrl.train.recorder import Recorder, writing
 from realrl.train.rollouts import Collector
-from realrl.train.setup import prepare
+from realrl.train.setup import Run, prepare
 
 __all__ = ["Summary", "train"]
 
@@ -65,12 +66,15 @@ def _train(config: Config, world: World, lock: RunLock, *, resume: bool, overwri
     check_trackers(config.log)
     state = read_state(newest) if newest else {}
     start = int(state.get("step", 0))
+    if newest:
+        config = settle_as_before(config, folder)
     run = prepare(config, world, weights=str(newest) if newest else None)
+    config = run.config
     if newest:
         load_optimizer(newest, run.model, run.optimizer)
     changed = _changed_keys(folder, config) if newest else []
     with writing(folder, again):
-        recorder = _recorder(config, folder, world, lock, state)
+        recorder = _recorder(run, folder, lock, state)
     try:
         recorder.begin(config, newest, state)
         for note in [*run.notes, *lock.notes, *warnings]:
@@ -90,8 +94,9 @@ def _train(config: Config, world: World, lock: RunLock, *, resume: bool, overwri
     return Summary(folder, steps, config.train.steps, stopped_by, recorder.last_checkpoint, recorder.evaluations)
 
 
-def _recorder(config: Config, folder: Path, world: World, lock: RunLock, state: dict[str, Any]) -> Recorder:
+def _recorder(run: Run, folder: Path, lock: RunLock, state: dict[str, Any]) -> Recorder:
     """The run folder, emptied for a fresh run, and its recorder; on the first rank alone it writes."""
+    config, world = run.config, run.world
     # No rank removes what another still looks at.
     world.wait()
     if not world.is_main:
@@ -109,7 +114,7 @@ def _recorder(config: Config, folder: Path, world: World, lock: RunLock, state: 
     take_back_alarms(folder / "alarms.txt", start)
     if start < config.train.steps:
         write_whole(folder / "config.toml", dump_config(config))
-    record_environment(folder, world.size)
+    record_environment(folder, world.size, run.rates)
     metrics = MetricsFile(folder / "metrics.jsonl", start, evaluation_due=bool(state.get("evaluation_due")))
     return Recorder(folder, world, Display(config.train.steps, start, rich=config.log.rich), metrics, config.log)
 

@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,21 @@ import torch
 
 import realrl
 from realrl.files import write_whole
+from realrl.hardware import Rates
 from realrl.system import usable_cpus
 
 _PACKAGES = ("torch", "transformers", "vllm", "peft", "bitsandbytes")
 
 
-def record_environment(folder: Path, ranks: int) -> None:
-    """Append this start to `folder/environment.json`, a list: a resumed run may go on elsewhere, or with other versions."""
+def record_environment(folder: Path, ranks: int, rates: Rates) -> None:
+    """Append this start, with the measured rates in FLOP/s, to `folder/environment.json`, a list: a resumed run may go on
+    elsewhere, or with other versions."""
     path = folder / "environment.json"
     try:
         entries = json.loads(path.read_text())
     except (FileNotFoundError, ValueError):
         entries = []
-    write_whole(path, json.dumps([*entries, environment(ranks)], indent=1) + "\n")
+    write_whole(path, json.dumps([*entries, environment(ranks) | {"rates": asdict(rates)}], indent=1) + "\n")
 
 
 def environment(ranks: int) -> dict[str, Any]:

@@ -12,11 +12,13 @@ from realrl.config import Config, SamplingSection
 from realrl.data import load_problems, render_prompt, render_prompts, training_problems
 from realrl.data.stream import PromptStream
 from realrl.errors import ConfigError, DataError
+from realrl.hardware import Rates, choose_device, measure_rates
 from realrl.head import head_of, tokens_at_once
 from realrl.logprobs import layout_of
-from realrl.models import Reference, load_model, load_tokenizer, too_long_for
+from realrl.models import Reference, layer_shape, load_model, load_tokenizer, too_long_for
 from realrl.models.adapters import add_lora, check_same_lora, merge_adapters
 from realrl.objectives import Objective, build_objective
+from realrl.precision import precision_notes, sampling_dtype, settle, training_dtype
 from realrl.rewards import Grader, build_verifier
 from realrl.sampling import Sampler, SamplingParams, build_sampler
 from realrl.train.distributed import World, shard
@@ -44,6 +46,7 @@ class Run:
     prompts: PromptStream
     held_out: dict[str, list[Prompt]]
     device: torch.device
+    rates: Rates
     notes: list[str]
     world: World = World()
     micro_batch_tokens: int | None = None
@@ -52,8 +55,9 @@ class Run:
 def prepare(config: Config, world: World, weights: str | None = None) -> Run:
     """Load data, model and grader; `weights` is a checkpoint to start from instead of `model.path`.
 
-    With several ranks under FSDP2 the model is sharded after the sampler has taken its copy. Everything that can be wrong with
-    the recipe's inputs is found here, before the run folder is touched.
+    Precisions that the recipe leaves to "auto" are decided here (`Run.config` has them). With several ranks under FSDP2 the
+    model is sharded after the sampler has taken its copy. Everything that can be wrong with the recipe's inputs is found here,
+    before the run folder is touched.
     """
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
@@ -65,7 +69,10 @@ def prepare(config: Config, world: World, weights: str | None = None) -> Run:
     with world.main_first():
         # A built-in model is made at its first use.
         tokenizer = load_tokenizer(config.model.path, trust_remote_code=trust)
-    notes: list[str] = []
+    rates = world.of_main(measure_rates(device, *layer_shape(config.model.path, trust_remote_code=trust)))
+    config = settle(config, rates)
+    uses = {"training": training_dtype(config), "sampling": sampling_dtype(config)}
+    notes = precision_notes(rates, uses, 'set model.dtype, model.autocast and sampling.dtype to "auto"')
     prompts, sample, longest = _training_prompts(config, tokenizer, notes)
     held_out = {name: _held_out(config, name, tokenizer, notes) for name in config.data.eval}
     grader = build_verifier(config.reward)
@@ -105,6 +112,7 @@ def prepare(config: Config, world: World, weights: str | None = None) -> Run:
         prompts=prompts,
         held_out=held_out,
         device=device,
+        rates=rates,
         notes=notes,
         world=world,
     )
@@ -159,13 +167,6 @@ def _load_reference(config: Config, device: torch.device, policy: PreTrainedMode
     )
     merge_adapters(model)
     return Reference(model, device=device if section.offload_reference else None)
-
-
-def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """`auto` takes CUDA where there is one, each rank of a machine its own; asking for CUDA without one is a ConfigError."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("model.device = 'cuda', but torch sees no CUDA device; use 'auto' or install a CUDA build of torch")
-    return torch.device("cuda", local_rank) if name != "cpu" and torch.cuda.is_available() else torch.device("cpu")
 
 
 def sampling_params(sampling: SamplingSection, *, greedy: bool = False, top_p: float | None = None) -> SamplingParams:

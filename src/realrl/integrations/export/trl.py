@@ -19,6 +19,7 @@ from realrl.integrations.export.common import (
     refuse,
     refused_keys,
 )
+from realrl.precision import settle_for_gpus
 
 # Keys of a recipe → what they become; `section.*` is every key of a section.
 MAPPED = {
@@ -153,6 +154,7 @@ class Batches:
 
 def export_trl(config: Config, machines: Machines, *, made_by: str = "realrl export trl") -> Export:
     """The script, how to start it, and what TRL does otherwise. Raises ConfigError for what cannot be carried over."""
+    config = settle_for_gpus(config)
     refuse("TRL", _faults(config, machines))
     batches = plan_batches(config, machines.processes)
     model, notes, command = model_source(config), _notes(config, batches), _command(config, machines)

@@ -31,6 +31,7 @@ from realrl.integrations.export.common import (
 from realrl.integrations.problems import held_out_problems, problems_to_train
 from realrl.models import load_tokenizer
 from realrl.objectives import build_objective
+from realrl.precision import settle_for_gpus
 from realrl.types import Problem
 
 logger = logging.getLogger(__name__)
@@ -148,6 +149,7 @@ exec python -m verl.trainer.main_ppo \\
 
 def export_verl(config: Config, machines: Machines, *, made_by: str = "realrl export verl") -> Export:
     """The command as a script, its data, and what verl does otherwise. Raises ConfigError for what cannot be carried over."""
+    config = settle_for_gpus(config)
     refuse("verl", _faults(config))
     model, notes = model_source(config), _notes(config)
     sections = verl_options(config, machines, model)

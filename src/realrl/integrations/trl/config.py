@@ -12,6 +12,7 @@ from typing import Any
 from trl.trainer.grpo_config import GRPOConfig
 
 from realrl.errors import ConfigError
+from realrl.hardware import choose_device, measure_rates
 from realrl.objectives import Objective, build_objective
 
 # Would change the loss behind the objective's back: option → the only value that goes, and what to do instead.
@@ -24,6 +25,8 @@ _REFUSED: dict[str, tuple[Any, str]] = {
     "entropy_coef": (0.0, "no objective here has an entropy bonus; leave it out"),
     "use_adaptive_entropy": (False, "no objective here has an entropy bonus; leave it out"),
 }
+# Inputs and outputs of the layer that precisions are compared on; the model is not known yet.
+_LAYER = (1024, 1024)
 # Options of TRL's own losses.
 _WITHOUT_EFFECT = ("loss_type", "epsilon", "epsilon_high", "delta", "importance_sampling_level", "use_bias_correction_kl")
 
@@ -31,6 +34,8 @@ _WITHOUT_EFFECT = ("loss_type", "epsilon", "epsilon_high", "delta", "importance_
 @dataclass
 class RealConfig(GRPOConfig):
     """`GRPOConfig` with `objective`: the `[objective]` table of a recipe; every other option means what it means in TRL.
+
+    But for one default: `bf16` is left off on a machine where bfloat16 is not faster than float32 (TRL turns it on everywhere).
 
     A group has to lie within one optimizer step. Where `per_device_train_batch_size` is a multiple of `num_generations` each
     micro-batch holds whole groups and the gradient needs no pass of its own; else every optimizer step but the first after
@@ -50,6 +55,8 @@ class RealConfig(GRPOConfig):
     )
 
     def __post_init__(self) -> None:
+        if self.bf16 is None and not self.fp16:
+            self.bf16 = measure_rates(choose_device("cpu" if self.use_cpu else "auto"), *_LAYER).trains_in_bfloat16
         super().__post_init__()
         objective = self.build_objective()
         faults = [
