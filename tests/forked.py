@@ -5,17 +5,22 @@ import os
 import subprocess
 import sys
 import tempfile
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
 
-def context(*folders: Path) -> ForkServerContext:
-    """Processes that fork from one parent; children, and what they start, also find the modules of `folders`."""
+def context(*folders: Path) -> ForkServerContext | SpawnContext:
+    """Processes that fork from one parent; children, and what they start, also find the modules of `folders`.
+
+    On macOS each is a process of its own: the system's libraries, which torch calls, do not outlive a fork there.
+    """
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     missing = [str(folder) for folder in (Path(__file__).parent, *folders) if str(folder) not in paths]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*missing, *paths]))
+    if sys.platform == "darwin":
+        return multiprocessing.get_context("spawn")
     found = multiprocessing.get_context("forkserver")
     found.set_forkserver_preload(["forked_preload"])
     return found

@@ -6,6 +6,7 @@ import signal
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 
 from realrl.rewards.pool import JudgePool
@@ -33,7 +34,7 @@ def pool():
 
 
 def memory_mib(process, field):
-    """A line of the kernel's account of a process; 0 where it has just ended."""
+    """A line of the kernel's account of a process (Linux); 0 where it has just ended."""
     try:
         lines = Path(f"/proc/{process}/status").read_text().splitlines()
     except OSError:
@@ -44,8 +45,8 @@ def memory_mib(process, field):
 def is_gone(process):
     """Whether a process has ended; one that init has yet to reap has."""
     try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
+        return psutil.Process(process).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return True
 
 

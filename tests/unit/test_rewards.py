@@ -7,8 +7,8 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
+import psutil
 import pytest
 
 from realrl.config import RewardSection, parse_config
@@ -177,12 +177,8 @@ def test_workers_end_with_their_parent():
     parent.kill()
     parent.wait()
     for _ in range(200):
-        try:
-            os.kill(worker, 0)
-        except ProcessLookupError:
-            return
         # A worker that init has yet to reap is gone too.
-        if Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+        if not psutil.pid_exists(worker) or psutil.Process(worker).status() == psutil.STATUS_ZOMBIE:
             return
         threading.Event().wait(0.1)
     raise AssertionError(f"worker {worker} outlived its parent")
@@ -201,7 +197,7 @@ def test_the_verdict_is_the_same_in_threads_processes_and_asyncio():
 
     assert asyncio.run(together()) == expected
     # Pool's processes are daemonic, which may have no children of multiprocessing's own.
-    for method in ("fork", "spawn"):
+    for method in ("fork", "spawn") if sys.platform == "linux" else ("spawn",):
         with multiprocessing.get_context(method).Pool(1) as processes:
             assert processes.starmap(verify, pairs) == expected
 
