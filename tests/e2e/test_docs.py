@@ -32,7 +32,6 @@ from realrl.cli import app
 from realrl.config import load_config, parse_config
 from realrl.data.datasets import NAMED
 from realrl.logging import Alarms
-from realrl.models import resolve_model
 from realrl.objectives import list_objectives
 from realrl.sweep import load_sweep
 
@@ -105,7 +104,6 @@ def commands(text: str):
 @pytest.fixture(scope="module")
 def stand_ins(tmp_path_factory):
     """The stand-ins' folders: a run, an evaluation of it, and two problems under the name of every named set."""
-    resolve_model("tiny-adder")
     folder = tmp_path_factory.mktemp("docs")
     rows = [{"id": str(k), "problem": f"{k}+{k}=", "answer": str(2 * k), "answers_deepscaler": [str(2 * k)]} for k in (11, 12)]
     for name in {known.file for known in NAMED.values()}:

@@ -13,15 +13,8 @@ from safetensors.torch import load_file
 from test_train_command import ROOT, TINY, realrl, records
 from transformers import AutoModelForCausalLM
 
-from realrl.models import resolve_model
-
 # Five prompts on two ranks: one has a prompt more.
 SMALL = "--train.prompts_per_step 5 --train.mini_batch_prompts 5 --eval.problems 6 --sampling.group_size 4 --run.threads 1"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def adder():
-    return resolve_model("tiny-adder")
 
 
 def torchrun(ranks, *arguments):

@@ -8,10 +8,7 @@ import sys
 import time
 
 import forked
-import pytest
 from forked import ROOT
-
-from realrl.models import resolve_model
 
 SWEEP = """
 base = "{root}/recipes/tiny.toml"
@@ -29,11 +26,6 @@ log.figure = false
 [variants.broken]
 data.train = "nowhere.jsonl"
 """
-
-
-@pytest.fixture(scope="session", autouse=True)
-def adder():
-    return resolve_model("tiny-adder")
 
 
 def command(file, *arguments):

@@ -1,4 +1,4 @@
-"""`realrl train` and its neighbours as commands, on the tiny adder (made once in the cache: about 80 s)."""
+"""`realrl train` and its neighbours as commands, on the tiny adder."""
 
 import json
 import shutil
@@ -15,15 +15,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from realrl.data.datasets import _data_folders
-from realrl.models import resolve_model, smollm2
+from realrl.models import smollm2
 
 TINY = str(ROOT / "recipes" / "tiny.toml")
 SMALL = "--train.prompts_per_step 4 --train.mini_batch_prompts 2 --eval.problems 8 --sampling.group_size 4"
-
-
-@pytest.fixture(scope="session", autouse=True)
-def adder():
-    return resolve_model("tiny-adder")
 
 
 def realrl(*arguments, check=True, **environment):
