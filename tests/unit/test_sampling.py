@@ -43,7 +43,7 @@ def assert_logprobs_are_those_of_a_full_forward(model, rollouts, prompts=PROMPTS
             logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
         table = (logits.double() / temperature).log_softmax(-1)
         expected = [table[t, token].item() for t, token in enumerate(rollout.token_ids)]
-        assert list(rollout.logprobs_sampler) == pytest.approx(expected, abs=1e-5)
+        assert list(rollout.logprobs_sampler) == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
 def test_logprobs_are_those_of_a_full_forward_of_the_row_alone(model, tokenizer):
@@ -60,9 +60,27 @@ def test_rows_that_enter_beside_others_agree_with_a_full_forward(batch_rows, mod
     assert_logprobs_are_those_of_a_full_forward(model, rollouts, prompts)
 
 
+# Nine tokens that all begin with; one has two more, the others one or none of their own before their last.
+COMMON = [1, 5, 6, 7, 8, 9, 10, 4, 11]
+BEGIN_ALIKE = [[*COMMON, 5], [*COMMON, 6, 7, 8], [*COMMON, 9], COMMON + [4, 4], [*COMMON, 12, 5], [*COMMON, 7]]
+
+
+@pytest.mark.parametrize("batch_rows", [4, 9, 256])
+def test_what_all_prompts_begin_with_is_prefilled_once(batch_rows, model, tokenizer):
+    shapes = []
+    hook = model.get_input_embeddings().register_forward_hook(lambda module, ids, states: shapes.append(states.shape[:2]))
+    rollouts = run(model, tokenizer, group_size=2, prompts=BEGIN_ALIKE, batch_rows=batch_rows, max_new_tokens=20)
+    hook.remove()
+    assert [shape for shape in shapes if shape == (1, len(COMMON))] == [(1, len(COMMON))]
+    # The rest of a prompt, or a token of each row.
+    assert all(shape[1] <= 3 for shape in shapes if shape != (1, len(COMMON)) and shape != (1, 2))
+    assert_logprobs_are_those_of_a_full_forward(model, rollouts, BEGIN_ALIKE)
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, BEGIN_ALIKE])
 @pytest.mark.parametrize("batch_rows", [4, 9, 256])
 @pytest.mark.parametrize("kind", ["gpt2", "window"])
-def test_other_architectures_agree_with_a_full_forward(kind, batch_rows, tokenizer):
+def test_other_architectures_agree_with_a_full_forward(kind, batch_rows, prompts, tokenizer):
     torch.manual_seed(0)
     shape = {"vocab_size": len(tokenizer), "eos_token_id": [2, 3, 4]}
     if kind == "gpt2":
@@ -71,8 +89,8 @@ def test_other_architectures_agree_with_a_full_forward(kind, batch_rows, tokeniz
         sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
         window = {"num_key_value_heads": 2, "sliding_window": 5, "initializer_range": 0.3}
         model = MistralForCausalLM(MistralConfig(**sizes, **window, **shape))
-    rollouts = run(model.eval(), tokenizer, max_new_tokens=20, batch_rows=batch_rows)
-    assert_logprobs_are_those_of_a_full_forward(model, rollouts)
+    rollouts = run(model.eval(), tokenizer, max_new_tokens=20, batch_rows=batch_rows, prompts=prompts)
+    assert_logprobs_are_those_of_a_full_forward(model, rollouts, prompts)
     assert max(len(rollout.token_ids) for rollout in rollouts) > 5
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedConfig
@@ -50,6 +52,22 @@ class RowLayer(DynamicLayer):
             self._rooms[index][:rows, :, width:wider] = states
         return self._show(rows, wider)
 
+    def repeated(self, rows: int) -> RowLayer:
+        """Its one row `rows` times, as a view."""
+        layer = RowLayer(self._block)
+        layer._rooms = [room.expand(rows, -1, -1, -1) for room in self._rooms]
+        layer.dtype, layer.device, layer.is_initialized = self.dtype, self.device, True
+        layer._show(rows, self.get_seq_length())
+        return layer
+
+    def push_right(self, steps: Int[Tensor, " R"]) -> None:
+        """Move the columns of each row to the right; the last ones go, in the first ones stand numbers that mean nothing."""
+        columns = torch.arange(self.get_seq_length(), device=steps.device) - steps[:, None]
+        for index, room in enumerate(self._rooms):
+            places = columns.clamp(min=0)[:, None, :, None].expand(-1, room.shape[1], -1, room.shape[3])
+            self._rooms[index] = room.gather(2, places)
+        self._show(*columns.shape)
+
     def admit(self, prompts: RowLayer, repeat: Int[Tensor, " R"], drop: int) -> None:
         """Add a row for each item of `repeat`, which names its row of `prompts`; forget the first `drop` columns."""
         width = max(self.get_seq_length() - drop, prompts.get_seq_length())
@@ -91,6 +109,18 @@ class RowCache(DynamicCache):
     def __init__(self, config: PreTrainedConfig, block: int = BLOCK) -> None:
         super().__init__()
         self.layers = [RowLayer(block) for _ in DynamicCache(config=config).layers]
+
+    def repeated(self, rows: int) -> RowCache:
+        """See `RowLayer.repeated`."""
+        cache = copy(self)
+        cache.layers = [layer.repeated(rows) for layer in self.layers]
+        return cache
+
+    def push_right(self, steps: Int[Tensor, " R"]) -> None:
+        """See `RowLayer.push_right`; nothing is copied where no row has to move."""
+        if bool(steps.any()):
+            for layer in self.layers:
+                layer.push_right(steps)
 
     def admit(self, prompts: RowCache, repeat: Int[Tensor, " R"], drop: int) -> None:
         """See `RowLayer.admit`; `prompts` is given up layer by layer, so that its memory is free at once."""

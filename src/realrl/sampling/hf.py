@@ -15,8 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from realrl.errors import ConfigError, SamplingError
 from realrl.head import Head, head_of
-from realrl.logprobs import left_pad
 from realrl.memory import out_of_memory
+from realrl.prefix import common_prefix
 from realrl.sampling.base import SamplingParams
 from realrl.sampling.cache import BLOCK, RowCache, supports
 from realrl.sampling.weights import whole
@@ -101,7 +101,8 @@ class HFSampler:
         training = self._model.training
         self._model.eval()
         try:
-            rows = _Rows(self._model, params, self._end_ids, min(len(seeds), params.batch_rows))
+            most = min(len(seeds), params.batch_rows)
+            rows = _Rows(self._model, params, self._end_ids, most, common_prefix([tuple(prompt) for prompt in prompts]))
             while waiting or rows.groups:
                 free = params.batch_rows - len(rows.groups)
                 if waiting and len(waiting[0].seeds) <= free and _ENTER_SHARE * free >= params.batch_rows:
@@ -159,10 +160,11 @@ def _groups(prompts: Sequence[Sequence[int]], sizes: Sequence[int], most: int, s
 class _Rows:
     """Rows under way. Row i of every tensor and of the cache is one rollout; only the first `len(self.groups)` are in use.
 
-    Each row ends at the cache's last column, so that it is padded on the left.
+    Each row ends at the cache's last column, so that it is padded on the left. The first `common` tokens of all prompts are
+    prefilled once.
     """
 
-    def __init__(self, model: PreTrainedModel, params: SamplingParams, end_ids: set[int], rows: int) -> None:
+    def __init__(self, model: PreTrainedModel, params: SamplingParams, end_ids: set[int], rows: int, common: int) -> None:
         device, length = model.device, params.max_new_tokens
         self._model, self._params, self._head = model, params, head_of(model)
         self._end_ids = torch.tensor(sorted(end_ids), device=device)
@@ -176,6 +178,8 @@ class _Rows:
         self._positions = torch.zeros(rows, 1, dtype=torch.long, device=device)
         self._starts = torch.zeros(rows, dtype=torch.long, device=device)
         self._cache = RowCache(model.config, min(BLOCK, length))
+        self._common = common
+        self._start: RowCache | None = None
         self._attention: Tensor | None = None
         self._logits: Tensor | None = None
 
@@ -185,17 +189,15 @@ class _Rows:
         device, old = self._model.device, len(self.groups)
         sizes = torch.tensor([len(group.seeds) for group in groups], device=device)
         repeat = torch.arange(len(groups), device=device).repeat_interleave(sizes)
-        ids, attention = left_pad([group.prompt for group in groups], device)
-        prompts = RowCache(self._model.config)
-        padded = len({len(group.prompt) for group in groups}) > 1
-        hidden = self._forward(ids, attention if padded else None, (attention.cumsum(dim=1) - 1).clamp(min=0), prompts)
+        lengths = torch.tensor([len(group.prompt) for group in groups], device=device)
+        prompts, hidden = self._prefill([group.prompt for group in groups], lengths)
         self.groups += [group for group in groups for _ in group.seeds]
         self._places += [group.first + sample for group in groups for sample in range(len(group.seeds))]
         new, width = slice(old, len(self.groups)), self._cache.get_seq_length()
         drop = int(self._starts[:old].min()) if old else 0
         self._cache.admit(prompts, repeat, drop)
         self._lengths[new] = 0
-        self._positions[new] = attention.sum(dim=1, keepdim=True)[repeat]
+        self._positions[new, 0] = lengths[repeat]
         self._starts[:old] += self._cache.get_seq_length() - width
         self._starts[new] = self._cache.get_seq_length() - self._positions[new, 0]
         uniforms = [
@@ -206,6 +208,22 @@ class _Rows:
         counts = columns >= self._starts[: new.stop, None]
         self._attention = None if bool(counts.all()) else counts
         self._take(new, hidden[repeat])
+
+    def _prefill(self, prompts: Sequence[Sequence[int]], lengths: Int[Tensor, " P"]) -> tuple[RowCache, Tensor]:
+        """Keys and values of the prompts, each ending at the last column, and what their first tokens are drawn from."""
+        device, common = self._model.device, self._common
+        if common and self._start is None:
+            self._start = RowCache(self._model.config, 0)
+            ids = torch.tensor([prompts[0][:common]], device=device)
+            self._forward(ids, None, torch.arange(common, device=device)[None], self._start)
+        cache = self._start.repeated(len(prompts)) if self._start else RowCache(self._model.config, 0)
+        # Padding on the right comes after all that counts, so that causality alone is mask enough.
+        rests = [torch.tensor(prompt[common:], dtype=torch.long) for prompt in prompts]
+        ids = torch.nn.utils.rnn.pad_sequence(rests, batch_first=True).to(device)
+        positions = torch.arange(common, common + ids.shape[1], device=device)[None].expand_as(ids)
+        hidden = self._forward(ids, None, positions, cache, lengths - common - 1)
+        cache.push_right(common + ids.shape[1] - lengths)
+        return cache, hidden
 
     @torch.no_grad()
     def step(self) -> None:
@@ -244,8 +262,11 @@ class _Rows:
         self._cache.move(of, to, stay)
         return found
 
-    def _forward(self, ids: Tensor, attention: Tensor | None, positions: Tensor, cache: RowCache) -> Tensor:
-        """Hidden states of the last position (R, H); logits (R, V), where the head is not known."""
+    def _forward(
+        self, ids: Tensor, attention: Tensor | None, positions: Tensor, cache: RowCache, at: Int[Tensor, " R"] | None = None
+    ) -> Tensor:
+        """Hidden states (R, H) of the position `at` of each row, by default the last; logits (R, V), where the head is not
+        known."""
         inputs: dict[str, Any] = {
             "input_ids": ids,
             "attention_mask": attention,
@@ -253,9 +274,14 @@ class _Rows:
             "past_key_values": cache,
             "use_cache": True,
         }
+        if at is None:
+            at = torch.full((len(ids),), ids.shape[1] - 1, device=ids.device)
         if self._head is None:
-            return self._model(**inputs, logits_to_keep=1).logits[:, -1]
-        return self._model.base_model(**inputs).last_hidden_state[:, -1]
+            places, at = at.unique(return_inverse=True)
+            states = self._model(**inputs, logits_to_keep=places).logits
+        else:
+            states = self._model.base_model(**inputs).last_hidden_state
+        return states[torch.arange(len(ids), device=ids.device), at]
 
     def _take(self, rows: slice, hidden: Tensor) -> None:
         """Draw the next token of each of the rows."""

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from realrl.prefix import common_prefix
 from realrl.types import Batch, Prompt, Rollout, Verdict
 
 # What one more pass through the model costs besides its tokens, in tokens: launches, masks, the optimizer's waiting.
@@ -66,9 +67,9 @@ def mini_batches(batch: Batch, groups_each: int, generator: torch.Generator) -> 
 def plan_micro_batches(batch: Batch, rows: Tensor, budget: int, *, whole_groups: bool, sort: bool = True) -> list[Tensor]:
     """Split `rows` into the micro-batches that cost least, each of at most `budget` tokens.
 
-    The cost of a part is its padded tokens, each group's prompt counted once, and a constant for one more pass through the
-    model. A unit is a group (`whole_groups`) or a row; a unit above the budget stands alone. With `sort` units are put in
-    order of length or, where that is cheaper because prompts are shared, row by row of each group.
+    The cost of a part is its padded tokens, each group's prompt counted once, what all prompts begin with once, and a constant
+    for one more pass through the model. A unit is a group (`whole_groups`) or a row; a unit above the budget stands alone. With
+    `sort` units are put in order of length or, where that is cheaper because prompts are shared, row by row of each group.
     """
     if not len(rows):
         return []
@@ -81,28 +82,37 @@ def plan_micro_batches(batch: Batch, rows: Tensor, budget: int, *, whole_groups:
         orders = [by_group if sort else np.argsort(groups, kind="stable")]
     else:
         orders = [by_group, np.argsort(lengths, kind="stable")] if sort else [np.arange(len(groups))]
-    prompts = np.array([len(prompt.token_ids) for prompt in batch.prompts])
+    common, prompts = _prompt_tokens(batch)
     plans = [
         (cost, [rows[torch.from_numpy(order[part])] for part in parts])
         for order in orders
-        for cost, parts in [_cheapest_cut(lengths[order], groups[order], prompts, budget, whole_groups)]
+        for cost, parts in [_cheapest_cut(lengths[order], groups[order], common, prompts, budget, whole_groups)]
     ]
     return min(plans, key=lambda plan: plan[0])[1]
 
 
 def padded_tokens(batch: Batch, parts: Sequence[Tensor]) -> list[int]:
-    """Tokens of each micro-batch that go through the model: responses padded, prompts padded and once a group."""
+    """Tokens of each micro-batch that go through the model: responses padded, prompts padded and once a group, what all prompts
+    begin with once."""
+    common, prompts = _prompt_tokens(batch)
     lengths = batch.loss_mask.sum(dim=1).cpu()
     group_ids = batch.group_ids.cpu()
     groups = [group_ids[rows].unique().tolist() for rows in parts]
     return [
-        len(rows) * int(lengths[rows].max()) + len(own) * max(len(batch.prompts[group].token_ids) for group in own)
+        common + len(rows) * int(lengths[rows].max()) + len(own) * int(prompts[own].max())
         for rows, own in zip(parts, groups, strict=True)
     ]
 
 
+def _prompt_tokens(batch: Batch) -> tuple[int, np.ndarray]:
+    """How many first tokens all prompts share, and how many each has beside them."""
+    sequences = [prompt.token_ids for prompt in batch.prompts]
+    common = common_prefix(sequences)
+    return common, np.array([len(sequence) - common for sequence in sequences])
+
+
 def _cheapest_cut(
-    lengths: np.ndarray, groups: np.ndarray, prompts: np.ndarray, budget: int, whole_groups: bool
+    lengths: np.ndarray, groups: np.ndarray, common: int, prompts: np.ndarray, budget: int, whole_groups: bool
 ) -> tuple[float, list[slice]]:
     """The cheapest cut of rows in this order into consecutive parts, by dynamic programming: its cost and the parts."""
     count = len(lengths)
@@ -121,7 +131,7 @@ def _cheapest_cut(
         np.maximum(longest_prompt[:end], prompts[group], out=longest_prompt[:end])
         if whole_groups and end < count and groups[end] == group:
             continue
-        tokens = distinct[:end] * longest_prompt[:end] + (end - starts[:end]) * longest_response[:end]
+        tokens = common + distinct[:end] * longest_prompt[:end] + (end - starts[:end]) * longest_response[:end]
         # One unit may stand alone whatever it costs.
         allowed = (tokens <= budget) | (distinct[:end] == 1 if whole_groups else starts[:end] == end - 1)
         total = np.where(allowed, best[:end] + tokens + _PASS_TOKENS, np.inf)
