@@ -241,14 +241,14 @@ def test_show_config_prints_the_resolved_recipe(tmp_path):
 def test_two_steps_on_gsm8k_with_the_real_model(tmp_path):
     run = tmp_path / "run"
     recipe = ROOT / "recipes" / "gsm8k_smollm2.toml"
-    small = "--train.steps 2 --train.prompts_per_step 2 --train.mini_batch_prompts 1 --eval.problems 4"
+    small = "--train.steps 2 --train.prompts_per_step 2 --train.mini_batch_prompts 1 --eval.problems 2"
     realrl(
         "train",
         recipe,
         "--run.dir",
         run,
         small,
-        "--sampling.group_size 4 --sampling.max_new_tokens 48 --objective.degenerate_groups use",
+        "--sampling.group_size 4 --sampling.max_new_tokens 24 --objective.degenerate_groups use",
     )
     steps = [r for r in records(run) if "reward/mean" in r]
     assert len(steps) == 2 and all(step["grad/norm"] > 0 for step in steps) and steps[0]["response/length_mean"] > 10
