@@ -142,7 +142,11 @@ class _TreeAttention:
 
     def _along_paths(self, states: list[Tensor], index: int) -> Tensor:
         """Keys or values of the path to each node of a level: (B, heads, tokens of the path, D)."""
-        above = [states[level][nodes] for level, nodes in enumerate(self.paths[index])]
+        # Not by indexing, whose backward pass sorts.
+        above = [
+            states[level].expand(len(nodes), -1, -1, -1) if len(states[level]) == 1 else states[level].index_select(0, nodes)
+            for level, nodes in enumerate(self.paths[index])
+        ]
         return torch.cat([*above, states[index]], dim=2)
 
     def _bias(self, index: int, query: Tensor) -> Tensor | None:
