@@ -3,11 +3,11 @@
 import os
 import random
 import signal
-import threading
 from pathlib import Path
 
 import psutil
 import pytest
+from patience import wait_until
 
 from realrl.rewards.pool import JudgePool
 
@@ -48,14 +48,6 @@ def is_gone(process):
         return psutil.Process(process).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
-
-
-def wait_until(condition):
-    for _ in range(600):
-        if condition():
-            return
-        threading.Event().wait(0.05)
-    raise AssertionError("in vain")
 
 
 def test_a_crowd_with_one_hostile_answer_in_twenty_is_judged_whole_and_in_order(pool):
@@ -130,7 +122,8 @@ def test_a_worker_ends_with_what_it_started_and_a_terminals_interrupt_does_not_r
     spawned = tmp_path / "spawned"
     result, _ = pool.judge([("spawn", str(spawned)), ("a", "a")])
     assert "no verdict" in result.reason
-    wait_until(lambda: is_gone(int(spawned.read_text())))
+    # The child would end by itself after 600 s.
+    wait_until(lambda: is_gone(int(spawned.read_text())), within_s=300)
     assert all(os.getpgid(worker.process.pid) not in (os.getpgid(0), 0) for worker in pool._workers)
 
 

@@ -5,11 +5,11 @@ import multiprocessing
 import os
 import subprocess
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
-import psutil
 import pytest
+from patience import wait_until
+from test_pool import is_gone
 
 from realrl.config import RewardSection, parse_config
 from realrl.errors import ConfigError
@@ -176,12 +176,7 @@ def test_workers_end_with_their_parent():
     worker = int(parent.stdout.readline())
     parent.kill()
     parent.wait()
-    for _ in range(200):
-        # A worker that init has yet to reap is gone too.
-        if not psutil.pid_exists(worker) or psutil.Process(worker).status() == psutil.STATUS_ZOMBIE:
-            return
-        threading.Event().wait(0.1)
-    raise AssertionError(f"worker {worker} outlived its parent")
+    wait_until(lambda: is_gone(worker), within_s=300)
 
 
 def test_the_verdict_is_the_same_in_threads_processes_and_asyncio():
