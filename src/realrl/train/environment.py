@@ -44,9 +44,14 @@ def environment(ranks: int) -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": _cpu_name(),
         "cpus": usable_cpus(),
-        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "gpus": _gpus(),
         "ranks": ranks,
     }
+
+
+def _gpus() -> list[str]:
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return names or ["Apple MPS"] * torch.backends.mps.is_available()
 
 
 def _commit(folder: Path) -> dict[str, Any]:
