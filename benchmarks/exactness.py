@@ -13,9 +13,10 @@ import argparse
 import json
 import random
 from collections.abc import Iterable
-from importlib.metadata import version
 
 import torch
+from machine import versions
+from plain import gradient_of, row_logprobs
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -83,15 +84,6 @@ def make_batch(groups: int, group_size: int) -> Batch:
     )
 
 
-def row_logprobs(model: Qwen2ForCausalLM, batch: Batch, row: int) -> Tensor:
-    """Log-probabilities (float64) of one response, unpadded, from the model's own logits."""
-    prompt = list(batch.prompts[int(batch.group_ids[row])].token_ids)
-    response = batch.response_ids[row][batch.loss_mask[row]]
-    ids = torch.cat([torch.tensor(prompt), response])[None]
-    logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1] / TEMPERATURE
-    return logits.log_softmax(dim=-1).gather(1, response[:, None])[:, 0]
-
-
 def real_loss(scores: Tensor, rewards: Tensor, group_ids: Tensor) -> Tensor:
     """REAL (Eq. 6–8), groups that are all right or all wrong without a loss but counted."""
     losses = []
@@ -103,14 +95,10 @@ def real_loss(scores: Tensor, rewards: Tensor, group_ids: Tensor) -> Tensor:
     return sum(losses, scores.sum() * 0) / len(group_ids.unique())
 
 
-def gradient_of(model: Qwen2ForCausalLM) -> Tensor:
-    return torch.cat([parameter.grad.double().flatten() for parameter in model.parameters() if parameter.grad is not None])
-
-
 def reference_gradient(model: Qwen2ForCausalLM, batch: Batch, old: list[Tensor]) -> tuple[Tensor, Tensor]:
     """The gradient in float64 and the scores, from `model` in float64."""
     model.zero_grad()
-    scores = torch.stack([(row_logprobs(model, batch, row) - old[row]).mean() for row in range(len(batch))])
+    scores = torch.stack([(row_logprobs(model, batch, row, TEMPERATURE) - old[row]).mean() for row in range(len(batch))])
     real_loss(scores, batch.rewards.double(), batch.group_ids).backward()
     return gradient_of(model), scores.detach()
 
@@ -149,7 +137,7 @@ def main() -> None:
     rows, length = batch.loss_mask.shape
     model = make_model().double()
     with torch.no_grad():
-        old = [row_logprobs(model, batch, row) for row in range(rows)]
+        old = [row_logprobs(model, batch, row, TEMPERATURE) for row in range(rows)]
     # Through float32 and back, so that every side has the very same weights.
     model.float()
     move(model, 0.3)
@@ -184,8 +172,7 @@ def main() -> None:
             "micro_batches": parts,
         }
     report = {
-        "torch": version("torch"),
-        "transformers": version("transformers"),
+        **versions(["torch", "transformers"]),
         "groups": arguments.groups,
         "group_size": arguments.group_size,
         "scores": {"mean_abs": round(float(scores.abs().mean()), 4), "max_abs": round(float(scores.abs().max()), 4)},

@@ -1,6 +1,6 @@
 """How close realrl comes to the machine's limit, how its cost grows, and what goes on outside the model.
 
-    python benchmarks/limits.py [--threads 1] [--repeats 3] [--device cpu] [--sections NAME,NAME]
+    python benchmarks/limits.py [--threads 1] [--repeats 3] [--sections NAME,NAME]
 
 share        achieved FLOP/s of forward, backward and sampling as a share of plain matrix products of the very shapes that the
              model's linear layers and head have there, timed in the same process
@@ -11,9 +11,7 @@ vocabulary   seconds of the log-probabilities and their gradient against the voc
 bookkeeping  share of a step's time that is neither sampling nor the model's forward, backward or the optimizer
 memory       peak memory that log-probabilities and their gradient add, against the vocabulary; processes of their own
 `exponent` is the slope of a straight line through log(cost) over log(size): of a whole quantity 1 is linear, of a cost per
-token 0 is flat. Medians of `--repeats` interleaved runs, in CPU seconds of the process where that is the CPU's work alone.
-With --device cuda only `gpu`: one step of a 0.5B or 1.5B Qwen2 architecture (--size) with random weights in bfloat16, over
-responses of 1k to 8k tokens: tokens/s, peak memory, and the share of the card's peak FLOP/s (--peak-tflops). Prints JSON.
+token 0 is flat. Medians of `--repeats` interleaved runs, in CPU seconds of the process. Prints JSON. On a GPU: gpu_check.py.
 """
 
 import argparse
@@ -24,104 +22,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any
 
-HIDDEN, INTERMEDIATE, LAYERS, HEADS, KV_HEADS = 256, 1024, 4, 4, 2
-PROMPT = 32
-
-
-def make_model(vocabulary: int, device: str = "cpu", dtype=None, **sizes):
-    """A random Qwen2; `sizes` override the small one's."""
-    import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    torch.manual_seed(0)
-    shape: dict[str, Any] = {
-        "hidden_size": HIDDEN,
-        "intermediate_size": INTERMEDIATE,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": KV_HEADS,
-    }
-    config = Qwen2Config(
-        **(shape | sizes), vocab_size=vocabulary, max_position_embeddings=32768, eos_token_id=0, dtype=dtype or torch.float32
-    )
-    with torch.device(device):
-        model = Qwen2ForCausalLM(config)
-    torch.nn.Module.to(model, dtype or torch.float32)
-    return model
-
-
-def make_batch(groups: int, group_size: int, length: int, vocabulary: int, device: str = "cpu"):
-    """Random responses of one length; half of each group is right."""
-    import torch
-
-    from realrl.types import Batch, Problem, Prompt
-
-    generator = torch.Generator().manual_seed(1)
-
-    def tokens(*shape: int):
-        return torch.randint(1, vocabulary, shape, generator=generator)
-
-    rows = groups * group_size
-    rewards = (torch.arange(rows) % 2).float().to(device)
-    return Batch(
-        prompts=[Prompt(Problem(str(g), "", ""), "", tuple(tokens(PROMPT).tolist())) for g in range(groups)],
-        response_ids=tokens(rows, length).to(device),
-        loss_mask=torch.ones(rows, length, dtype=torch.bool, device=device),
-        group_ids=torch.arange(groups, device=device).repeat_interleave(group_size),
-        rewards=rewards,
-        levels=1 + rewards.long(),
-        logprobs_sampler=torch.zeros(rows, length, device=device),
-    )
-
-
-def gradient_step(model, budget: int = 4096, autocast=None):
-    from realrl.objectives import build_objective
-    from realrl.train.step import GradientStep, StepSettings
-
-    return GradientStep(
-        model, build_objective({"type": "real"}), StepSettings(temperature=1.0, budget=budget, autocast=autocast)
-    )
-
-
-def make_sampler(model):
-    """HFSampler with a tokenizer that knows no word: only token ids matter."""
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    from realrl.sampling import HFSampler
-
-    core = Tokenizer(models.WordLevel({"<eos>": 0}, unk_token="<eos>"))
-    return HFSampler(model, PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>"))
-
-
-def never_end() -> None:
-    """Keep the end token, 0, from ever being drawn, so that every rollout has the whole length."""
-    from realrl.sampling import hf
-
-    plain_draw = hf.draw
-
-    def draw(logits, uniforms, params):
-        logits[:, 0] = -1e9
-        return plain_draw(logits, uniforms, params)
-
-    hf.draw = draw
-
-
-def sample(sampler, batch, length: int):
-    from realrl.sampling import SamplingParams
-
-    group_size = len(batch) // len(batch.prompts)
-    rollouts = sampler.sample(
-        [prompt.token_ids for prompt in batch.prompts],
-        group_size=group_size,
-        params=SamplingParams(temperature=1.0, max_new_tokens=length),
-        seeds=list(range(len(batch))),
-    )
-    assert all(len(rollout.token_ids) == length for rollout in rollouts)
+from machine import cpu_model, forget_peak, peak_bytes, versions
+from made_up import HIDDEN, LAYERS, PROMPT, gradient_step, make_batch, make_model, make_sampler, never_end, sample
 
 
 def seconds(function: Callable[[], object]) -> float:
@@ -232,10 +135,10 @@ def share_section(repeats: int) -> dict:
     return {**kind, "dtype": str(torch.float32), **report}
 
 
-def step_cost(model, batch, budget: int = 4096) -> Callable[[], None]:
+def step_cost(model, batch) -> Callable[[], None]:
     def run() -> None:
         model.zero_grad()
-        gradient_step(model, budget).backward(batch, None, None)
+        gradient_step(model).backward(batch, None, None)
 
     return run
 
@@ -399,17 +302,10 @@ def added_mib(vocabulary: int) -> float:
     hidden = torch.randn(MEMORY_TOKENS, MEMORY_HIDDEN, requires_grad=True)
     weight = torch.randn(vocabulary, MEMORY_HIDDEN, requires_grad=True)
     ids = torch.randint(0, vocabulary, (MEMORY_TOKENS,))
-    # ru_maxrss would start from the peak of the imports, or of the parent: Linux forgets this process's peak at a 5.
-    Path("/proc/self/clear_refs").write_text("5")
-    before = peak_mib()
+    forget_peak("cpu")
+    before = peak_bytes("cpu")
     token_stats(Head(weight, None, None, 1.0), hidden, ids, 1.0)[0].sum().backward()
-    return peak_mib() - before - weight.numel() * 4 / 2**20
-
-
-def peak_mib() -> float:
-    """This process's peak memory since it was last forgotten (Linux)."""
-    status = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM"))
+    return (peak_bytes("cpu") - before - weight.numel() * 4) / 2**20
 
 
 def memory_section(repeats: int) -> dict:
@@ -429,59 +325,6 @@ def memory_section(repeats: int) -> dict:
     }
 
 
-# Qwen2.5's own shapes: hidden, intermediate, layers, heads, key/value heads, vocabulary.
-GPU_SIZES = {"0.5b": (896, 4864, 24, 14, 2, 151936), "1.5b": (1536, 8960, 28, 12, 2, 151936)}
-
-
-def gpu(size: str, lengths: Sequence[int], repeats: int, peak_tflops: float) -> dict:
-    """Forward and backward of one group of 8 in bfloat16 at each length, until memory is out; 6 FLOPs a weight and token."""
-    import torch
-
-    hidden, intermediate, layers, heads, kv_heads, vocabulary = GPU_SIZES[size]
-    model = make_model(
-        vocabulary,
-        "cuda",
-        torch.bfloat16,
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        tie_word_embeddings=True,
-    )
-    model.train()
-    weights = sum(parameter.numel() for parameter in model.parameters())
-    rows = {}
-    for length in lengths:
-        batch = make_batch(1, 8, length, vocabulary, "cuda")
-        torch.cuda.reset_peak_memory_stats()
-        try:
-            times = []
-            for _ in range(repeats + 1):
-                torch.cuda.synchronize()
-                started = time.perf_counter()
-                step_cost(model, batch, budget=2 * length)()
-                torch.cuda.synchronize()
-                times.append(time.perf_counter() - started)
-        except torch.cuda.OutOfMemoryError:
-            rows[str(length)] = "out of memory"
-            break
-        took, tokens = statistics.median(times[1:]), 8 * length
-        # Causal attention: 2 products of length²/2 forward, twice that backward.
-        work = 6.0 * weights * tokens + 6.0 * layers * hidden * 8 * length**2
-        rows[str(length)] = {
-            "tokens_per_second": round(tokens / took),
-            "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
-            "mfu": round(work / took / (peak_tflops * 1e12), 3),
-        }
-    return {"card": torch.cuda.get_device_name(), "size": size, "parameters": weights, "lengths": rows}
-
-
-def cpu_model() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
-
-
 SECTIONS = {
     "share": share_section,
     "groups": groups_section,
@@ -497,10 +340,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--sections", default=",".join(SECTIONS))
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--size", default="1.5b", choices=list(GPU_SIZES))
-    parser.add_argument("--lengths", default="1024,2048,4096,8192")
-    parser.add_argument("--peak-tflops", type=float, default=989.0, help="of the card in bfloat16, dense; H100 SXM: 989")
     parser.add_argument("--added-mib", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.added_mib:
@@ -514,17 +353,12 @@ def main() -> None:
         "cpu": cpu_model(),
         "threads": arguments.threads,
         "repeats": arguments.repeats,
-        "torch": version("torch"),
-        "transformers": version("transformers"),
+        **versions(["torch", "transformers"]),
     }
-    if arguments.device == "cuda":
-        lengths = [int(length) for length in arguments.lengths.split(",")]
-        report["gpu"] = gpu(arguments.size, lengths, arguments.repeats, arguments.peak_tflops)
-    else:
-        never_end()
-        for name in arguments.sections.split(","):
-            report[name] = SECTIONS[name](arguments.repeats)
-            print(f"{name}: done", file=sys.stderr)
+    never_end()
+    for name in arguments.sections.split(","):
+        report[name] = SECTIONS[name](arguments.repeats)
+        print(f"{name}: done", file=sys.stderr)
     print(json.dumps(report))
 
 

@@ -32,6 +32,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from machine import cpu_model, versions
+
 GROUPS, GROUP_SIZE = 8, 8
 ROWS = GROUPS * GROUP_SIZE
 LEARNING_RATE, MAX_GRAD_NORM, SEED = 1e-6, 1.0, 0
@@ -372,8 +374,6 @@ def work_trl(plan: dict, steps: int) -> list[dict[str, float]]:
 
 def work(side: str, plan: dict, steps: int, threads: int) -> dict:
     """Medians over the timed steps of one process, its peak memory, and the versions that it ran."""
-    from importlib.metadata import version
-
     import torch
 
     torch.set_num_threads(threads)
@@ -382,13 +382,8 @@ def work(side: str, plan: dict, steps: int, threads: int) -> dict:
     return {
         **{part: statistics.median(one[part] for one in timed) for part in PARTS},
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "versions": {name: version(name) for name in names},
+        "versions": versions(names),
     }
-
-
-def cpu_model() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def run(command: list[str], threads: int) -> str:

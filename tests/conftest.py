@@ -4,6 +4,9 @@ import os
 
 # Before huggingface_hub is imported: no test waits for a hub that it cannot reach.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Before torch is imported, and for every child: `make test` runs as many tests at a time as there are cores. Threads that wait
+# for each other on a core that is busy cost several times the work itself.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

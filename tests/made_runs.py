@@ -40,6 +40,8 @@ def make_run(folder, *, seed=0, steps=6, rollouts=4, objective=None, metrics=Non
         "run": {"dir": str(folder), "seed": seed},
         "model": {"path": "tiny-adder"},
         "data": {"train": "column_addition", "eval": ["column_addition"]},
+        # Of a second grader; no time of the clock decides what it finds.
+        "reward": {"timeout_s": 3600.0},
         "objective": objective or {"type": "real"},
         "train": {"steps": steps},
     }

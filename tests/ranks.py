@@ -1,8 +1,6 @@
-"""What each rank of tests/unit/test_distributed.py runs under torchrun: the three optimizer steps of test_exactness.
+"""What each rank of tests/unit/test_distributed.py runs: the three optimizer steps of test_exactness.
 
-    torchrun --standalone --nproc-per-node 2 tests/ranks.py FOLDER OUT CASES
-
-CASES is JSON: name → [objective, train options]. Rank 0 writes each case's weights and losses to OUT (safetensors).
+`cases` is JSON: name → [objective, train options]. Rank 0 writes each case's weights and losses to `out` (safetensors).
 """
 
 import json
@@ -31,7 +29,3 @@ def main(folder: str, out: str, cases: str) -> None:
             found[f"{name}/entropy"] = torch.cat([update.report.entropy_N for update in updates])
         if world.is_main:
             save_file(found, out)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

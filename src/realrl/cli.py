@@ -32,6 +32,8 @@ _OVERRIDES_HELP = "Any key of the recipe can be given by its dotted name, e.g. -
 
 def main() -> None:
     """Entry point: the project's own errors become one line on stderr and exit status 1."""
+    if sys.platform == "win32":
+        _fail("realrl runs on Linux and macOS; on Windows use Linux in WSL2 (docs/platforms.md)")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Threads that spin while they wait slow a shared machine down many times over; read when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -162,7 +162,7 @@ class RewardSection(Section):
     type: str = "math"
     workers: int = Field(default=2, gt=0, le=1024)
     timeout_s: float = Field(default=5.0, gt=0, le=3600, description="seconds for one answer")
-    memory_mib: PositiveInt = Field(default=1024, description="address space of one grading worker")
+    memory_mib: PositiveInt = Field(default=1024, description="address space of one grading worker; on macOS its main memory")
     require_boxed: bool = False
     require_think_close: bool = False
     bare_answers: bool = Field(default=True, description="a formula that ends the last line counts as the answer")

@@ -53,10 +53,13 @@ def file_name(name: str) -> str:
 
 
 def clash(names: Iterable[str]) -> tuple[str, str] | None:
-    """The first two different names that would have one file name; None where all have files of their own."""
+    """The first two different names that would have one file name; None where all have files of their own.
+
+    Capital letters make no difference: macOS takes "A" and "a" for one file.
+    """
     seen: dict[str, str] = {}
     for name in names:
-        other = seen.setdefault(file_name(name), name)
+        other = seen.setdefault(file_name(name).casefold(), name)
         if other != name:
             return other, name
     return None

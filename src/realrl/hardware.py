@@ -7,6 +7,7 @@ without them up to sixty times as slowly, and some raise an error in the backwar
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -77,12 +78,14 @@ class Rates:
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """`auto` takes CUDA where there is one (each rank of a machine its own), else Apple's MPS, else the CPU.
+    """`auto` takes CUDA where there is one (each rank of a machine its own), else Apple's MPS, else the CPU. Ranks without CUDA
+    compute on the CPU, since gloo exchanges no tensors of MPS.
 
     Raises ConfigError where the named device is not there.
     """
     found = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
+        found["mps"] = found["mps"] and "WORLD_SIZE" not in os.environ
         name = next(kind for kind in ("cuda", "mps", "cpu") if found[kind])
     if not found[name]:
         raise ConfigError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import socket
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from realrl.errors import ConfigError
+from realrl.system import try_lock
 
 LOCK = "train.lock"
 
@@ -42,17 +42,18 @@ class RunLock:
         cannot be written."""
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            taken = try_lock(descriptor)
+        except OSError as error:
+            taken = True
+            self.notes.append(
+                f"WARNING: the file system of {self._path.parent} has no locks ({error.strerror}): nothing keeps a second "
+                "process out of the run"
+            )
+        if not taken:
             owner = _owner(descriptor)
             os.close(descriptor)
             raise ConfigError(
                 f"{self._path.parent} is in use by {_describe(owner)}; wait for it or stop it, or choose another --run.dir"
-            ) from error
-        except OSError as error:
-            self.notes.append(
-                f"WARNING: the file system of {self._path.parent} has no locks ({error.strerror}): nothing keeps a second "
-                "process out of the run"
             )
         # An owner that ended cleanly took its name out.
         last = _owner(descriptor)

@@ -32,7 +32,6 @@ from realrl.cli import app
 from realrl.config import load_config, parse_config
 from realrl.data.datasets import NAMED
 from realrl.logging import Alarms
-from realrl.models import resolve_model
 from realrl.objectives import list_objectives
 from realrl.sweep import load_sweep
 
@@ -47,6 +46,10 @@ ELSEWHERE = {
     # Five to eight minutes; the recipe's commands run below on the tiny model.
     "make quickstart": "tests/unit/test_recipes.py::test_every_recipe_parses_and_names_things_that_exist",
     "make test": "tests/e2e/test_docs.py::test_page",
+    # Two minutes.
+    "python benchmarks/gpu_check.py --device cpu --tiny": (
+        "tests/e2e/test_gpu_check.py::test_every_part_runs_and_one_that_fails_leaves_the_others_standing"
+    ),
     # Several processes.
     ".venv/bin/torchrun --nproc-per-node 2 -m realrl train recipes/tiny.toml --run.dir runs/two --train.parallel fsdp2": _RANKS,
     "torchrun --nproc-per-node 8 -m realrl train RECIPE.toml --train.parallel ddp": _RANKS,
@@ -66,8 +69,8 @@ STAND_INS = {
     "smollm2-135m": "{run}/checkpoints/step_2",
     "largest_of_three": "column_addition",
     "runs/quickstart/config.toml": "{run}/config.toml",
-    "runs/quickstart/checkpoints/step_20": "{run}/checkpoints/step_2",
-    "runs/mine/checkpoints/step_20": "runs/mine/checkpoints/step_2",
+    "runs/quickstart/checkpoints/step_14": "{run}/checkpoints/step_2",
+    "runs/mine/checkpoints/step_14": "runs/mine/checkpoints/step_2",
 }
 # What makes a command small; the last of two options counts.
 _TRAIN = "--train.prompts_per_step 2 --train.mini_batch_prompts 2 --sampling.group_size 2 --eval.problems 2 --eval.every 0"
@@ -101,7 +104,6 @@ def commands(text: str):
 @pytest.fixture(scope="module")
 def stand_ins(tmp_path_factory):
     """The stand-ins' folders: a run, an evaluation of it, and two problems under the name of every named set."""
-    resolve_model("tiny-adder")
     folder = tmp_path_factory.mktemp("docs")
     rows = [{"id": str(k), "problem": f"{k}+{k}=", "answer": str(2 * k), "answers_deepscaler": [str(2 * k)]} for k in (11, 12)]
     for name in {known.file for known in NAMED.values()}:

@@ -17,6 +17,7 @@ import forked
 import pyarrow.parquet as pq
 import pytest
 import torch
+from patience import PATIENCE_S, wait_until
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
@@ -228,6 +229,14 @@ def free_port():
         return probe.getsockname()[1]
 
 
+def answers(url):
+    try:
+        with urllib.request.urlopen(url) as reply:
+            return reply.status == 200
+    except OSError:
+        return False
+
+
 def test_a_real_server_and_transformers_give_the_same_greedy_responses(tiny_folder, files, tmp_path):
     """`transformers serve` on loopback beside the same model in process."""
     model = tmp_path / "model"
@@ -253,20 +262,14 @@ def test_a_real_server_and_transformers_give_the_same_greedy_responses(tiny_fold
     with (tmp_path / "server.log").open("w") as log:
         server = subprocess.Popen(command, env=ENVIRONMENT | {"HF_HUB_OFFLINE": "1"}, stdout=log, stderr=subprocess.STDOUT)
     try:
-        for _ in range(600):
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as reply:
-                    assert reply.status == 200
-                break
-            except OSError:
-                assert server.poll() is None, (tmp_path / "server.log").read_text()
-                time.sleep(0.1)
+        wait_until(lambda: answers(f"http://127.0.0.1:{port}/health") or server.poll() is not None)
+        assert server.poll() is None, (tmp_path / "server.log").read_text()
         greedy = [model, *files, "--temperature", "0", "--samples", "1"]
         realrl(*greedy, "--endpoint", f"http://127.0.0.1:{port}/v1", "-o", tmp_path / "served")
         realrl(*greedy, "-o", tmp_path / "own")
     finally:
         server.send_signal(signal.SIGINT)
-        server.wait(30)
+        server.wait(PATIENCE_S)
     served, own = generations(tmp_path / "served"), generations(tmp_path / "own")
     assert len(own) == 16 and len(set(own.values())) > 4
     assert served == own

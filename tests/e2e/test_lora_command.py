@@ -1,4 +1,4 @@
-"""`realrl train`, `--resume` and `realrl eval` with LoRA as real commands, on the tiny adder (made once in the cache)."""
+"""`realrl train`, `--resume` and `realrl eval` with LoRA as real commands, on the tiny adder."""
 
 import json
 import shutil

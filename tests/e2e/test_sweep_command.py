@@ -5,13 +5,10 @@ import json
 import signal
 import subprocess
 import sys
-import time
 
 import forked
-import pytest
 from forked import ROOT
-
-from realrl.models import resolve_model
+from patience import PATIENCE_S, wait_until
 
 SWEEP = """
 base = "{root}/recipes/tiny.toml"
@@ -29,11 +26,6 @@ log.figure = false
 [variants.broken]
 data.train = "nowhere.jsonl"
 """
-
-
-@pytest.fixture(scope="session", autouse=True)
-def adder():
-    return resolve_model("tiny-adder")
 
 
 def command(file, *arguments):
@@ -96,11 +88,10 @@ def test_ctrl_c_stops_the_runs_cleanly_and_the_same_command_goes_on(tmp_path):
         lines = path.read_text().splitlines() if path.is_file() else []
         return [record["step"] for record in map(json.loads, lines) if "reward/mean" in record]
 
-    while len(steps()) < 2:
-        assert process.poll() is None
-        time.sleep(0.05)
+    wait_until(lambda: len(steps()) >= 2 or process.poll() is not None)
+    assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130 and "the same command goes on" in err, err
     assert statuses(tmp_path) == {"real-seed0": "unfinished", "broken-seed0": "not run"} and "unfinished" in out
     stopped = len(steps())

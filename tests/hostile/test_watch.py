@@ -6,6 +6,7 @@ import threading
 
 import pytest
 from made_runs import make_run
+from patience import PATIENCE_S
 
 from realrl.analysis.watch import WatchServer
 
@@ -23,7 +24,7 @@ def server(tmp_path):
 
 def send(server, request: bytes) -> bytes:
     """The whole answer to raw bytes; the other side closes."""
-    with socket.create_connection(server.server_address, timeout=60) as connection:
+    with socket.create_connection(server.server_address, timeout=PATIENCE_S) as connection:
         try:
             connection.sendall(request)
             connection.shutdown(socket.SHUT_WR)

@@ -4,9 +4,6 @@ The reference takes token ids and weights from a run and rebuilds everything els
 """
 
 import json
-import os
-import subprocess
-import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -15,11 +12,12 @@ import torch
 
 pytest.importorskip("trl", reason="TRL is not installed: pip install 'realrl[trl]'")
 
+import forked  # noqa: E402
 from batches import batch_of  # noqa: E402
 from datasets import Dataset  # noqa: E402
 from transformers import AutoTokenizer  # noqa: E402
 from trl import GRPOConfig  # noqa: E402
-from trl_probe import GROUP, PROMPTS, fresh_model, reward_of, run  # noqa: E402
+from trl_probe import GROUP, PROMPTS, fresh_model, reward_of, run, run_all  # noqa: E402
 
 from realrl.errors import ConfigError, EngineError, TrainingError  # noqa: E402
 from realrl.integrations import engines  # noqa: E402
@@ -28,8 +26,6 @@ from realrl.integrations.trl.trainer import _loss_inputs  # noqa: E402
 from realrl.objectives import build_objective  # noqa: E402
 from realrl.train.step import GradientStep, StepSettings  # noqa: E402
 from realrl.types import Batch  # noqa: E402
-
-PROBE = Path(__file__).with_name("trl_probe.py")
 
 
 def split(rows, accumulation=1, per_generation=None, iterations=1, generations=2, **options):
@@ -184,16 +180,20 @@ def test_every_optimizer_step_has_the_exact_gradient(name, tiny_folder, tmp_path
     assert_exact(tiny_folder, tmp_path, case)
 
 
+@pytest.fixture(scope="module")
+def two_processes(tiny_folder, tmp_path_factory):
+    """A folder with a folder for each case, all run by the same two processes."""
+    out = tmp_path_factory.mktemp("two_processes")
+    arguments = [str(tiny_folder), str(out), json.dumps(TWO_PROCESSES)]
+    for rank in forked.on_ranks(2, run_all, *arguments, CUDA_VISIBLE_DEVICES=""):
+        assert rank.returncode == 0, rank.stderr[-3000:]
+    return out
+
+
 @pytest.mark.parametrize("name", TWO_PROCESSES)
-def test_two_processes_have_the_gradient_of_one(name, tiny_folder, tmp_path):
-    case = TWO_PROCESSES[name]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(PROBE)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [*command, str(tiny_folder), str(tmp_path), json.dumps(case)], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert_exact(tiny_folder, tmp_path, case)
+def test_two_processes_have_the_gradient_of_one(name, tiny_folder, two_processes):
+    assert len(list((two_processes / name).glob("rank*.pt"))) == 2
+    assert_exact(tiny_folder, two_processes / name, TWO_PROCESSES[name])
 
 
 def test_a_resumed_run_has_exact_gradients_and_whole_groups(tiny_folder, tmp_path):

@@ -1,14 +1,11 @@
 """A run with RealTrainer that writes down what each optimizer step saw, for test_trl.py.
 
-    torchrun --standalone --nproc-per-node 2 tests/integrations/trl_probe.py MODEL OUT CASE
-
-CASE is JSON: options of RealConfig, and `lora`, `resume`. Each rank writes OUT/rank{N}.pt: of each optimizer step its rollouts
+A case is options of RealConfig, and `lora`, `resume`. Each rank writes OUT/rank{N}.pt: of each optimizer step its rollouts
 (and their log-probabilities by vLLM, where that sampled), the weights at sampling and now, and the gradient that reaches the
 optimizer.
 """
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -119,6 +116,8 @@ def run(folder: str, out: Path, case: dict) -> Probe:
     return trainer
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    run(sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3]))
+def run_all(folder: str, out: str, cases: str) -> None:
+    """Each of `cases` (JSON: name → case) in turn, into OUT/name; what a rank of test_trl.py runs."""
+    for name, case in json.loads(cases).items():
+        (Path(out) / name).mkdir(exist_ok=True)
+        run(folder, Path(out) / name, case)

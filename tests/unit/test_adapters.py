@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from realrl.config import LoraSection, parse_config
 from realrl.errors import ConfigError
 from realrl.head import head_of
 from realrl.logprobs import response_logprobs
-from realrl.models import Reference, adapters, load_model, load_tokenizer, weights_fingerprint
+from realrl.models import Reference, adapters, load_model, load_tokenizer, resolve_model, weights_fingerprint
 from realrl.models.adapters import adapters_off, add_lora, merge_adapters
 from realrl.sampling import HFSampler, SamplingParams
 from realrl.types import Batch, Problem, Prompt
@@ -279,15 +280,21 @@ def test_the_fingerprint_sees_adapter_settings_and_base(tiny_folder, tmp_path):
     assert weights_fingerprint(str(step)) == seen[1]
 
 
-def test_a_built_in_base_is_found_in_another_cache(tiny_folder, tmp_path, monkeypatch):
-    step, cache = tmp_path / "step", tmp_path / "cache"
-    model = checkpoint(tiny_folder, step)
-    shutil.copytree(tiny_folder, cache / "tiny-adder-v1")
-    monkeypatch.setenv("REALRL_CACHE", str(cache))
-    settings = json.loads((step / "adapter_config.json").read_text())
-    for base in ("/home/somebody/.cache/realrl/tiny-adder-v1", "tiny-adder"):
-        (step / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": base}))
-        assert torch.equal(load_model(str(step), dtype=torch.float32).eval()(IDS).logits, model(IDS).logits)
+def test_a_built_in_base_is_found_on_another_machine(tiny_folder, tmp_path, monkeypatch):
+    """By its name or that of its folder: in the cache for one that is made there, in the package for one that ships with it."""
+    shutil.copytree(tiny_folder, tmp_path / "cache" / "smollm2-135m-v1")
+    monkeypatch.setenv("REALRL_CACHE", str(tmp_path / "cache"))
+    shipped = Path(resolve_model("tiny-adder"))
+    for folder, bases in (
+        (tiny_folder, ("/home/somebody/.cache/realrl/smollm2-135m-v1", "smollm2-135m")),
+        (shipped, (f"/home/somebody/realrl/models/{shipped.name}", "tiny-adder")),
+    ):
+        step = tmp_path / f"on_{folder.name}"
+        model = checkpoint(folder, step)
+        settings = json.loads((step / "adapter_config.json").read_text())
+        for base in bases:
+            (step / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": base}))
+            assert torch.equal(load_model(str(step), dtype=torch.float32).eval()(IDS).logits, model(IDS).logits)
 
 
 def test_what_cannot_be_used_is_named(tiny_folder, tmp_path, monkeypatch):

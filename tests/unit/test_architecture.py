@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "realrl"
-BASE = {"types", "errors", "seeding", "memory", "files", "hub", "lock", "hardware"}
+BASE = {"types", "errors", "seeding", "memory", "files", "hub", "lock", "system", "hardware"}
 CONFIG = BASE | {"config", "objectives"}
 ALLOWED = {
     "types": set(),
@@ -15,7 +15,8 @@ ALLOWED = {
     "memory": set(),
     "files": set(),
     "hub": set(),
-    "lock": {"errors"},
+    "lock": {"errors", "system"},
+    "system": set(),
     "hardware": {"errors"},
     "objectives": {"types"},
     "config": BASE | {"objectives"},
@@ -73,6 +74,21 @@ def test_imports_point_one_way(path):
                 "difflib",
                 "__future__",
             }
+
+
+# What some systems lack; `system.py` imports or asks for it where it is used, and knows what to do without.
+PLATFORM_MODULES = {"fcntl", "grp", "msvcrt", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty", "winreg"}
+LINUX_FUNCTIONS = {"eventfd", "memfd_create", "pidfd_open", "posix_fadvise", "posix_fallocate", "sched_getaffinity", "splice"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_what_some_systems_lack_is_used_in_one_place(path):
+    tree = ast.parse(path.read_text())
+    used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)} | set(imports(path))
+    if room_of(path) != "system":
+        assert not used & (PLATFORM_MODULES | LINUX_FUNCTIONS)
+    at_import = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
+    assert not at_import & PLATFORM_MODULES
 
 
 def test_the_grading_workers_stay_free_of_torch():

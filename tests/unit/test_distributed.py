@@ -1,13 +1,10 @@
 """The weights after three optimizer steps are the same on 1, 2 and 4 ranks, whatever the groups and the layout of the model."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
+import forked
 import pytest
+import ranks as one_rank
 import torch
 from safetensors.torch import load_file
 from test_exactness import ragged_batch, three_steps
@@ -15,7 +12,6 @@ from test_exactness import ragged_batch, three_steps
 from realrl.models import load_model
 from realrl.train.distributed import World, deal_groups
 
-ROOT = Path(__file__).parents[2]
 CASES = {
     "real": [{"type": "real"}, {}],
     "two_pass": [{"type": "real"}, {"gradient_route": "two_pass", "micro_batch_tokens": 25}],
@@ -29,16 +25,8 @@ CASES = {
 
 def on_ranks(count, folder, out, cases):
     """Run tests/ranks.py on `count` gloo processes; what rank 0 wrote."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    command += [str(ROOT / "tests" / "ranks.py"), str(folder), str(out), json.dumps(cases)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    try:
-        _, err = process.communicate(timeout=300)
-    except subprocess.TimeoutExpired:
-        # Killing torchrun alone would leave its ranks waiting for each other.
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-    assert process.returncode == 0, err[-3000:]
+    for rank in forked.on_ranks(count, one_rank.main, str(folder), str(out), json.dumps(cases)):
+        assert rank.returncode == 0, rank.stderr[-3000:]
     return load_file(out)
 
 

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+from patience import PATIENCE_S
 from test_exactness import ragged_batch
 
 from realrl.config import RewardSection
@@ -31,7 +32,7 @@ def test_grading_goes_on_before_the_last_response_is_there():
 
     with Grading(Grader(quick), 2) as grading:
         grading.submit(1, "b", ("b",))
-        assert judged.wait(timeout=60)
+        assert judged.wait(timeout=PATIENCE_S)
         grading.submit(0, "a", ("a",))
         assert [verdict.extracted for verdict in grading.verdicts()] == ["a", "b"]
 

@@ -7,6 +7,7 @@ import sys
 import threading
 
 import pytest
+from patience import PATIENCE_S
 
 ASK = """
 import torch
@@ -55,7 +56,7 @@ def test_a_hub_that_does_not_answer_is_tried_once_and_the_errors_name_what_can_b
         "PYTHONPATH": os.pathsep.join(sys.path),
         "NO_PROXY": "127.0.0.1",
     }
-    result = subprocess.run([sys.executable, "-c", ASK], capture_output=True, text=True, env=environment, timeout=600)
+    result = subprocess.run([sys.executable, "-c", ASK], capture_output=True, text=True, env=environment, timeout=PATIENCE_S)
     tokenizer, model, data = result.stdout.splitlines()
     assert len(connections) <= 1
     assert result.stderr.count(f"the hub ({url}) does not answer") == 1

@@ -203,6 +203,15 @@ def test_an_unknown_head_goes_through_the_models_logits():
     torch.nn.init.normal_(model.lm_head.weight)
     for layout in ("shared", "packed", "padded"):
         assert_rows_equal_rows_alone(model, layout, 0.6)
+        # A micro-batch of one row: its states are asked for by their places.
+        batch = ragged_batch()
+        one = replace(
+            batch,
+            **{name: getattr(batch, name)[2:3] for name in ("response_ids", "loss_mask", "group_ids", "rewards", "levels")},
+            logprobs_sampler=batch.logprobs_sampler[2:3],
+        )
+        got = response_logprobs(model, one, temperature=0.6, layout=layout).logprobs[0]
+        torch.testing.assert_close(got.double(), alone(model, batch, 2, 0.6)[0], atol=2e-5, rtol=1e-5)
 
 
 def test_a_model_whose_rows_would_mix_is_padded():

@@ -3,10 +3,11 @@
 import os
 import random
 import signal
-import threading
 from pathlib import Path
 
+import psutil
 import pytest
+from patience import wait_until
 
 from realrl.rewards.pool import JudgePool
 
@@ -33,7 +34,7 @@ def pool():
 
 
 def memory_mib(process, field):
-    """A line of the kernel's account of a process; 0 where it has just ended."""
+    """A line of the kernel's account of a process (Linux); 0 where it has just ended."""
     try:
         lines = Path(f"/proc/{process}/status").read_text().splitlines()
     except OSError:
@@ -44,17 +45,9 @@ def memory_mib(process, field):
 def is_gone(process):
     """Whether a process has ended; one that init has yet to reap has."""
     try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
+        return psutil.Process(process).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return True
-
-
-def wait_until(condition):
-    for _ in range(600):
-        if condition():
-            return
-        threading.Event().wait(0.05)
-    raise AssertionError("in vain")
 
 
 def test_a_crowd_with_one_hostile_answer_in_twenty_is_judged_whole_and_in_order(pool):
@@ -129,7 +122,8 @@ def test_a_worker_ends_with_what_it_started_and_a_terminals_interrupt_does_not_r
     spawned = tmp_path / "spawned"
     result, _ = pool.judge([("spawn", str(spawned)), ("a", "a")])
     assert "no verdict" in result.reason
-    wait_until(lambda: is_gone(int(spawned.read_text())))
+    # The child would end by itself after 600 s.
+    wait_until(lambda: is_gone(int(spawned.read_text())), within_s=300)
     assert all(os.getpgid(worker.process.pid) not in (os.getpgid(0), 0) for worker in pool._workers)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import forked
 import pytest
 from made_runs import HOSTILE, make_run, rollout
+from patience import PATIENCE_S
 from tokenizers import Tokenizer
 
 from realrl.analysis.page import render_page
@@ -317,7 +318,7 @@ def serve():
 
 
 def ask(server, path, host=None, headers=None):
-    connection = http.client.HTTPConnection(*server.server_address, timeout=10)
+    connection = http.client.HTTPConnection(*server.server_address, timeout=PATIENCE_S)
     connection.request("GET", path, headers={"Host": host or f"127.0.0.1:{server.server_port}", **(headers or {})})
     answer = connection.getresponse()
     return answer, answer.read()
@@ -383,10 +384,10 @@ def test_the_commands(tmp_path):
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **heard) as watching:
         try:
             address = re.search(r"http://(127\.0\.0\.1):(\d+)/", watching.stdout.readline())
-            connection = http.client.HTTPConnection(address[1], int(address[2]), timeout=30)
+            connection = http.client.HTTPConnection(address[1], int(address[2]), timeout=PATIENCE_S)
             connection.request("GET", "/data.json")
             assert connection.getresponse().status == 200
             watching.send_signal(signal.SIGINT)
-            assert watching.wait(timeout=30) == 0
+            assert watching.wait(timeout=PATIENCE_S) == 0
         finally:
             watching.kill()

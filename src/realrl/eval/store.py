@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 
 from realrl.errors import DataError
 from realrl.files import file_name, write_whole
+from realrl.system import try_lock
 
 SETTINGS = "settings.json"
 
@@ -52,11 +52,9 @@ class Store:
         self.folder = folder
         (folder / "generations").mkdir(parents=True, exist_ok=True)
         self._lock = (folder / ".lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not try_lock(self._lock.fileno()):
             self._lock.close()
-            raise DataError(f"{folder} is in use by another realrl eval; wait for it, or give another -o") from error
+            raise DataError(f"{folder} is in use by another realrl eval; wait for it, or give another -o")
 
     def __enter__(self) -> Store:
         return self

@@ -1,12 +1,21 @@
 r"""A character-level Llama of 0.66 M parameters that adds two numbers in writing, taught from mostly wrong solutions.
 
-It writes `6+0=6;9+2+0=11;\boxed{116}` for `96+20=`. Three solutions in five of its supervised data hold a slip, so it is
-right about two times in five: what reinforcement learning then lifts. Made on the spot; needs no download.
+It writes `6+0=6;9+2+0=11;\boxed{116}` for `96+20=`. Three solutions in five of its supervised data hold a slip, so half of
+its samples are right (.49 ± .02 at temperature 1, 1,013 held-out problems): what reinforcement learning then lifts.
+
+Its folder `tiny-adder-v2` lies beside this file; `resolve_model` knows it as `tiny-adder`. This command makes one anew, in
+two to three minutes on one thread:
+
+    python -m realrl.models.adder OUT_FOLDER
+
+The same version of torch on the same kind of processor gives the same weights. Elsewhere sums round otherwise, and the model
+is another one, about as good.
 """
 
 from __future__ import annotations
 
 import random
+import sys
 from pathlib import Path
 
 import torch
@@ -16,7 +25,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from realrl.data.tasks import TaskProblems
 from realrl.seeding import derive_seed
 
-CACHE_NAME = "tiny-adder-v1"
 _CHARACTERS = sorted(set("0123456789+-*=,;: \\boxed{}\n"))
 _SLIPS = 0.6
 _STEPS = 350
@@ -50,8 +58,7 @@ def written_solution(problem: str, rng: random.Random, slips: float = _SLIPS) ->
 
 
 def build(target: Path, seed: int = 0, steps: int = _STEPS) -> None:
-    """Train the model on the task's training part and write it into the folder `target` (about 80 s on one thread)."""
-    print(f"teaching the tiny adder, once ({steps} supervised steps, about 80 s)", flush=True)
+    """Train the model on the task's training part and write it into the folder `target`: weights in float16, half the size."""
     tokenizer = character_tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "adder"))
@@ -69,7 +76,8 @@ def build(target: Path, seed: int = 0, steps: int = _STEPS) -> None:
         optimizer.step()
         if (step + 1) % 50 == 0:
             print(f"  step {step + 1}/{steps}, loss {loss.item():.3f}", flush=True)
-    model.save_pretrained(target)
+    # config.json says float32, so transformers loads the weights as that; tied ones are named once.
+    model.save_pretrained(target, state_dict={name: weight.half() for name, weight in model.named_parameters()})
     tokenizer.save_pretrained(target)
 
 
@@ -99,3 +107,10 @@ def _loss(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, pairs: li
     real = places < torch.tensor([len(row) for row in rows])[:, None]
     taught = real & (places >= torch.tensor([len(prompt) for prompt in prompts])[:, None])
     return model(input_ids=ids, attention_mask=real.long(), labels=ids.masked_fill(~taught, -100)).loss
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m realrl.models.adder OUT_FOLDER")
+    torch.set_num_threads(1)
+    build(Path(sys.argv[1]))

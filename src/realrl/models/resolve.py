@@ -25,14 +25,17 @@ from transformers import (
 
 from realrl.errors import ConfigError
 from realrl.hub import reach_hub
-from realrl.models import adapters, adder, smollm2
+from realrl.models import adapters, smollm2
 from realrl.models.adapters import ADAPTER_CONFIG
 
+# Made in the cache at first use.
 # name → (folder in the cache, builder of that folder, hub name where the builder has no source)
-BUILT_IN: dict[str, tuple[str, Callable[[Path], None], str | None]] = {
+MADE: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "smollm2-135m": (smollm2.CACHE_NAME, smollm2.convert, "HuggingFaceTB/SmolLM2-135M-Instruct"),
-    "tiny-adder": (adder.CACHE_NAME, adder.build, None),
 }
+# Part of this package. Adapters name their base by its folder, so other weights need another name.
+SHIPPED = {"tiny-adder": Path(__file__).parent / "tiny-adder-v2"}
+BUILT_IN = (*MADE, *SHIPPED)
 # Bytes at the start, the middle and the end of each weight file that a fingerprint reads.
 _SLICE = 1 << 20
 
@@ -43,22 +46,24 @@ def cache_folder() -> Path:
 
 
 def resolve_model(path: str) -> str:
-    """A local folder or a hub name for `model.path`; a built-in model is made in the cache at its first use.
+    """A local folder or a hub name for `model.path`.
 
-    A folder with an adapter alone is one, too. Raises ConfigError for a local path that is no model folder or an unknown
-    plain name.
+    A folder with an adapter alone is one, too. A built-in model lies in this package, or is made in the cache at first use.
+    Raises ConfigError for a local path that is no model folder or an unknown plain name.
     """
     local = Path(path)
     with contextlib.suppress(RuntimeError):  # a home folder that does not exist
         local = local.expanduser()
     if (local / "config.json").is_file() or (local / ADAPTER_CONFIG).is_file():
         return str(local)
-    if path in BUILT_IN:
-        folder_name, build, hub = BUILT_IN[path]
+    if path in SHIPPED:
+        return str(SHIPPED[path])
+    if path in MADE:
+        folder_name, build, hub = MADE[path]
         folder = cache_folder() / folder_name
         if (folder / "config.json").is_file():
             return str(folder)
-        if hub and not smollm2.available():
+        if not smollm2.available():
             reach_hub()
             return hub
         _build_once(folder, build)
@@ -206,7 +211,7 @@ def adapter_folder(name: str) -> Path | None:
 def _base_model(folder: Path) -> str:
     """The base model of the adapter in `folder`: a folder, a hub name or a built-in model that can be had here.
 
-    The cache folder of a built-in model is known by its name, so that adapters move between machines.
+    The folder of a built-in model is known by its name, so that adapters move between machines.
     """
     found, seen = _named_base(folder), {folder.resolve()}
     while (inner := adapter_folder(found)) is not None:
@@ -219,7 +224,8 @@ def _base_model(folder: Path) -> str:
 
 def _named_base(folder: Path) -> str:
     base = adapters.base_of(folder)
-    built_in = {cached: name for name, (cached, _, _) in BUILT_IN.items()}.get(Path(base).name)
+    folders = {folder.name: name for name, folder in SHIPPED.items()} | {cached: name for name, (cached, _, _) in MADE.items()}
+    built_in = folders.get(Path(base).name)
     try:
         return resolve_model(built_in if built_in and not Path(base).is_dir() else base)
     except ConfigError as error:

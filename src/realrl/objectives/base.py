@@ -16,6 +16,7 @@ from realrl.objectives.kl import KLConfig, kl_penalty
 from realrl.objectives.scores import (
     group_centred,
     group_index,
+    in_float64,
     labels,
     mean_log_ratio,
     mixed_groups,
@@ -149,11 +150,15 @@ class ScoreObjective(Objective):
     ) -> Float[Tensor, "N ..."]:
         """W = d loss_from_scores / d scores (Eq. 9, 10), by autograd in float64, in the scores' dtype, detached."""
         with torch.enable_grad():
-            leaf_N = scores_N.detach().double().requires_grad_(True)
-            loss = self.loss_from_scores(leaf_N, rewards_N.double(), group_ids_N, num_groups, levels_N=levels_N, totals=totals)
+            leaf_N = in_float64(scores_N.detach()).requires_grad_(True)
+            group_ids_N = group_ids_N.to(leaf_N.device)
+            levels_N = None if levels_N is None else levels_N.to(leaf_N.device)
+            loss = self.loss_from_scores(
+                leaf_N, in_float64(rewards_N), group_ids_N, num_groups, levels_N=levels_N, totals=totals
+            )
             if not loss.requires_grad:
                 return torch.zeros_like(scores_N).detach()
-            return torch.autograd.grad(loss, leaf_N)[0].to(scores_N.dtype)
+            return torch.autograd.grad(loss, leaf_N)[0].to(scores_N.device, scores_N.dtype)
 
     def __call__(self, inputs: LossInputs, totals: LossTotals | None = None) -> LossOutput:
         totals = totals or totals_of(inputs)

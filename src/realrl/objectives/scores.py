@@ -15,6 +15,11 @@ def group_index(group_ids_N: Int[Tensor, " N"]) -> tuple[Int[Tensor, " N"], int]
     return index_N, len(unique)
 
 
+def in_float64(values: Tensor) -> Tensor:
+    """The values in float64, which Apple's devices lack: theirs go to the CPU."""
+    return values.to("cpu" if values.device.type == "mps" else values.device, torch.float64)
+
+
 def segment_sum(values_N: Float[Tensor, " N"], index_N: Int[Tensor, " N"], count: int) -> Float[Tensor, " P"]:
     """Sum of the values of each segment; 0 for an empty one."""
     return values_N.new_zeros(count).index_add(0, index_N, values_N)
@@ -24,9 +29,11 @@ def group_centred(values_N: Float[Tensor, " N"], group_ids_N: Int[Tensor, " N"])
     """Each value minus the mean of its group; exactly 0 where all of a group are equal."""
     index_N, count = group_index(group_ids_N)
     # In float32 the mean of equal values may miss them by a bit, which a division by their deviation makes large.
-    exact_N = values_N.double()
+    exact_N = in_float64(values_N)
+    index_N = index_N.to(exact_N.device)
     size = segment_sum(torch.ones_like(exact_N), index_N, count)
-    return (exact_N - (segment_sum(exact_N, index_N, count) / size)[index_N]).to(values_N.dtype)
+    centred_N = exact_N - (segment_sum(exact_N, index_N, count) / size)[index_N]
+    return centred_N.to(values_N.device, values_N.dtype)
 
 
 def segment_logsumexp(

@@ -19,6 +19,8 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
+from realrl.system import kill_group, limit_memory, peak_memory
+
 
 class Judgement(NamedTuple):
     """The plain form of a Verdict, which the workers send: they import no torch."""
@@ -54,7 +56,8 @@ def serve(descriptor: str, import_path: str, memory_mib: str, parent: str, *impo
     connection = Connection(int(descriptor))
     home, _, name = import_path.partition(":")
     judge: Judge = getattr(importlib.import_module(home), name)
-    _limit_memory(int(memory_mib))
+    if not limit_memory(int(memory_mib)):
+        threading.Thread(target=_end_beyond, args=(int(memory_mib),), daemon=True).start()
     for module in imports:
         # What cannot be imported is the judge's to say, of each item.
         with contextlib.suppress(Exception):
@@ -79,14 +82,12 @@ def _end_with(parent: int) -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def _limit_memory(mebibytes: int) -> None:
-    try:
-        import resource
-    except ImportError:  # no such limit on Windows
-        return
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = mebibytes * 2**20
-    resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+def _end_beyond(mebibytes: int) -> None:
+    """The limit where the system keeps none: memory is looked at whenever the judge lets another thread run."""
+    before = peak_memory()
+    while peak_memory() - before < mebibytes * 2**20:
+        time.sleep(0.02)
+    os.killpg(0, signal.SIGKILL)
 
 
 class _Worker:
@@ -128,8 +129,7 @@ class _Worker:
             self.connection.send_bytes(message)
 
     def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        kill_group(self.process.pid)
         self.process.wait()
         self.connection.close()
 
@@ -137,10 +137,10 @@ class _Worker:
 class JudgePool:
     """`workers` processes of the judge at `import_path` ("module:function"), started at the first call; thread-safe.
 
-    Each item, of what JSON can hold, gets `timeout_s` seconds and each worker `memory_mib` MiB of address space; a worker is
-    replaced after `recycle` items, which bounds what a grading library leaks. An item whose worker died is judged once more,
-    by another: the system may have ended the worker for what is not the item's fault. `imports` are modules that the judge
-    will need, which a worker imports before its first item's seconds run.
+    Each item, of what JSON can hold, gets `timeout_s` seconds and each worker `memory_mib` MiB of address space, on macOS of
+    main memory; a worker is replaced after `recycle` items, which bounds what a grading library leaks. An item whose worker
+    died is judged once more, by another: the system may have ended the worker for what is not the item's fault. `imports` are
+    modules that the judge will need, which a worker imports before its first item's seconds run.
     """
 
     def __init__(

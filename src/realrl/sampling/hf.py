@@ -355,29 +355,31 @@ def draw(
 def _at(probs: Float[Tensor, "R V"], uniforms: Float[Tensor, " R"]) -> Int[Tensor, " R"]:
     """The first token at which the running sum of `probs` exceeds the share `uniforms` of the whole.
 
-    The sum runs in float64, in which the tail of a large vocabulary does not vanish: over blocks, then in the one that is hit.
+    The sum runs in float64 (Apple's MPS has float32 alone), in which the tail of a large vocabulary does not vanish: over
+    blocks, then in the one that is hit.
     """
-    vocabulary, shares = probs.shape[1], uniforms.double()[:, None]
+    exact = torch.float32 if probs.device.type == "mps" else torch.float64
+    vocabulary, shares = probs.shape[1], uniforms.to(exact)[:, None]
     if vocabulary <= 4 * _CDF_BLOCK:
-        return _search(probs.double().cumsum(dim=-1), shares)[:, 0]
+        return _search(probs.to(exact).cumsum(dim=-1), shares)[:, 0]
     whole = vocabulary - vocabulary % _CDF_BLOCK
     sums = probs[:, :whole].unflatten(1, (-1, _CDF_BLOCK)).sum(dim=-1)
     if whole < vocabulary:
         sums = torch.cat([sums, probs[:, whole:].sum(dim=-1, keepdim=True)], dim=1)
-    ends = sums.double().cumsum(dim=-1)
+    ends = sums.to(exact).cumsum(dim=-1)
     block = _search(ends, shares)
-    mass = sums.gather(1, block).double()
+    mass = sums.gather(1, block).to(exact)
     shares = (1 - (ends.gather(1, block) - shares * ends[:, -1:]) / mass).clamp(0, 1)
     ids = block * _CDF_BLOCK + torch.arange(_CDF_BLOCK, device=probs.device)
     inside = probs.gather(1, ids.clamp(max=vocabulary - 1)).masked_fill(ids >= vocabulary, 0)
-    token = _search(inside.double().cumsum(dim=-1), shares)
+    token = _search(inside.to(exact).cumsum(dim=-1), shares)
     return (block * _CDF_BLOCK + token).clamp(max=vocabulary - 1)[:, 0]
 
 
 def _search(ends: Float[Tensor, "R B"], shares: Float[Tensor, "R 1"]) -> Int[Tensor, "R 1"]:
     """Where the running sum `ends` exceeds the share of its total; never an item without weight."""
     # Rounding must not lead to the total itself, beyond which no item lies; NaN, of a model that has diverged, does.
-    at = (shares * ends[:, -1:]).clamp(max=ends[:, -1:] * (1 - 2**-50))
+    at = (shares * ends[:, -1:]).clamp(max=ends[:, -1:] * (1 - 4 * torch.finfo(ends.dtype).eps))
     return torch.searchsorted(ends, at, right=True).clamp(max=ends.shape[1] - 1)
 
 

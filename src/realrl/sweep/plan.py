@@ -204,9 +204,10 @@ def _tuned_as(path: Path, file: SweepFile, variant: str, variants: Mapping[str, 
 
 
 def _check_names(path: Path, names: list[str]) -> None:
-    twice = [name for name, count in Counter(names).items() if count > 1]
+    # Capital letters make no other folder on macOS.
+    twice = [name for name, count in Counter(map(str.casefold, names)).items() if count > 1]
     if twice:
-        raise ConfigError(f"{path}: two runs would share the folder {twice[0]}; name no seed or value twice")
+        raise ConfigError(f"{path}: two runs would share the folder {twice[0]} (capitals aside); name none twice")
     longest = max(names, key=len)
     if len(longest) > _MAX_NAME:
         raise ConfigError(f"{path}: no folder can have the name {longest[:80]}…; shorten the variant or the values")

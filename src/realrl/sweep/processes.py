@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -16,6 +15,7 @@ from typing import BinaryIO
 from realrl.config import dump_config
 from realrl.sweep.outcome import can_resume
 from realrl.sweep.plan import PlannedRun
+from realrl.system import kill_group, try_lock, usable_cpus
 
 _POLL_S = 0.2
 
@@ -98,9 +98,7 @@ def run_all(
 def _locked(path: Path) -> BinaryIO | None:
     """The file, opened to append and locked; None where another process has the lock."""
     file = path.open("ab")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not try_lock(file.fileno()):
         file.close()
         return None
     return file
@@ -116,7 +114,7 @@ def _start(run: PlannedRun, log: BinaryIO, logs: Path, jobs: int) -> Job:
     log.flush()
     environment = dict(os.environ)
     if jobs > 1:
-        environment.setdefault("OMP_NUM_THREADS", str(max(len(os.sched_getaffinity(0)) // jobs, 1)))
+        environment.setdefault("OMP_NUM_THREADS", str(max(usable_cpus() // jobs, 1)))
     process = subprocess.Popen(
         [sys.executable, "-m", "realrl", *words],
         stdin=subprocess.DEVNULL,
@@ -130,11 +128,9 @@ def _start(run: PlannedRun, log: BinaryIO, logs: Path, jobs: int) -> Job:
 
 
 def _stop(job: Job, *, kill: bool) -> None:
-    try:
-        if kill:
-            os.killpg(job.process.pid, signal.SIGKILL)
-            job.process.wait()
-        else:
-            os.kill(job.process.pid, signal.SIGINT)
-    except ProcessLookupError:
-        pass
+    if kill:
+        kill_group(job.process.pid)
+        job.process.wait()
+    else:
+        # Does nothing where it has ended.
+        job.process.send_signal(signal.SIGINT)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 import realrl
 from realrl.files import write_whole
 from realrl.hardware import Rates
+from realrl.system import usable_cpus
 
 _PACKAGES = ("torch", "transformers", "vllm", "peft", "bitsandbytes")
 
@@ -42,10 +43,15 @@ def environment(ranks: int) -> dict[str, Any]:
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},
         "platform": platform.platform(),
         "cpu": _cpu_name(),
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "cpus": usable_cpus(),
+        "gpus": _gpus(),
         "ranks": ranks,
     }
+
+
+def _gpus() -> list[str]:
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return names or ["Apple MPS"] * torch.backends.mps.is_available()
 
 
 def _commit(folder: Path) -> dict[str, Any]:
@@ -74,9 +80,13 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _cpu_name() -> str | None:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or None
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
+def _cpu_name() -> str:
+    """As the processor names itself; the architecture where the system does not tell, as Linux on ARM."""
+    if sys.platform == "darwin":
+        command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+        names = [subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()]
+    else:
+        cpuinfo = Path("/proc/cpuinfo")
+        lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(filter(None, names), platform.machine())

@@ -35,8 +35,8 @@ def fitting(run: Run, gradient: GradientStep, batch: Batch, compute: Callable[[]
             reason = str(error).partition("\n")[0][:200]
         # Outside the handler: the traceback holds activations.
         run.optimizer.zero_grad(set_to_none=True)
-        if run.device.type == "cuda":
-            torch.cuda.empty_cache()
+        if run.device.type != "cpu":
+            getattr(torch, run.device.type).empty_cache()
         budget, lengths = gradient.settings.budget, batch.loss_mask.sum(dim=1).tolist()
         prompts = [len(batch.prompts[group].token_ids) for group in batch.group_ids.tolist()]
         longest = max(length + prompt for length, prompt in zip(lengths, prompts, strict=True))
