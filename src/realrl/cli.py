@@ -106,6 +106,31 @@ def train(
         raise typer.Exit(128 + summary.signum)
 
 
+@app.command(context_settings=_WITH_OVERRIDES, epilog=_OVERRIDES_HELP)
+def estimate(
+    context: typer.Context,
+    recipe: Annotated[str, typer.Argument(help="Path of a recipe (TOML).")],
+    prompt_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Mean tokens of a prompt; default: as the data has them.")
+    ] = None,
+    response_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Mean tokens of a response; default: 0.6 × sampling.max_new_tokens.")
+    ] = None,
+    flops: Annotated[
+        float | None, typer.Option(min=1e6, help="FLOP/s of a plain product on each GPU of another machine; default: this one.")
+    ] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="Devices that share the work.")] = 1,
+) -> None:
+    """Time, memory and disk that a recipe will take; elsewhere: realrl estimate RECIPE.toml --flops 4e14 --gpus 8."""
+    from realrl.config import load_config
+    from realrl.train import estimate as lines_of
+
+    config = load_config(recipe, parse_overrides(context.args))
+    _quiet_libraries()
+    for line in lines_of(config, prompt_tokens=prompt_tokens, response_tokens=response_tokens, flops=flops, gpus=gpus):
+        say(line)
+
+
 class _EvalGroup(TyperGroup):
     """`realrl eval MODEL` and `realrl eval compare A B`: what is no name of a command is the model."""
 

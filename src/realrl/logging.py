@@ -159,12 +159,17 @@ def _record(line: bytes) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
 
 
+def step_records(path: Path) -> list[dict[str, Any]]:
+    """The records of sampling rounds in metrics.jsonl, in order; none without the file. Raises OSError."""
+    if not path.exists():
+        return []
+    with path.open("rb") as lines:
+        return [record for line in lines if (record := _record(line)) and STEP_RECORD in record]
+
+
 def last_step(path: Path) -> int:
     """The last sampling round that metrics.jsonl records; 0 without any. Raises OSError."""
-    if not path.exists():
-        return 0
-    with path.open("rb") as lines:
-        return max((record["step"] for line in lines if (record := _record(line)) and STEP_RECORD in record), default=0)
+    return max((record["step"] for record in step_records(path)), default=0)
 
 
 def take_back_alarms(path: Path, resume_step: int) -> None:

@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from realrl.errors import ConfigError
 from realrl.hub import reach_hub
@@ -111,17 +118,24 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedT
         raise _unloadable("tokenizer", path, name, error) from error
 
 
-def layer_shape(path: str, *, trust_remote_code: bool = False) -> tuple[int, int]:
-    """Inputs and outputs of the model's widest common layer, by its configuration alone; ConfigError where it cannot be had."""
+def load_architecture(path: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The model's configuration, an adapter's base model's; ConfigError where it cannot be had."""
     name = resolve_model(path)
     if (folder := adapter_folder(name)) is not None:
-        return layer_shape(_base_model(folder), trust_remote_code=trust_remote_code)
+        return load_architecture(_base_model(folder), trust_remote_code=trust_remote_code)
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code).get_text_config()
-        hidden = int(config.hidden_size)
+        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except Exception as error:  # noqa: BLE001  transformers raises whatever a damaged file leads it to
         raise _unloadable("configuration", path, name, error) from error
-    return hidden, int(getattr(config, "intermediate_size", None) or 4 * hidden)
+
+
+def layer_shape(path: str, *, trust_remote_code: bool = False) -> tuple[int, int]:
+    """Inputs and outputs of the model's widest common layer, by its configuration alone; ConfigError where it cannot be had."""
+    config: Any = load_architecture(path, trust_remote_code=trust_remote_code).get_text_config()
+    hidden = getattr(config, "hidden_size", None)
+    if hidden is None:
+        raise ConfigError(f"the configuration of {path!r} names no hidden_size; give a decoder of transformers")
+    return int(hidden), int(getattr(config, "intermediate_size", None) or 4 * hidden)
 
 
 def load_model(

@@ -18,12 +18,13 @@ from realrl.precision import settle_as_before
 from realrl.train.checkpoint import list_checkpoints, load_optimizer, newest_whole, read_state, tidy
 from realrl.train.distributed import World, join_world
 from realrl.train.environment import record_environment
+from realrl.train.forecast import estimate
 from realrl.train.loop import StopRequest, train_loop
 from realrl.train.recorder import Recorder, writing
 from realrl.train.rollouts import Collector
 from realrl.train.setup import Run, prepare
 
-__all__ = ["Summary", "train"]
+__all__ = ["Summary", "estimate", "train"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,7 @@ def _train(config: Config, world: World, lock: RunLock, *, resume: bool, overwri
     start = int(state.get("step", 0))
     if newest:
         config = settle_as_before(config, folder)
-    run = prepare(config, world, weights=str(newest) if newest else None)
+    run = prepare(config, world, weights=str(newest) if newest else None, start=start)
     config = run.config
     if newest:
         load_optimizer(newest, run.model, run.optimizer)

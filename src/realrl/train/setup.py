@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -13,7 +14,6 @@ from realrl.data import load_problems, render_prompt, render_prompts, training_p
 from realrl.data.stream import PromptStream
 from realrl.errors import ConfigError, DataError
 from realrl.hardware import Rates, choose_device, measure_rates
-from realrl.head import head_of, tokens_at_once
 from realrl.logprobs import layout_of
 from realrl.models import Reference, layer_shape, load_model, load_tokenizer, too_long_for
 from realrl.models.adapters import add_lora, check_same_lora, merge_adapters
@@ -22,7 +22,9 @@ from realrl.precision import precision_notes, sampling_dtype, settle, training_d
 from realrl.rewards import Grader, build_verifier
 from realrl.sampling import Sampler, SamplingParams, build_sampler
 from realrl.train.distributed import World, shard
-from realrl.train.optim import build_optimizer, state_bytes
+from realrl.train.footprint import free_disk, free_memory
+from realrl.train.forecast import Outlook, lengths_of, lengths_so_far, sketch_of
+from realrl.train.optim import build_optimizer
 from realrl.types import Problem, Prompt
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -52,8 +54,8 @@ class Run:
     micro_batch_tokens: int | None = None
 
 
-def prepare(config: Config, world: World, weights: str | None = None) -> Run:
-    """Load data, model and grader; `weights` is a checkpoint to start from instead of `model.path`.
+def prepare(config: Config, world: World, weights: str | None = None, start: int = 0) -> Run:
+    """Load data, model and grader; `weights` is a checkpoint, of step `start`, to start from instead of `model.path`.
 
     Precisions that the recipe leaves to "auto" are decided here (`Run.config` has them). With several ranks under FSDP2 the
     model is sharded after the sampler has taken its copy. Everything that can be wrong with the recipe's inputs is found here,
@@ -73,8 +75,9 @@ def prepare(config: Config, world: World, weights: str | None = None) -> Run:
     config = settle(config, rates)
     uses = {"training": training_dtype(config), "sampling": sampling_dtype(config)}
     notes = precision_notes(rates, uses, 'set model.dtype, model.autocast and sampling.dtype to "auto"')
-    prompts, sample, longest = _training_prompts(config, tokenizer, notes)
+    prompts, shown, longest = _training_prompts(config, tokenizer, notes)
     held_out = {name: _held_out(config, name, tokenizer, notes) for name in config.data.eval}
+    notes[:0] = _outlook(config, rates, shown, held_out, start, world)
     grader = build_verifier(config.reward)
     objective = build_objective(config.objective)
     model = load_policy(config, device, weights)
@@ -87,7 +90,7 @@ def prepare(config: Config, world: World, weights: str | None = None) -> Run:
     if config.model.compile:
         model.compile()
     _check_layout(config, [model, *([reference.own] if reference and reference.own else [])])
-    notes[:0] = _arithmetic(config, model, sample, reference)
+    notes[:0] = _arithmetic(config, model, shown[0])
     if warning := too_long_for(model, longest, config.sampling.max_new_tokens):
         notes.append(warning)
     if world.size > 1:
@@ -180,8 +183,8 @@ def sampling_params(sampling: SamplingSection, *, greedy: bool = False, top_p: f
     )
 
 
-def _training_prompts(config: Config, tokenizer, notes: list[str]) -> tuple[PromptStream, Prompt, int]:
-    """The stream, its first prompt, and the tokens of the longest that was looked at."""
+def _training_prompts(config: Config, tokenizer, notes: list[str]) -> tuple[PromptStream, list[Prompt], int]:
+    """The stream, the prompts that were looked at, and the tokens of the longest."""
     data = config.data
     problems, lines = training_problems(data, config.run.seed)
     notes += lines
@@ -216,7 +219,7 @@ def _training_prompts(config: Config, tokenizer, notes: list[str]) -> tuple[Prom
             return prompt
 
         stream = PromptStream(problems, render, endless=True, seed=config.run.seed)
-        return stream, rendered.prompts[0], longest
+        return stream, rendered.prompts, longest
     by_problem = {id(prompt.problem): prompt for prompt in rendered.prompts}
     kept = [prompt.problem for prompt in rendered.prompts]
     if len(kept) < config.train.prompts_per_step:
@@ -225,7 +228,7 @@ def _training_prompts(config: Config, tokenizer, notes: list[str]) -> tuple[Prom
             f"{config.train.prompts_per_step}: a step holds problems more than once"
         )
     stream = PromptStream(kept, lambda problem: by_problem[id(problem)], endless=False, seed=config.run.seed)
-    return stream, rendered.prompts[0], longest
+    return stream, rendered.prompts, longest
 
 
 def _held_out(config: Config, name: str, tokenizer, notes: list[str]) -> list[Prompt]:
@@ -249,34 +252,30 @@ def _held_out(config: Config, name: str, tokenizer, notes: list[str]) -> list[Pr
     return rendered.prompts
 
 
-def _arithmetic(config: Config, model: PreTrainedModel, sample: Prompt, reference: Reference | None) -> list[str]:
-    """The batch arithmetic, a memory estimate and one prompt as the model will see it."""
+def _outlook(
+    config: Config, rates: Rates, shown: Sequence[Prompt], held_out: Mapping[str, Sequence[Prompt]], start: int, world: World
+) -> list[str]:
+    """Time, memory and disk of what is left of the run. Raises ConfigError where memory or disk is certainly too little."""
+    lengths = lengths_of(shown, config)
+    if start:
+        lengths = lengths_so_far(lengths, Path(config.run.dir) / "metrics.jsonl")
+    counts = {name: len(prompts) for name, prompts in held_out.items()}
+    outlook = Outlook(config, sketch_of(config)[0], rates, lengths, counts, start, world.size)
+    outlook.check_disk()
+    memory = free_memory(choose_device(config.model.device, world.local_rank))
+    return [*outlook.time_lines(), *outlook.space_lines(memory, free_disk(Path(config.run.dir)))]
+
+
+def _arithmetic(config: Config, model: PreTrainedModel, sample: Prompt) -> list[str]:
+    """The batch arithmetic, the model and one prompt as the model will see it."""
     train, group_size = config.train, config.sampling.group_size
-    parameters = model.num_parameters()
-    trainable = model.num_parameters(only_trainable=True)
-    # Weights, gradients and the optimizer's state; the sampling copy and the reference model. A reference that rests in main
-    # memory comes when there are no gradients. Logits of one chunk (of a micro-batch, where the head is not known) in float32
-    # with their gradient and one temporary.
-    gradients, frozen = _bytes(model, trainable_only=True), _bytes(reference.own) if reference and reference.own else 0
-    held = _bytes(model) + state_bytes(config.optim, model)
-    held += max(gradients, frozen) if config.model.offload_reference and model.device.type != "cpu" else gradients + frozen
-    if config.sampling.dtype not in ("same", config.model.dtype):
-        held += 2 * parameters
-    elif config.sampling.steps_ahead:
-        held += _bytes(model)
-    tokens = min(train.micro_batch_tokens, train.mini_batch_prompts * group_size * config.sampling.max_new_tokens)
-    vocabulary = model.config.get_text_config().vocab_size
-    if head_of(model) is not None:
-        tokens = min(tokens, tokens_at_once(vocabulary))
-    logits = tokens * vocabulary * 12
+    parameters, trainable = model.num_parameters(), model.num_parameters(only_trainable=True)
     lines = [
         f"{train.prompts_per_step} prompts × {group_size} rollouts = {train.prompts_per_step * group_size:,} rollouts a step, "
         f"{config.updates_per_step} optimizer step{'s' if config.updates_per_step > 1 else ''} of "
         f"{train.mini_batch_prompts} groups, {train.steps:,} steps",
         f"model {config.model.path}: {parameters / 1e6:,.1f} M parameters"
-        + (f", {trainable / 1e6:,.2f} M in training" if trainable < parameters else "")
-        + f"; memory estimate: weights, gradients and optimizer {held / 2**30:.1f} GiB, "
-        f"logits up to {logits / 2**30:.1f} GiB, activations not counted",
+        + (f", {trainable / 1e6:,.2f} M in training" if trainable < parameters else ""),
         f"first prompt ({len(sample.token_ids)} tokens): {sample.text!r}; its gold: {sample.problem.answer!r}",
     ]
     if config.model.dtype == "bfloat16" and config.model.lora is None and not config.optim.master_weights:
@@ -290,8 +289,3 @@ def _arithmetic(config: Config, model: PreTrainedModel, sample: Prompt, referenc
             "nothing; use 8"
         )
     return lines
-
-
-def _bytes(model: PreTrainedModel, *, trainable_only: bool = False) -> int:
-    """Memory of the parameters as they are stored."""
-    return sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad or not trainable_only)
