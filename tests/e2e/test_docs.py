@@ -340,6 +340,6 @@ def test_the_group_by_hand():
 def test_the_quick_start_keeps_its_numbers():
     config = load_config(ROOT / "recipes" / "quickstart.toml")
     page = (DOCS / "quickstart.md").read_text()
-    assert (config.train.steps, config.train.prompts_per_step, config.sampling.group_size) == (20, 16, 8)
-    assert "Twenty steps" in page and "8 answers to each of 16 problems" in page
+    assert (config.train.steps, config.train.prompts_per_step, config.sampling.group_size) == (14, 16, 8)
+    assert "Fourteen steps" in page and "8 answers to each of 16 problems" in page
     assert f"on {config.eval.problems} problems" in page
