@@ -2,9 +2,9 @@
 
     python benchmarks/quickstart_cost.py [KEY=VALUE …]
 
-Runs `realrl train recipes/quickstart.toml` in a process of its own (keys of the recipe may be overridden), counts its operations
-by `realrl.train.estimate` with the lengths and groups that came out, and divides its time by that of plain matrix products of the
-model's shape, timed before and after in the same precision. Prints JSON.
+Runs `realrl train recipes/quickstart.toml` in a process of its own (keys of the recipe may be overridden) and counts its
+operations by `realrl.train.estimate` with the lengths and groups that came out. Divides its time by that of plain matrix products
+of the model's shape, timed before and after the run, in the precision of each part. Prints JSON.
 """
 
 from __future__ import annotations
@@ -69,11 +69,9 @@ def counted(config: Config, folder: Path) -> dict[str, Work]:
     for record in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()):
         if "reward/mean" not in record:
             continue
-        active = record["compute/rollouts_share"]
-        lengths = replace(prompt, response=record["response/length_mean"], active=active)
-        parts["sampling"] += sampled(
-            config.train.prompts_per_step, section.group_size, lengths, int(record["response/length_max"])
-        )
+        lengths = replace(prompt, response=record["response/length_mean"], active=record["compute/rollouts_share"])
+        longest = int(record["response/length_max"])
+        parts["sampling"] += sampled(config.train.prompts_per_step, section.group_size, lengths, longest)
         parts["updates"] += update_work(config, shape, lengths)
     for file in (folder / "eval").glob("*.parquet"):
         tokens = pq.read_table(file, columns=["tokens"])["tokens"].to_pylist()
@@ -88,14 +86,13 @@ def main() -> None:
         words = [f"--{key}={value}" for key, value in (word.split("=", 1) for word in sys.argv[1:])]
         words += [f"--run.dir={folder}", "--log.rich=false"]
         load_tokenizer("smollm2-135m")  # the model is made at its first use
-        # The precision that the run chose is in its folder; the rate before it is taken in float32 and scaled by what comes after.
-        before = plain_rate("float32", 576, 1536)
+        before = {dtype: plain_rate(dtype, 576, 1536) for dtype in ("float32", "bfloat16")}
         began = time.perf_counter()
         subprocess.run([sys.executable, "-m", "realrl", "train", str(RECIPE), *words], check=True, stdout=sys.stderr)
         took = time.perf_counter() - began
         config = load_config(folder / "config.toml")
-        drift = plain_rate("float32", 576, 1536) / before
-        rates = {dtype: plain_rate(dtype, 576, 1536) for dtype in {training_dtype(config), sampling_dtype(config)}}
+        used = {training_dtype(config), sampling_dtype(config)}
+        rates = {dtype: (before[dtype] + plain_rate(dtype, 576, 1536)) / 2 for dtype in used}
         records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         result: dict[str, Any] = {"seconds": round(took, 1), "in_the_loop_s": round(records[-1]["time/run_s"], 1)}
         plain = 0.0
@@ -110,7 +107,7 @@ def main() -> None:
         result |= {
             "gflops": {dtype: round(rate / 1e9) for dtype, rate in rates.items()},
             "threads": torch.get_num_threads(),
-            "machine_after_over_before": round(drift, 2),
+            "gflops_before": {dtype: round(before[dtype] / 1e9) for dtype in used},
             "plain_s": round(plain, 1),
             "ratio": round(records[-1]["time/run_s"] / plain, 2),
         }

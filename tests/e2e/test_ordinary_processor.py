@@ -50,3 +50,18 @@ def test_on_this_processor_the_recipe_and_the_record_say_what_the_rates_do(tmp_p
     assert done.returncode == 0, done.stderr
     training, sampling, rates = chosen(tmp_path / "run", done.stdout)
     assert (training == "bfloat16", sampling == "bfloat16") == (rates.trains_in_bfloat16, rates.samples_in_bfloat16)
+
+
+def test_a_resumed_run_keeps_the_precision_that_it_began_with(tmp_path):
+    """As if it had begun on another machine, whose bfloat16 was faster."""
+    options = "--model.autocast auto --sampling.dtype auto"
+    assert forked.realrl(*words("tiny", tmp_path / "run", f"{options} --train.steps 1")).returncode == 0
+    recipe = tmp_path / "run" / "config.toml"
+    began = recipe.read_text()
+    others = {"none": "bfloat16", "bfloat16": "none"}
+    before = tomllib.loads(began)["model"]["autocast"]
+    recipe.write_text(began.replace(f'autocast = "{before}"', f'autocast = "{others[before]}"'))
+    done = forked.realrl(*words("tiny", tmp_path / "run", f"{options} --train.steps 2 --resume"))
+    assert done.returncode == 0, done.stderr
+    assert tomllib.loads(recipe.read_text())["model"]["autocast"] == others[before]
+    assert f"precision: training {'bfloat16' if before == 'none' else 'float32'}, " in done.stdout

@@ -240,6 +240,36 @@ def graded(texts, samples=2):
         return grade_generations(problems, generations, grader, samples=samples)
 
 
+def test_the_precision_is_kept_with_the_generations(tmp_path):
+    """Once chosen it stays, whatever is faster on the machine that goes on; another one is refused."""
+    request = EvalRequest(
+        "tiny-adder", ("column_addition",), samples=1, problems=2, max_new_tokens=4, output=str(tmp_path / "out")
+    )
+
+    def kept():
+        return json.loads((tmp_path / "out" / "settings.json").read_text())["dtype"]
+
+    run_eval(dataclasses.replace(request, dtype="bfloat16"))
+    assert kept() == "bfloat16"
+    run_eval(dataclasses.replace(request, problems=3))
+    assert kept() == "bfloat16"
+    with pytest.raises(DataError, match="dtype was 'bfloat16' and is now 'float32'"):
+        run_eval(dataclasses.replace(request, dtype="float32"))
+    with pytest.raises(ConfigError, match="float16.*auto, float32, bfloat16"):
+        run_eval(dataclasses.replace(request, dtype="float16"))
+
+
+def test_an_evaluation_of_an_earlier_version_names_no_precision(tmp_path):
+    request = EvalRequest(
+        "tiny-adder", ("column_addition",), samples=1, problems=2, max_new_tokens=4, output=str(tmp_path / "out")
+    )
+    run_eval(dataclasses.replace(request, dtype="float32"))
+    path = tmp_path / "out" / "settings.json"
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "dtype"}))
+    run_eval(dataclasses.replace(request, dtype="float32", problems=3))
+    assert json.loads(path.read_text())["dtype"] == "float32"
+
+
 def test_an_unknown_engine_leaves_no_folder_whose_settings_refuse_the_right_one(tmp_path):
     request = EvalRequest("tiny-adder", ("column_addition",), engine="vlm", output=str(tmp_path / "out"))
     with pytest.raises(ConfigError, match="unknown --engine 'vlm'; known: auto, hf, vllm"):

@@ -4,6 +4,7 @@ import csv
 import fcntl
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from realrl.analysis.statistics import holm, mean_of, p_value_of_zero
 from realrl.analysis.study import study_tables
 from realrl.config import dump_config
 from realrl.errors import ConfigError, DataError
+from realrl.hardware import Rates, Speed
 from realrl.sweep import Progress, load_sweep
+from realrl.sweep.command import RATES, _settled
 from realrl.sweep.outcome import outcome, tuned
 from realrl.sweep.processes import Interrupt, run_all
 
@@ -49,6 +52,26 @@ def test_runs_are_named_ordered_seed_by_seed_and_hold_their_overrides(tmp_path):
     assert runs[2].config.objective.tau == 2.0 and runs[0].config.objective.tau == 0.5
     # GRPO starts from its own defaults; of its penalty to the reference nothing is left.
     assert (runs[4].config.objective.kl.target, runs[4].config.objective.kl.coef) == ("old", 0.5)
+
+
+def test_precision_is_decided_once_for_all_runs_of_a_sweep(tmp_path):
+    plan = sweep(tmp_path, 'seeds = [0, 1]\n[set]\nmodel.autocast = "auto"\n')
+    plan.dir.mkdir(parents=True)
+    first, second = plan.final({})
+    (settled,) = _settled([first], plan.dir)
+    assert settled.config.model.autocast in ("none", "bfloat16") and len(json.loads((plan.dir / RATES).read_text())) == 1
+    for faster, slower, chosen in ((2e9, 1e9, "bfloat16"), (1e9, 2e9, "none")):
+        # The kept rates decide, not the machine that the sweep goes on.
+        rates = Rates("cpu", 1, Speed(slower, slower), Speed(faster, faster))
+        (plan.dir / RATES).write_text(json.dumps({"tiny-adder on auto": asdict(rates)}))
+        assert [run.config.model.autocast for run in _settled([first, second], plan.dir)] == [chosen, chosen]
+
+
+def test_runs_that_name_their_precision_measure_nothing(tmp_path):
+    plan = sweep(tmp_path, "")
+    plan.dir.mkdir(parents=True)
+    runs = list(plan.final({}))
+    assert _settled(runs, plan.dir) == runs and not (plan.dir / RATES).exists()
 
 
 def test_a_grid_of_keys_with_one_last_word_has_whole_names(tmp_path):
