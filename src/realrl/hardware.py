@@ -26,7 +26,8 @@ _HOPELESS = 3.0
 _MOST_COLUMNS = {"cpu": 1024, "other": 8192}
 # bfloat16 loses digits, so it has to be faster by more than a measurement is off.
 _WORTHWHILE = 1.25
-_REPEATS = 4
+# Runs of a measurement: more of short ones, which other jobs on the machine disturb most.
+_LEAST_RUNS, _MOST_RUNS, _ENOUGH_S = 3, 12, 0.03
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +141,10 @@ class _Layer:
         wide, hidden = self._weight.shape
         states, slope = self._random(tokens, hidden), torch.ones(tokens, wide, device=self.device, dtype=dtype)
         forward = backward = float("inf")
-        for _ in range(_REPEATS):
+        began = time.perf_counter()
+        for run in range(_MOST_RUNS):
+            if run >= _LEAST_RUNS and time.perf_counter() - began > _ENOUGH_S:
+                break
             with torch.autocast(self.device.type, torch.bfloat16, enabled=dtype != torch.float32):
                 seconds, product = self._timed(lambda: torch.nn.functional.linear(states, self._weight))
             forward = min(forward, seconds)
