@@ -3,8 +3,8 @@
     python benchmarks/quickstart_cost.py [KEY=VALUE …]
 
 Runs `realrl train recipes/quickstart.toml` in a process of its own (keys of the recipe may be overridden) and counts its
-operations by `realrl.train.estimate` with the lengths and groups that came out. Divides its time by that of plain matrix products
-of the model's shape, timed before and after the run, in the precision of each part. Prints JSON.
+operations by `realrl.train.estimate` with the lengths and groups that came out. Divides its time by that of plain matrix
+products of the model's shape, timed before and after the run, in the precision of each part. Prints JSON.
 """
 
 from __future__ import annotations

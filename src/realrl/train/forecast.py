@@ -17,7 +17,7 @@ from realrl.logging import step_records
 from realrl.models import load_tokenizer
 from realrl.models.adapters import add_lora
 from realrl.models.shape import Shape, sketch
-from realrl.precision import settle, training_dtype
+from realrl.precision import settle, settle_for_gpus, training_dtype
 from realrl.prefix import common_prefix
 from realrl.train.estimate import Lengths, run_seconds
 from realrl.train.footprint import disk_parts, free_disk, free_memory, memory_parts
@@ -184,10 +184,11 @@ def estimate(
     `response_tokens` go before what the data and the recipe say. Raises ConfigError and DataError for what cannot be had.
     """
     device = choose_device(config.model.device)
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
     if flops:
         rates = Rates("cuda", 1, Speed(flops, flops), Speed(flops, flops))
-        # What only matters on a slower machine is left out.
-        config = settle(config, Rates("cuda", 1, Speed(1, 1), Speed(2, 2)))
+        config = settle_for_gpus(config)
         model, found = sketch_of(config)
     else:
         plain = config.model_copy(update={"model": config.model.model_copy(update={"dtype": "float32", "lora": None})})
