@@ -65,6 +65,8 @@ def test_precision_is_decided_once_for_all_runs_of_a_sweep(tmp_path):
         rates = Rates("cpu", 1, Speed(slower, slower), Speed(faster, faster))
         (plan.dir / RATES).write_text(json.dumps({"tiny-adder on auto": asdict(rates)}))
         assert [run.config.model.autocast for run in _settled([first, second], plan.dir)] == [chosen, chosen]
+    (plan.dir / RATES).write_text('{"tiny-adder on auto": {"device": "cpu"}}')
+    assert _settled([first], plan.dir)[0].config.model.autocast in ("none", "bfloat16")
 
 
 def test_runs_that_name_their_precision_measure_nothing(tmp_path):

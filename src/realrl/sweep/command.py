@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import json
 import shutil
@@ -136,7 +137,10 @@ def run_sweep(plan: Plan, *, jobs: int = 1, only: str = "*") -> Progress:
 def _settled(runs: Sequence[PlannedRun], folder: Path) -> list[PlannedRun]:
     """The runs with each precision "auto" decided once for the whole sweep: the rates behind it are kept in `folder`."""
     path = folder / RATES
-    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    known: dict[str, Rates] = {}
+    # Without the file, or with a damaged one, rates are measured anew.
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+        known = {name: Rates.read(record) for name, record in json.loads(path.read_text()).items()}
     settled = []
     for run in runs:
         model = run.config.model
@@ -146,9 +150,9 @@ def _settled(runs: Sequence[PlannedRun], folder: Path) -> list[PlannedRun]:
         name = f"{model.path} on {model.device}"
         if name not in known:
             shape = layer_shape(model.path, trust_remote_code=model.trust_remote_code)
-            known[name] = asdict(measure_rates(choose_device(model.device), *shape))
-            write_whole(path, json.dumps(known, indent=1) + "\n")
-        settled.append(replace(run, config=settle(run.config, Rates.read(known[name]))))
+            known[name] = measure_rates(choose_device(model.device), *shape)
+            write_whole(path, json.dumps({name: asdict(rates) for name, rates in known.items()}, indent=1) + "\n")
+        settled.append(replace(run, config=settle(run.config, known[name])))
     return settled
 
 
