@@ -25,9 +25,9 @@ from realrl.types import Prompt
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Before the first round: responses of this share of sampling.max_new_tokens (.51 to .58 in the first rounds of our recipes),
-# and this share of the groups with both right and wrong responses.
-_RESPONSE_SHARE = 0.6
-_ACTIVE_SHARE = 0.8
+# and this share of the groups with both right and wrong responses (.41 over the whole quick start).
+_RESPONSE_SHARE = 0.55
+_ACTIVE_SHARE = 0.5
 # Rounds before a resumed one whose lengths are taken.
 _RECENT = 10
 # Prompts that are looked at for their length.
