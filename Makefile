@@ -16,7 +16,7 @@ JOBS ?= 2
 .PHONY: help quickstart test test-vllm test-verl test-integrations bench-trl gpu-check study lint docs lock audit clean
 
 help:
-	@echo "make quickstart   train a real language model with REAL, 3 to 7 minutes on 2 CPU cores"
+	@echo "make quickstart   train a real language model with REAL, 3 to 8 minutes on 2 CPU cores"
 	@echo "make test         run the tests (JOBS=2 at a time)"
 	@echo "make test-vllm    the tests of sampling with vLLM, its CPU build in an environment of its own (4 GB)"
 	@echo "make test-verl    the tests inside verl's own trainer, on CPU in an environment of its own (2 GB); about five minutes"
