@@ -80,6 +80,9 @@ def dev() -> bool:
     # Where this is killed, make begins from nothing; where installers give up, they have changed nothing.
     mark.unlink()
     done = install("adding what tests, checks and docs need (180 MB):", ["-e", ".[dev]"])
+    # Tests start hundreds of processes, and some machines let Python write no bytecode by itself.
+    compile_all = "import compileall; compileall.compile_dir('.venv/lib', quiet=2, workers=0)"
+    done = done and stage("compiling them:", [".venv/bin/python", "-c", compile_all])
     mark.touch()
     return done
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from realrl.analysis.runs import RunRecord, read_columns
-from realrl.errors import ConfigError, DataError
-from realrl.rewards.command import SECOND_GRADERS
-from realrl.rewards.pool import JudgePool
+from realrl.config import RewardSection
+from realrl.errors import ConfigError
+from realrl.rewards.command import second_grader
 
 # Steps whose rollouts are looked into at most.
 _STEPS = 200
@@ -68,10 +68,8 @@ def mark_disagreements(rows: Sequence[dict[str, Any]], grader: str) -> None:
     A response that is shown in part is left alone, as the second grader would not see what the first one saw.
     Raises DataError for an unknown name.
     """
-    if grader not in SECOND_GRADERS:
-        raise DataError(f"--compare {grader!r} is no known grader; known: {', '.join(SECOND_GRADERS)}")
     whole = [row for row in rows if not row["cut"]]
-    pool = JudgePool(f"realrl.rewards.judges:{SECOND_GRADERS[grader]}")
+    pool = second_grader(grader, RewardSection())
     try:
         judged = pool.judge([(row["response"], (row["answer"],)) for row in whole])
     finally:

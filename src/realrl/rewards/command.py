@@ -19,6 +19,16 @@ from realrl.types import Problem, Verdict
 SECOND_GRADERS = {"math-verify": "judge_math_verify", "deepscaler": "judge_deepscaler"}
 
 
+def second_grader(name: str, reward: RewardSection) -> JudgePool:
+    """Workers of another grader, with the deadline and memory of `reward`; DataError for an unknown name."""
+    if name not in SECOND_GRADERS:
+        raise DataError(f"--compare {name!r} is no known grader; known: {', '.join(SECOND_GRADERS)}")
+    # Imported before an answer's seconds run: where Python keeps no bytecode, sympy alone takes longer than they are.
+    imports = ("math_verify", "sympy")
+    path = f"realrl.rewards.judges:{SECOND_GRADERS[name]}"
+    return JudgePool(path, reward.workers, reward.timeout_s, reward.memory_mib, imports=imports)
+
+
 @dataclass(frozen=True, slots=True)
 class GradeReport:
     """Graded rows, how many have each status and stage, and the rows on which the second grader disagrees."""
@@ -51,18 +61,15 @@ def grade_file(
     Raises DataError for a row that cannot be graded, naming its line, before any work is done.
     """
     reward = reward or RewardSection()
-    if compare is not None and compare not in SECOND_GRADERS:
-        raise DataError(f"--compare {compare!r} is no known grader; known: {', '.join(SECOND_GRADERS)}")
+    # Its workers start when they are asked.
+    pool = second_grader(compare, reward) if compare is not None else None
     rows = _read(Path(path))
     responses, golds = [row["response"] for row in rows], [_golds(row) for row in rows]
     with build_verifier(reward) as grader:
         verdicts = grader.score(responses, golds, progress)
     graded = [row | _fields(verdict) for row, verdict in zip(rows, verdicts, strict=True)]
     disagreements = []
-    if compare is not None:
-        pool = JudgePool(
-            f"realrl.rewards.judges:{SECOND_GRADERS[compare]}", reward.workers, reward.timeout_s, reward.memory_mib
-        )
+    if pool is not None:
         try:
             others = pool.judge(list(zip(responses, golds, strict=True)), progress)
         finally:
