@@ -27,6 +27,8 @@ _WORTHWHILE = 8
 
 def common_prefix(sequences: Sequence[tuple[int, ...]]) -> int:
     """How many first tokens all sequences share and are worth computing once; each keeps a token of its own at least."""
+    if len(sequences) < 2:
+        return 0
     # The first and the last in order differ the earliest.
     shared = min(len(os.path.commonprefix([min(sequences), max(sequences)])), min(map(len, sequences)) - 1)
     return shared if shared * (len(sequences) - 1) >= _WORTHWHILE else 0

@@ -60,6 +60,10 @@ def test_rows_that_enter_beside_others_agree_with_a_full_forward(batch_rows, mod
     assert_logprobs_are_those_of_a_full_forward(model, rollouts, prompts)
 
 
+def test_a_rank_without_prompts_samples_nothing(model, tokenizer):
+    assert run(model, tokenizer, prompts=[]) == []
+
+
 # Nine tokens that all begin with; one has two more, the others one or none of their own before their last.
 COMMON = [1, 5, 6, 7, 8, 9, 10, 4, 11]
 BEGIN_ALIKE = [[*COMMON, 5], [*COMMON, 6, 7, 8], [*COMMON, 9], COMMON + [4, 4], [*COMMON, 12, 5], [*COMMON, 7]]

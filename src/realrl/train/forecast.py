@@ -23,7 +23,6 @@ from realrl.train.estimate import Lengths, run_seconds
 from realrl.train.footprint import disk_parts, free_disk, free_memory, memory_parts
 from realrl.types import Prompt
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Before the first round: responses of this share of sampling.max_new_tokens (.51 to .58 in the first rounds of our recipes),
 # and this share of the groups with both right and wrong responses (.41 over the whole quick start).
 _RESPONSE_SHARE = 0.55
@@ -164,7 +163,7 @@ def lengths_so_far(lengths: Lengths, metrics: Path) -> Lengths:
 def sketch_of(config: Config) -> tuple[PreTrainedModel, bool]:
     """The recipe's policy without weights, and whether its configuration was found (`models.shape.sketch`)."""
     section = config.model
-    model, found = sketch(section.path, dtype=_DTYPES[section.dtype], trust_remote_code=section.trust_remote_code)
+    model, found = sketch(section.path, dtype=getattr(torch, section.dtype), trust_remote_code=section.trust_remote_code)
     if section.lora is not None:
         add_lora(model, section.lora, seed=config.run.seed)
     return model, found

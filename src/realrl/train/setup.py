@@ -27,8 +27,6 @@ from realrl.train.forecast import Outlook, lengths_of, lengths_so_far, sketch_of
 from realrl.train.optim import build_optimizer
 from realrl.types import Problem, Prompt
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
 
 @dataclass(slots=True)
 class Run:
@@ -140,7 +138,7 @@ def load_policy(config: Config, device: torch.device, weights: str | None) -> Pr
         )
     model = load_model(
         weights or section.path,
-        dtype=_DTYPES[section.dtype],
+        dtype=getattr(torch, section.dtype),
         device=device,
         trust_remote_code=section.trust_remote_code,
         quantize=section.quantize,
@@ -163,7 +161,7 @@ def _load_reference(config: Config, device: torch.device, policy: PreTrainedMode
     rest = torch.device("cpu") if section.offload_reference else device
     model = load_model(
         section.path,
-        dtype=_DTYPES[section.dtype],
+        dtype=getattr(torch, section.dtype),
         device=rest,
         trust_remote_code=section.trust_remote_code,
         attention=section.attention,
