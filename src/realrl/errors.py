@@ -9,6 +9,10 @@ class ConfigError(RealrlError):
     """A recipe or a command-line override that cannot be run as written."""
 
 
+class ModelError(ConfigError, ValueError):
+    """A model that cannot be computed exactly, or not as asked."""
+
+
 class DataError(RealrlError):
     """A data set that cannot be read or has no usable row."""
 

@@ -54,7 +54,7 @@ def whole_batch(common=0):
 
 @pytest.mark.parametrize(("layout", "common"), [("shared", 0), ("shared", 16), ("padded", 0)])
 def test_forward_and_backward_operations(model, layout, common):
-    layout_of(model)
+    layout_of(model, layout, longest=PROMPT + RESPONSE)
     stats, batch, lengths = {}, whole_batch(common), Lengths(PROMPT, RESPONSE, common)
     options = {"shared": layout == "shared", "budget": 10_000}
     found = counted(lambda: stats.update(got=response_logprobs(model, batch, temperature=1.0, layout=layout)))
@@ -68,7 +68,7 @@ def test_forward_and_backward_operations(model, layout, common):
 @pytest.mark.parametrize("common", [0, 16])
 def test_sampling_operations(model, tiny_folder, common):
     head_of(model)  # tries the model once
-    sampler = HFSampler(model, AutoTokenizer.from_pretrained(tiny_folder))
+    sampler = HFSampler(model, AutoTokenizer.from_pretrained(tiny_folder), longest=PROMPT + RESPONSE)
     sampler._end_ids = {10**6}  # no response ends early
     params = SamplingParams(temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=RESPONSE, batch_rows=256)
     prompts = [prompt.token_ids for prompt in whole_batch(common).prompts]
@@ -103,7 +103,7 @@ def test_activations_are_what_autograd_keeps(tiny_folder, layout, dtype):
     found = {}
     for layers in (2, 6):
         model = AutoModelForCausalLM.from_config(LlamaConfig(num_hidden_layers=layers, **SIZES))
-        layout_of(model)
+        layout_of(model, layout, longest=PROMPT + RESPONSE)
         shape = Shape.of(model)
         found[layers] = kept_for_backward(model, whole_batch(), dtype, layout), activation_bytes(config, shape, LENGTHS)
     real, estimated = (found[6][index] - found[2][index] for index in (0, 1))

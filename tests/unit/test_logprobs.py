@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from realrl.logprobs import layout_of, packs, response_logprobs, shares_prompts
+from realrl.modes import train_without_noise
 from realrl.types import Batch, Problem, Prompt
 
 SIZES = {
@@ -119,7 +120,7 @@ def test_what_all_prompts_begin_with_is_computed_once(model):
     """12 common tokens, 3 + 9 + 1 of the prompts, and 3 + 0 + 6 + 1 + 4 + 2 of the responses: each but its last token."""
     rows = []
     model.get_input_embeddings().register_forward_hook(lambda module, ids, states: rows.append(tuple(states.shape[:2])))
-    layout_of(model)
+    layout_of(model, longest=64)
     rows.clear()
     response_logprobs(model, ragged_batch(common=12), temperature=0.6, layout="shared")
     assert rows == [(1, 12 + 13 + 16)]
@@ -332,5 +333,5 @@ def test_single_token_responses(model):
 def test_checkpointing_turns_prompt_sharing_off(model):
     assert shares_prompts(model)
     model.gradient_checkpointing_enable()
-    model.train()
+    train_without_noise(model)
     assert not shares_prompts(model) and layout_of(model) == "padded"

@@ -27,8 +27,8 @@ def seeds_of(seed, prompts, group_size):
     return [derive_seed(seed, prompt, sample) for prompt in range(prompts) for sample in range(group_size)]
 
 
-def run(model, tokenizer, seed=0, group_size=4, prompts=PROMPTS, dtype=None, on_finished=None, **params):
-    sampler = HFSampler(model, tokenizer, dtype=dtype)
+def run(model, tokenizer, seed=0, group_size=4, prompts=PROMPTS, dtype=None, on_finished=None, sampler=None, **params):
+    sampler = sampler or HFSampler(model, tokenizer, dtype=dtype)
     settings = SamplingParams(**{"temperature": 0.8, "max_new_tokens": 12, **params})
     seeds = seeds_of(seed, len(prompts), group_size)
     return sampler.sample(prompts, group_size=group_size, params=settings, seeds=seeds, on_finished=on_finished)
@@ -72,8 +72,9 @@ BEGIN_ALIKE = [[*COMMON, 5], [*COMMON, 6, 7, 8], [*COMMON, 9], COMMON + [4, 4], 
 @pytest.mark.parametrize("batch_rows", [4, 9, 256])
 def test_what_all_prompts_begin_with_is_prefilled_once(batch_rows, model, tokenizer):
     shapes = []
+    sampler = HFSampler(model, tokenizer, longest=64)  # tries the model
     hook = model.get_input_embeddings().register_forward_hook(lambda module, ids, states: shapes.append(states.shape[:2]))
-    rollouts = run(model, tokenizer, group_size=2, prompts=BEGIN_ALIKE, batch_rows=batch_rows, max_new_tokens=20)
+    rollouts = run(model, tokenizer, 0, 2, BEGIN_ALIKE, sampler=sampler, batch_rows=batch_rows, max_new_tokens=20)
     hook.remove()
     assert [shape for shape in shapes if shape == (1, len(COMMON))] == [(1, len(COMMON))]
     # The rest of a prompt, or a token of each row.

@@ -32,6 +32,7 @@ from realrl.models import (
     too_long_for,
     weights_fingerprint,
 )
+from realrl.models.rotary import fix_rotary
 from realrl.precision import precision_notes
 from realrl.rewards import Grader, build_verifier
 from realrl.sampling import HFSampler, SamplingParams, TextEngine, TextRequest
@@ -365,7 +366,10 @@ def _engine(settings: Mapping[str, Any], request: EvalRequest, params: SamplingP
     model = load_model(request.model, dtype=dtype, device=choose_device("auto")).eval()
     if warning := too_long_for(model, longest_prompt, params.max_new_tokens):
         print(f"realrl: {warning}", file=sys.stderr)
-    return HFEngine(HFSampler(model, load_tokenizer(request.model)), params)
+    longest = longest_prompt + params.max_new_tokens
+    if note := fix_rotary(model, longest):
+        print(f"realrl: {note}", file=sys.stderr)
+    return HFEngine(HFSampler(model, load_tokenizer(request.model), longest=longest), params)
 
 
 def _report(

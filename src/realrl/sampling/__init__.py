@@ -25,9 +25,9 @@ __all__ = [
 
 
 def build_sampler(
-    config: Config, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, longest_prompt: int, *, copy: bool = False
+    config: Config, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, longest_prompt: int, copy: bool = False
 ) -> Sampler:
-    """The sampler that `config.sampling` asks for; `longest_prompt` counts tokens, at least those of every prompt to come.
+    """The sampler that `config.sampling` asks for; `longest_prompt` counts the tokens of the longest prompt that was seen.
 
     `copy`: not from the modules in training themselves (vLLM never does). Every rank has to call this.
     Raises ConfigError where its engine is not installed or cannot do what the recipe wants.
@@ -35,13 +35,14 @@ def build_sampler(
     sampling = config.sampling
     dtype = None if sampling.dtype == "same" else torch.bfloat16
     if sampling.engine == "hf":
-        return HFSampler(model, tokenizer, dtype=dtype, copy=copy)
+        return HFSampler(model, tokenizer, dtype=dtype, copy=copy, longest=longest_prompt + sampling.max_new_tokens)
     if not 0.01 <= sampling.temperature <= 2:
         raise ConfigError(
             f"sampling.temperature = {sampling.temperature}: vLLM takes 0.01 to 2; change it, or set sampling.engine = 'hf'"
         )
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    length = longest_prompt + sampling.max_new_tokens
+    # Generated prompts may still be longer than those that were seen.
+    length = config.data.max_prompt_tokens + sampling.max_new_tokens
     return VLLMSampler(
         model,
         tokenizer,

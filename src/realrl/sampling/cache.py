@@ -9,19 +9,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedConfig
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 # Columns that a cache grows by: attention reads all columns at every token, so copying them every 256 tokens costs nothing.
 BLOCK = 256
-
-
-def supports(config: PreTrainedConfig) -> bool:
-    """Whether a `RowCache` can stand for the model's own cache: attention over all tokens or over a window of them."""
-    kinds = getattr(config.get_text_config(), "layer_types", None) or ()
-    layers = DynamicCache(config=config).layers
-    return set(kinds) <= {"full_attention", "sliding_attention"} and all(
-        type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers
-    )
 
 
 class RowLayer(DynamicLayer):
@@ -104,7 +95,8 @@ def _fill(room: Float[Tensor, "R H C D"], states: Float[Tensor, "R H c D"]) -> N
 
 
 class RowCache(DynamicCache):
-    """A cache of `RowLayer`s, whose rooms have `block` columns to spare."""
+    """A cache of `RowLayer`s, whose rooms have `block` columns to spare. It stands for layers with keys and values of all
+    tokens, or of a window; a sampler tries whether it does."""
 
     def __init__(self, config: PreTrainedConfig, block: int = BLOCK) -> None:
         super().__init__()

@@ -13,13 +13,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from realrl.errors import ConfigError, SamplingError
+from realrl.errors import ConfigError, ModelError, SamplingError
 from realrl.head import Head, head_of
 from realrl.memory import out_of_memory
+from realrl.modes import evaluating
 from realrl.prefix import common_prefix
 from realrl.sampling.base import SamplingParams
-from realrl.sampling.cache import BLOCK, RowCache, supports
+from realrl.sampling.cache import BLOCK, RowCache
 from realrl.sampling.weights import whole
+from realrl.trial import SHORT, alone, reason_of, tolerance_of, trial_prompts
 from realrl.types import Rollout
 
 # Rows whose logits are in memory together.
@@ -35,7 +37,8 @@ _NUCLEUS = 1024
 class HFSampler:
     """Samples from a transformers causal LM; with `copy`, or a `dtype` other than the model's, from a copy of it.
 
-    Raises ConfigError for a model whose cache is not one of keys and values (states, chunks).
+    The cache is tried before it is used, on rows of up to `longest` tokens where that is known: ModelError for a model whose
+    cache is not one of keys and values.
     """
 
     def __init__(
@@ -45,12 +48,8 @@ class HFSampler:
         *,
         dtype: torch.dtype | None = None,
         copy: bool = False,
+        longest: int = SHORT,
     ) -> None:
-        if not supports(model.config):
-            raise ConfigError(
-                f"sampling.engine = 'hf' does not support the cache of {model.config.model_type!r}; "
-                "use a model whose layers all have full or sliding-window attention"
-            )
         self._copied = copy or (dtype is not None and dtype != model.dtype)
         self._model = model
         if self._copied:
@@ -58,6 +57,8 @@ class HFSampler:
             torch.nn.Module.to(self._model, dtype).requires_grad_(False).eval()
         self._tokenizer = tokenizer
         self._end_ids = end_token_ids(model, tokenizer)
+        self._checked = 0
+        self.check(longest)
 
     @torch.no_grad()
     def update_weights(self, model: PreTrainedModel) -> None:
@@ -97,24 +98,10 @@ class HFSampler:
         """`sizes[p]` rollouts of prompt p, as they end; each with its place in the order by prompt, then by sample."""
         if len(seeds) != sum(sizes):
             raise ValueError(f"got {len(seeds)} seeds for {sum(sizes)} rollouts; every rollout needs one of its own")
-        waiting = _groups(prompts, sizes, params.batch_rows, seeds)
-        training = self._model.training
-        self._model.eval()
         try:
-            most = min(len(seeds), params.batch_rows)
-            rows = _Rows(self._model, params, self._end_ids, most, common_prefix([tuple(prompt) for prompt in prompts]))
-            while waiting or rows.groups:
-                free = params.batch_rows - len(rows.groups)
-                if waiting and len(waiting[0].seeds) <= free and _ENTER_SHARE * free >= params.batch_rows:
-                    entering = []
-                    while waiting and len(waiting[0].seeds) <= free:
-                        entering.append(waiting.popleft())
-                        free -= len(entering[-1].seeds)
-                    rows.enter(entering)
-                else:
-                    rows.step()
-                if finished := rows.finished():
-                    yield [self._rollout(*one) for one in finished]
+            self.check(max(map(len, prompts), default=0) + params.max_new_tokens)
+            with evaluating(self._model):
+                yield from self._decode(prompts, sizes, params, seeds)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
@@ -123,8 +110,53 @@ class HFSampler:
                 f"out of memory while up to {min(len(seeds), params.batch_rows)} responses of up to {params.max_new_tokens} "
                 f"tokens are sampled together ({reason}); lower sampling.batch_rows (--batch-rows) or sampling.max_new_tokens"
             ) from error
-        finally:
-            self._model.train(training)
+
+    def check(self, longest: int) -> None:
+        """Try whether the cache gives the log-probabilities of plain passes, on rows of up to `longest` tokens.
+
+        Once, and again for longer rows. Raises ModelError where it does not.
+        """
+        if longest <= self._checked:
+            return
+        params = SamplingParams(temperature=1.0, max_new_tokens=8, batch_rows=3)
+        prompts = trial_prompts(self._model, max(longest - params.max_new_tokens, SHORT))
+        tolerance = tolerance_of(self._model)
+        try:
+            with evaluating(self._model):
+                rollouts = [one for done in self._decode(prompts, [2, 1], params, range(3)) for _, one in done]
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            raise self._unfit(reason_of(error)) from error
+        wanted = torch.cat([alone(self._model, prompts[one.prompt_index], one.token_ids) for one in rollouts])
+        off = torch.tensor([value for one in rollouts for value in one.logprobs_sampler], device=wanted.device) - wanted
+        if not bool(off.square().mean().sqrt() <= tolerance):
+            raise self._unfit(f"log-probabilities are up to {float(off.abs().max()):.2g} nats off those of plain passes")
+        self._checked = longest
+
+    def _unfit(self, reason: str) -> ModelError:
+        return ModelError(
+            f"sampling.engine = 'hf' cannot sample exactly from {type(self._model).__name__} with its cache ({reason}); use a "
+            "model whose layers all have full or sliding-window attention, or sampling.engine = 'vllm'"
+        )
+
+    def _decode(
+        self, prompts: Sequence[Sequence[int]], sizes: Sequence[int], params: SamplingParams, seeds: Sequence[int]
+    ) -> Iterator[list[tuple[int, Rollout]]]:
+        waiting, most = _groups(prompts, sizes, params.batch_rows, seeds), min(len(seeds), params.batch_rows)
+        rows = _Rows(self._model, params, self._end_ids, most, common_prefix([tuple(prompt) for prompt in prompts]))
+        while waiting or rows.groups:
+            free = params.batch_rows - len(rows.groups)
+            if waiting and len(waiting[0].seeds) <= free and _ENTER_SHARE * free >= params.batch_rows:
+                entering = []
+                while waiting and len(waiting[0].seeds) <= free:
+                    entering.append(waiting.popleft())
+                    free -= len(entering[-1].seeds)
+                rows.enter(entering)
+            else:
+                rows.step()
+            if finished := rows.finished():
+                yield [self._rollout(*one) for one in finished]
 
     def _rollout(self, index: int, prompt_index: int, tokens: list[int], logprobs: list[float]) -> tuple[int, Rollout]:
         return index, Rollout(
@@ -324,6 +356,7 @@ def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     named: tuple[Any, ...] = (
         getattr(model.generation_config, "eos_token_id", None),
         getattr(model.config, "eos_token_id", None),
+        getattr(model.config.get_text_config(), "eos_token_id", None),
         tokenizer.eos_token_id,
     )
     for value in named:

@@ -112,7 +112,6 @@ def replay(file: Path, weights: str | None = None, *, trust_remote_code: bool = 
     weights = weights or (str(earlier[-1]) if earlier else None)
     device = choose_device(config.model.device)
     model = load_policy(config, device, weights)
-    model.train()
     settings = settings_of(config, seen["step"] - 1)
     batch = replace(bad.batch, **{name: getattr(bad.batch, name).to(device) for name in _TENSORS})
     old_NT, ref_NT = (tensor if tensor is None else tensor.to(device) for tensor in (bad.old_NT, bad.ref_NT))

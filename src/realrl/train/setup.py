@@ -12,11 +12,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from realrl.config import Config, SamplingSection
 from realrl.data import load_problems, render_prompt, render_prompts, training_problems
 from realrl.data.stream import PromptStream
-from realrl.errors import ConfigError, DataError
+from realrl.errors import ConfigError, DataError, ModelError
 from realrl.hardware import Rates, choose_device, measure_rates
 from realrl.logprobs import layout_of
 from realrl.models import Reference, layer_shape, load_model, load_tokenizer, too_long_for
 from realrl.models.adapters import add_lora, check_same_lora, merge_adapters
+from realrl.models.rotary import fix_rotary
+from realrl.modes import train_without_noise
 from realrl.objectives import Objective, build_objective
 from realrl.precision import precision_notes, sampling_dtype, settle, training_dtype
 from realrl.rewards import Grader, build_verifier
@@ -78,16 +80,11 @@ def prepare(config: Config, world: World, weights: str | None = None, start: int
     notes[:0] = _outlook(config, rates, shown, held_out, start, world)
     grader = build_verifier(config.reward)
     objective = build_objective(config.objective)
-    model = load_policy(config, device, weights)
+    model = load_policy(config, device, weights, notes)
     reference = _load_reference(config, device, model) if objective.needs_ref else None
-    model.train()
-    if config.model.gradient_checkpointing:
-        # Newer versions of transformers warn of the older name.
-        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
-        enable({"use_reentrant": False})
+    _check_layout(config, [model, *([reference.own] if reference and reference.own else [])], longest)
     if config.model.compile:
         model.compile()
-    _check_layout(config, [model, *([reference.own] if reference and reference.own else [])])
     notes[:0] = _arithmetic(config, model, shown[0])
     if warning := too_long_for(model, longest, config.sampling.max_new_tokens):
         notes.append(warning)
@@ -96,7 +93,7 @@ def prepare(config: Config, world: World, weights: str | None = None, start: int
     sharded = world.size > 1 and config.train.parallel == "fsdp2"
     # Sampled ahead or token by token, the weights must be whole and must not change meanwhile.
     copy = sharded or config.sampling.steps_ahead > 0
-    sampler = build_sampler(config, model, tokenizer, config.data.max_prompt_tokens, copy=copy)
+    sampler = build_sampler(config, model, tokenizer, longest_prompt=longest, copy=copy)
     if sharded:
         for one in (model, reference and reference.own):
             if one is not None:
@@ -119,17 +116,21 @@ def prepare(config: Config, world: World, weights: str | None = None, start: int
     )
 
 
-def _check_layout(config: Config, models: Sequence[PreTrainedModel]) -> None:
-    """Try the models' layouts, whole as they still are; ConfigError where `train.layout` asks for one that cannot be."""
+def _check_layout(config: Config, models: Sequence[PreTrainedModel], longest_prompt: int) -> None:
+    """Try the models' layouts on the longest rows, while they are whole; ModelError for one that cannot have `train.layout`."""
     for model in models:
         try:
-            layout_of(model, None if config.train.layout == "auto" else config.train.layout)
-        except ValueError as error:
-            raise ConfigError(f"train.layout = {config.train.layout!r}: {error}") from error
+            layout = None if config.train.layout == "auto" else config.train.layout
+            layout_of(model, layout, longest=longest_prompt + config.sampling.max_new_tokens)
+        except ModelError as error:
+            raise ModelError(f"model.path = {config.model.path!r}, train.layout = {config.train.layout!r}: {error}") from error
 
 
-def load_policy(config: Config, device: torch.device, weights: str | None) -> PreTrainedModel:
-    """The model in training: the checkpoint's, or `model.path` with its adapters merged and fresh ones where asked."""
+def load_policy(config: Config, device: torch.device, weights: str | None, notes: list[str] | None = None) -> PreTrainedModel:
+    """The model ready to train: the checkpoint's, or `model.path` with its adapters merged and fresh ones where asked.
+
+    What is to be said of it is added to `notes`.
+    """
     section = config.model
     if section.quantize != "none" and config.sampling.dtype not in ("same", section.dtype):
         raise ConfigError(
@@ -146,11 +147,26 @@ def load_policy(config: Config, device: torch.device, weights: str | None) -> Pr
     )
     if weights:
         check_same_lora(model, section.lora, weights)
-        return model
-    merge_adapters(model)
-    if section.lora is not None:
-        add_lora(model, section.lora, seed=config.run.seed)
+    else:
+        merge_adapters(model)
+        if section.lora is not None:
+            add_lora(model, section.lora, seed=config.run.seed)
+    if note := fix_rotary(model, _most_tokens(config)):
+        (notes if notes is not None else []).append(note)
+    if section.gradient_checkpointing:
+        # Newer versions of transformers warn of the older name.
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        try:
+            enable({"use_reentrant": False})
+        except ValueError as error:
+            raise ModelError(f"model.gradient_checkpointing = true: {error} Set it to false.") from error
+    train_without_noise(model)
     return model
+
+
+def _most_tokens(config: Config) -> int:
+    """Tokens of the longest row that the recipe allows."""
+    return config.data.max_prompt_tokens + config.sampling.max_new_tokens
 
 
 def _load_reference(config: Config, device: torch.device, policy: PreTrainedModel) -> Reference:
@@ -167,6 +183,7 @@ def _load_reference(config: Config, device: torch.device, policy: PreTrainedMode
         attention=section.attention,
     )
     merge_adapters(model)
+    fix_rotary(model, _most_tokens(config))
     return Reference(model, device=device if section.offload_reference else None)
 
 
