@@ -6,14 +6,21 @@ r"""One spelling for what is written in many: Unicode, LaTeX spacing and styles,
 from __future__ import annotations
 
 import re
+import unicodedata
 
+# "½", "¼", "⅞" and their like, as LaTeX.
+_VULGAR = {
+    chr(code): "\\frac{{{}}}{{{}}}".format(*unicodedata.normalize("NFKC", chr(code)).split("⁄"))
+    for code in (*range(0xBC, 0xBF), *range(0x2150, 0x215F), 0x2189)
+}
 _UNICODE = str.maketrans(
     {
         "−": "-", "–": "-", "×": "*", "·": "*", "⋅": "*", "÷": "/", "≤": "\\le ", "≥": "\\ge ", "π": "\\pi ", "∞": "\\infty ",
         "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "±": "\\pm ", "√": "\\sqrt ", "θ": "\\theta ", "≈": "\\approx ", "’": "'",
-        "²": "^2", "³": "^3", "½": "\\frac{1}{2}", "∅": "\\emptyset ", "≠": "\\ne ",
+        "²": "^2", "³": "^3", "∅": "\\emptyset ", "≠": "\\ne ", "⁄": "/", "‐": "-", "‑": "-", "‒": "-", "—": "-", "－": "-",
         "（": "(", "）": ")", "，": ",", "\u2009": " ", "\u202f": " ", "\xa0": " ",
     }
+    | _VULGAR
 )  # fmt: skip
 _WORDS = re.compile(
     r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mathbb|mathcal|mathit|mbox|hbox|rm|operatorname)(?![a-zA-Z])\*?\s*"
@@ -27,15 +34,21 @@ _RULES = [
         (r"\\[()\[\]]|\\displaystyle(?![a-zA-Z])|\\\$|\$", " "),
         (r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\.?", ""),
         (r"\\[dtc](frac|binom)(?![a-zA-Z])", r"\\\1"),
+        (r"\\frac\s*(?:(\d)|\{\s*(\d+)\s*\})\s*(?:(\d)|\{\s*(\d+)\s*\})", r"\\frac{\1\2}{\3\4}"),
+        (r"\\[,;:> ]|~", " "),
         # The rules below try a run of spaces at each of its places; none means more by a long run than by three.
         (r"\s{4,}", "   "),
         (r"(?<=\d)\s*\^?\s*\{?\s*⟦?(?:st|nd|rd|th)⟧?\s*\}?(?![a-zA-Z])", ""),
+        (
+            r"(?<![\d.,])(?<!\{,\})[1-9]\d{0,2}(?:\s*(?:\{,\s*\}|,\\!|\\!,)\s*\d{3})+(?!\d)",
+            lambda match: re.sub(r"\D", "", match[0]),
+        ),
         (r"\s*\{,\s*\}\s*|,\\!\s*|\\!,", ","),
         (r"!=", r"\\ne "),
         (r"\\?%|\b(?:pct|percentage|percent)\b", "%"),
         (r"(?<![\d./^])(\d+) (\d+)/(\d+)(?![\d.])", r"\1\\frac{\2}{\3}"),
         (r"(?<![\d.,])(\d{1,3}(?: \d{3})+)(?![\d,.])", lambda match: match[1].replace(" ", "")),
-        (r"\\(?:quad|qquad)(?![a-zA-Z])|\\[,;:!> ]|~", " "),
+        (r"\\(?:quad|qquad)(?![a-zA-Z])|\\!", " "),
         (r"\^\s*\{?\s*\\circ\s*\}?|\\degrees?(?![a-zA-Z])|\\circ(?![a-zA-Z])", "°"),
         (r"\\(?:leq|leqslant)(?![a-zA-Z])|<=", r"\\le "),
         (r"\\(?:geq|geqslant)(?![a-zA-Z])|>=", r"\\ge "),
@@ -49,7 +62,8 @@ _RULES = [
         (r"\bnp\.|\bmath\.", ""),
     )
 ]
-_GROUPED = re.compile(r"(?<![\d.,])(?!0,)\d{1,3}(?:,\d{3})+(?![\d,])")
+# Brackets, and digits in groups of three with commas between them.
+_BRACKET_OR_GROUPS = re.compile(r"\\[{}]|[()\[\]{}]|(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)")
 # A letter set upright is a letter; after a number it is a unit.
 _LETTER = re.compile(r"(?<![\d)}\s])⟦([a-zA-Z])⟧")
 _BOX = re.compile(r"\\(?:boxed|fbox)\{(.*)\}", re.DOTALL)
@@ -71,9 +85,24 @@ def normalise(text: str) -> str:
         text = rule.sub(by, text)
     text = _LETTER.sub(r"\1", " ".join(text.split()).strip().rstrip("\\"))
     text = text.rstrip(".,;: ") if not text.endswith("\\.") else text
-    if _GROUPED.fullmatch(text.lstrip("+-").split(".")[0].rstrip("° %") if text else ""):
-        text = re.sub(r",(?=\d{3})", "", text)
-    return text
+    return _join_groups(text)
+
+
+def _join_groups(text: str) -> str:
+    r"""`2,220\pi` → `2220\pi`. Inside of brackets that are read as a tuple or a set, and in a subscript, a comma separates."""
+    if ";" in text:
+        return text
+    parts, opened, last = [], [], 0
+    for match in _BRACKET_OR_GROUPS.finditer(text):
+        symbol = match[0]
+        if symbol in ("(", "[", "{", "\\{"):
+            opened.append("_" if symbol == "{" and text[: match.start()].endswith("_") else symbol)
+        elif symbol in (")", "]", "}", "\\}"):
+            del opened[-1:]
+        elif not opened or opened[-1] == "{":
+            parts += [text[last : match.start()], symbol.replace(",", "")]
+            last = match.end()
+    return "".join([*parts, text[last:]])
 
 
 def _mark_words(text: str) -> str:
