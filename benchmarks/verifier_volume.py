@@ -1,6 +1,6 @@
 """Count the verifier's errors on real golds: harmless rewritings must be right, changed values wrong; prints JSON.
 
-Every gold of the evaluation sets and of `--train` (a training set) is rewritten and changed in each way that applies to it. GSM8K's golds
+Every gold of the evaluation sets (and of each `--train` set) is rewritten and changed in every way that applies. GSM8K's golds
 also stand in templates. `--show N` lists N errors of each kind. Needs ../shared/data (or REALRL_DATA).
 """
 
@@ -72,8 +72,8 @@ HARMLESS: dict[str, Callable[[str], str]] = {
     "mixed": _mixed,
 }
 TEMPLATES = [
-    "\\boxed{{{0}}}", "\\boxed{{{0}\\text{{ eggs}}}}", "\\boxed{{\\${0}}}", "\\boxed{{x = {0}}}", "\\boxed{{{0} dollars}}", "The answer is {0}.",
-    "#### {0}", "The answer is \\({0}\\).", "\\boxed{{{0}.00}}", "**Answer:** {0}", "The final answer is ${0}$.",
+    "\\boxed{{{0}}}", "\\boxed{{{0}\\text{{ eggs}}}}", "\\boxed{{\\${0}}}", "\\boxed{{x = {0}}}", "\\boxed{{{0} dollars}}",
+    "The answer is {0}.", "#### {0}", "The answer is \\({0}\\).", "\\boxed{{{0}.00}}", "**Answer:** {0}", "The final answer is ${0}$.",
 ]  # fmt: skip
 
 

@@ -15,10 +15,14 @@ from typing import Any
 from realrl.rewards import expression
 from realrl.rewards.latex import normalise, plain_words
 from realrl.rewards.structure import Value, read
+from realrl.rewards.words import contradict, said_otherwise
 
 _DECIMAL = re.compile(r"-?(?P<whole>\d*)\.(?P<places>\d+)(?:(?:[eE]|\*10\^)\{?(?P<power>[+-]?\d{1,4})\}?)?")
 _SCIENTIFIC = re.compile(r"-?\d+(?:\.(?P<places>\d+))?(?:[eE]|\*10\^)\{?(?P<power>[+-]?\d{1,4})\}?")
 _UNITS = re.compile(r"(?P<value>.*?\S)\s*(?P<unit>(?:⟦[^⟧]*⟧(?:\s*\^\s*\{?-?\d\}?)?[\s*/.]*)+)")
+# Words before a formula; this matches any text.
+_BEFORE = re.compile(r"(?:(?:⟦[^⟧]*⟧\s*)+(?=[^\s*/^+_-]))?")
+_QUANTITY = re.compile(r"\s*(\d[^⟦⟧]*)(⟦[^⟧]*⟧)")
 _BARE_UNIT = re.compile(
     r"(?P<value>.*[\d})])\s*(?P<unit>(?:square |cubic |sq |cu )?(?:[cmk]m|k[gm]|m[gl]|inch(?:es)?|in|f(?:ee|oo)t|ft|yards?|"
     r"miles?|(?:centi|kilo|milli)?met(?:er|re)s?|grams?|lit(?:er|re)s?|seconds?|sec|minutes?|min|hours?|hrs?|days?|weeks?|months?|years?|"
@@ -41,6 +45,8 @@ def compare(answer: str, gold: str) -> tuple[bool | None, str]:
         return True, "text"
     if _decimal_comma(left, right):
         return True, "exact"
+    if contradict(left, right):
+        return False, "text"
     a, b = read(left), read(right)
     if a is None or b is None:
         return None, ""
@@ -81,6 +87,8 @@ def _readable(value: Value) -> bool:
 def same(a: Value, b: Value) -> bool | None:
     """Whether answer `a` is the gold `b`."""
     if a.name and b.name and not _names_agree(a.name, b.name):
+        return False
+    if a.modulus and b.modulus and a.modulus != b.modulus:
         return False
     a = _with_argument_of(a, b)
     if "relation" in (a.kind, b.kind):
@@ -164,6 +172,10 @@ def same_scalar(answer: str, gold: str) -> bool | None:
     words = _same_words(answer, gold)
     if words is not None:
         return words
+    if contradict(answer, gold) or said_otherwise(*(_BEFORE.match(text)[0] for text in (answer, gold))):  # pyright: ignore[reportOptionalSubscript]
+        return False
+    if any(len(_QUANTITY.findall(text)) > 1 for text in (answer, gold)):
+        return _same_quantities(answer, gold)
     (a, unit_a), (b, unit_b) = (_without_unit(text) for text in (answer, gold))
     if unit_a != unit_b and {unit_a, unit_b} <= _LENGTHS:
         return False
@@ -193,6 +205,17 @@ def same_scalar(answer: str, gold: str) -> bool | None:
             renamed = expression.parse(_renamed(a, *letters[0], *letters[1]))
             return equal if renamed is None else _same_value(renamed, y, "", "")
     return equal
+
+
+def _same_quantities(answer: str, gold: str) -> bool | None:
+    """`2⟦hours⟧30⟦minutes⟧`: the same numbers of the same units."""
+    a, b = ([(found[1], found[2]) for found in _QUANTITY.finditer(text)] for text in (answer, gold))
+    if len(a) != len(b) or _QUANTITY.sub("", answer).strip() != _QUANTITY.sub("", gold).strip():
+        return False
+    results = [
+        same_scalar(x, y) if plain_words(u)[:3] == plain_words(v)[:3] else False for (x, u), (y, v) in zip(a, b, strict=True)
+    ]
+    return False if False in results else None if None in results else True
 
 
 def _decimal_comma(a: str, b: str) -> bool:
@@ -228,7 +251,7 @@ def _same_words(answer: str, gold: str) -> bool | None:
 
 
 def _without_unit(text: str) -> tuple[str, str]:
-    text = re.sub(r"^(?:⟦[^⟧]*⟧\s*)+(?=[^\s*/^+_-])", "", text)
+    text = text[len(_BEFORE.match(text)[0]) :]  # pyright: ignore[reportOptionalSubscript]
     match = _UNITS.fullmatch(text) or _BARE_UNIT.fullmatch(text)
     if match is None:
         return text, ""

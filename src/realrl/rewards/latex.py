@@ -23,15 +23,26 @@ _UNICODE = str.maketrans(
     | _VULGAR
 )  # fmt: skip
 _WORDS = re.compile(
-    r"\\(?:text|textbf|textit|textrm|textnormal|mathrm|mathbf|mathbb|mathcal|mathit|mbox|hbox|rm|operatorname)(?![a-zA-Z])\*?\s*"
+    r"\\(?:text(?:bf|it|rm|sf|tt|sc|up|md|normal)?|emph|math(?:rm|bf|bb|cal|it|sf|tt|normal)|boldsymbol|bm|pmb|underline|mbox|hbox|rm|"
+    r"operatorname)(?![a-zA-Z])\*?\s*"
 )
+# What only changes how an answer looks.
+_LOOKS = re.compile(
+    r"\\(?:text)?color\s*\{[^{}]*\}|\\(?:[hv]space|tag|label)\*?\s*\{[^{}]*\}|"
+    r"\\(?:(?:display|text|script)style|bfseries|bf|it|sf|tt|tiny|small|normalsize|[lL]arge|LARGE|[hH]uge|checkmark|qed|blacksquare|strut)"
+    r"(?![a-zA-Z])|[✓✔✅∎■`]|(?<![\^_a-zA-Z}\]])\{\s*\}"
+)
+_EMPHASIS = re.compile(r"(\*\*|__)(.+)\1", re.DOTALL)
+_NUMBER_WITH_WORDS = re.compile(r"([a-zA-Z][a-zA-Z .]*\s)?\s*([-+]?\d[\d.,/ ]*%?)(\s*[a-zA-Z][a-zA-Z .]*)?")
 _RULES = [
     (re.compile(rule), by)
     for rule, by in (
         (r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]", ""),
+        (r"⟦\(?\s*mod\s*⟧|(?<=[\s(])mod(?=\s+\d)", r"\\mod "),
+        (r"⟦(?:negative|minus)⟧\s*(?=[\d\\(])|\b(?:negative|minus) (?=\d)", "-"),
         # Not sec, which is also a unit.
         (r"⟦(arcsin|arccos|arctan|arccot|sinh|cosh|tanh|sin|cos|tan|cot|csc|log|ln|exp)⟧(?=\s*[\w({\\^])", r"\\\1 "),
-        (r"\\[()\[\]]|\\displaystyle(?![a-zA-Z])|\\\$|\$", " "),
+        (r"\\[()\[\]]|\\\$|\$", " "),
         (r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\.?", ""),
         (r"\\[dtc](frac|binom)(?![a-zA-Z])", r"\\\1"),
         (r"\\frac\s*(?:(\d)|\{\s*(\d+)\s*\})\s*(?:(\d)|\{\s*(\d+)\s*\})", r"\\frac{\1\2}{\3\4}"),
@@ -76,11 +87,11 @@ def normalise(text: str) -> str:
     Of a text longer than any answer only the start is read, which bounds the time.
     """
     text = text[:_MAX_LENGTH].strip()
-    while box := _BOX.fullmatch(text):
-        text = box[1].strip()
+    while (box := _BOX.fullmatch(text)) or (box := _EMPHASIS.fullmatch(text)):
+        text = box[box.lastindex or 0].strip()
     # Row separators of a matrix; elsewhere a doubled backslash is one that was escaped twice.
     text = text.replace("\\\\", "⏎" if "\\begin" in text else "\\")
-    text = _mark_words(text.translate(_UNICODE))
+    text = _mark_words(_LOOKS.sub("", text.translate(_UNICODE)).strip())
     for rule, by in _RULES:
         text = rule.sub(by, text)
     text = _LETTER.sub(r"\1", " ".join(text.split()).strip().rstrip("\\"))
@@ -113,9 +124,19 @@ def _mark_words(text: str) -> str:
         position = match.end()
         if position < len(text) and text[position] == "{":
             end = closing_brace(text, position)
-            parts.append(f"⟦{text[position + 1 : end].strip()}⟧")
+            parts.append(_marked(text[position + 1 : end].strip()))
             position = end + 1
     return "".join([*parts, text[position:]])
+
+
+def _marked(text: str) -> str:
+    """The inside of a text command, marked as words where it is not a formula in another face."""
+    if re.search(r"\d", text) and not re.search(r"[a-zA-Z]", re.sub(r"\\[a-zA-Z]+", "", text)):
+        return f"{{{text}}}"
+    if found := _NUMBER_WITH_WORDS.fullmatch(text):
+        before, number, after = (part.strip() if part else "" for part in found.groups())
+        return " ".join(part for part in (before and f"⟦{before}⟧", number, after and f"⟦{after}⟧") if part)
+    return f"⟦{text.rstrip('.,;: ')}⟧" if text[:-1].isalpha() else f"⟦{text}⟧"
 
 
 def closing_brace(text: str, start: int) -> int:

@@ -14,6 +14,7 @@ _NAME = re.compile(
 )
 _MATRIX = re.compile(r"\\begin\{([pbvBV]?matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}")
 _OR = re.compile(r"⟦\s*(?i:or)\s*⟧|(?<![a-zA-Z])or(?![a-zA-Z])")
+_MODULUS = re.compile(r"\s*\(?\\(?:pmod|bmod|mod)(?![a-zA-Z])\s*(\{[^{}]*\}|\d+)\)?")
 # A letter that an inequality may be solved for.
 _UNKNOWN = re.compile(r"[a-zA-Z](?:\([a-zA-Z]\))?|\\(?!pi|infty)[a-zA-Z]+")
 _MAX_ITEMS = 60
@@ -31,11 +32,20 @@ class Value:
     brackets: str = ""
     name: str = ""
     parts: tuple[str, ...] = ()
+    modulus: str = ""
 
 
 def read(text: str, depth: int = 0) -> Value | None:
     """The structure of a normalised answer; None where it is too deep or too wide to be an answer."""
-    text = _without_modulus(text.strip())
+    text = text.strip()
+    moduli = list(_MODULUS.finditer(text))
+    if len(moduli) != 1 or moduli[0].end() != len(text):
+        return _read(text, depth)
+    value = _read(text[: moduli[0].start()], depth)
+    return value and replace(value, modulus=moduli[0][1].strip("{} "))
+
+
+def _read(text: str, depth: int) -> Value | None:
     if depth > _MAX_DEPTH:
         return None
     matrix = _MATRIX.fullmatch(text)
@@ -61,10 +71,6 @@ def read(text: str, depth: int = 0) -> Value | None:
     if len(items) > 1:
         return _read_items("union", items, depth)
     return _read_bracketed(text, depth)
-
-
-def _without_modulus(text: str) -> str:
-    return re.sub(r"\s*\(?\\(?:pmod|bmod|mod)(?![a-zA-Z])\s*(?:\{[^{}]*\}|\d+)\)?$", "", text)
 
 
 def _read_items(kind: str, texts: Sequence[str], depth: int, brackets: str = "") -> Value | None:
