@@ -73,7 +73,8 @@ HARMLESS: dict[str, Callable[[str], str]] = {
 }
 TEMPLATES = [
     "\\boxed{{{0}}}", "\\boxed{{{0}\\text{{ eggs}}}}", "\\boxed{{\\${0}}}", "\\boxed{{x = {0}}}", "\\boxed{{{0} dollars}}",
-    "The answer is {0}.", "#### {0}", "The answer is \\({0}\\).", "\\boxed{{{0}.00}}", "**Answer:** {0}", "The final answer is ${0}$.",
+    "The answer is {0}.", "#### {0}", "The answer is \\({0}\\).", "\\boxed{{{0}.00}}", "**Answer:** {0}",
+    "The final answer is ${0}$.",
 ]  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from realrl.rewards import expression
 from realrl.rewards.latex import normalise, plain_words
+from realrl.rewards.names import by_name, names_agree, usual_order
 from realrl.rewards.structure import Value, read
 from realrl.rewards.words import contradict, said_otherwise
 
@@ -86,15 +87,25 @@ def _readable(value: Value) -> bool:
 
 def same(a: Value, b: Value) -> bool | None:
     """Whether answer `a` is the gold `b`."""
-    if a.name and b.name and not _names_agree(a.name, b.name):
+    if a.name and b.name and not names_agree(a.name, b.name):
         return False
     if a.modulus and b.modulus and a.modulus != b.modulus:
         return False
+    named = by_name(a), by_name(b)
+    if named[0] and named[0].keys() == named[1].keys():
+        return _in_order(list(named[0].values()), [named[1][name] for name in named[0]])
+    if bool(named[0]) != bool(named[1]) and (a if named[1] else b).kind == "tuple":
+        names = named[0] or named[1]
+        items = [names[name] for name in usual_order(names) or names]
+        return _in_order(items, b.items) if named[0] else _in_order(a.items, items)
     a = _with_argument_of(a, b)
     if "relation" in (a.kind, b.kind):
         left, right = a.parts, b.parts
         if not left or not right:
-            return None if "=" in a.text + b.text else False
+            # An equation is no name for a value: 3 is not x + y = 3.
+            equation = next((value for value in (a, b) if value.kind == "relation" and value.text == "="), None)
+            tree = expression.parse(equation.parts[0]) if equation else None
+            return None if equation and (tree is None or tree[0] == "call") else False
         if len(left) != 2 or len(right) != 2:
             # A chain: the same signs between the same terms.
             alike = a.text == b.text and len(left) == len(right)
@@ -144,11 +155,6 @@ def _renamed(text: str, old: str, new: str) -> str:
     if re.search(rf"(?<![\\a-zA-Z]){new}(?![a-zA-Z])", text):
         return text
     return re.sub(rf"(?<![\\a-zA-Z]){old}(?![a-zA-Z])", new, text)
-
-
-def _names_agree(a: str, b: str) -> bool:
-    a, b = (plain_words(name).replace(" ", "") for name in (a, b))
-    return a == b or len(a) > 1 or len(b) > 1
 
 
 def _in_order(a: Sequence[Value], b: Sequence[Value]) -> bool | None:

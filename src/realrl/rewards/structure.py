@@ -9,8 +9,12 @@ from dataclasses import dataclass, replace
 from realrl.rewards import expression
 
 _RELATION = re.compile(r"\\(?:le|ge|ne|in|approx|equiv|sim)(?![a-zA-Z])|[=<>]")
+# The name of a value, before "=": a letter, words, f(x), f'(x), f^{-1}(x), (x, y), AB, [ABC], \angle A, \cos A, dy/dx.
 _NAME = re.compile(
-    r"(?:⟦[^⟧]*⟧|\\?[a-zA-Z]+|\([a-zA-Z](?:,\s*[a-zA-Z])*\))(?:_(?:\w|\{[^{}]*\}))?(?:\([a-zA-Z\d, ]*\))?'*|\\angle\s*[A-Z]+"
+    r"(?:⟦[^⟧]*⟧|\\?[a-zA-Z]+|\([a-zA-Z](?:,\s*[a-zA-Z])*\))(?:_(?:\w|\{[^{}]*\}))?(?:\^\{?-1\}?(?=\())?'*"
+    r"(?:\([a-zA-Z\d, ]*\))?'*|\\angle\s*[A-Z]+|\[[A-Z]{3,}\]|\|[A-Z]{2}\||"
+    r"\\(?:sin|cos|tan|cot|sec|csc|log|ln)\s*\(?\s*(?:\\angle\s*)?\\?[a-zA-Z]+\s*\)?|"
+    r"\\frac\s*\{d\s*[a-z]\}\s*\{d\s*[a-z]\}"
 )
 _MATRIX = re.compile(r"\\begin\{([pbvBV]?matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}")
 _OR = re.compile(r"⟦\s*(?i:or)\s*⟧|(?<![a-zA-Z])or(?![a-zA-Z])")

@@ -48,11 +48,11 @@ _PHRASES = [
 ]
 _NEGATIONS = {"not", "never", "neither", "nor", "cannot", "except", "excluding"}
 # Words that say nothing of what follows.
-_FILLERS = set(
-    """a all an and answer answers approximately about are as at be by equal equals equivalent exactly final for from get gives have
-    hence in is it just of on only or result so solution that the then therefore this thus to total value we when where with
-    yes""".split()
-)
+_FILLERS = """
+a all an and answer answers approximately about are as at be by equal equals equivalent exactly final for from get gives have hence
+in is it just of on only or result so solution that the then therefore this thus to total value we when where with yes
+"""
+_FILLER_WORDS = set(_FILLERS.split())
 
 
 def contradict(a: str, b: str) -> bool:
@@ -75,7 +75,7 @@ def contradict(a: str, b: str) -> bool:
 
 def said_otherwise(a: str, b: str) -> bool:
     """Whether two phrases say different things: each has a word of weight that the other lacks."""
-    left, right = ({word.removesuffix("s") for word in _words(text) if word not in _FILLERS} for text in (a, b))
+    left, right = ({word.removesuffix("s") for word in _words(text) if word not in _FILLER_WORDS} for text in (a, b))
     return bool(left - right and right - left)
 
 
