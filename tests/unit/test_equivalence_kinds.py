@@ -2,7 +2,7 @@
 
 import pytest
 
-from realrl.rewards import verify
+from realrl.rewards import grade, last_boxed, verify
 
 # kind: (pairs that are the same answer, pairs that are not)
 KINDS = {
@@ -186,6 +186,87 @@ KINDS = {
             (r"\text{Tom}=5, \text{Ann}=3", r"\text{Tom}=3, \text{Ann}=5"),
         ],
     ),
+    "degrees in trigonometry": (
+        [
+            (r"\frac12", r"\sin 30^\circ"),
+            (r"\frac12", r"\sin(30^{\circ})"),
+            (r"\frac12", r"\sin 30 \text{ degrees}"),
+            (r"\sin 30^\circ", r"\cos 60^\circ"),
+            (r"\sin^2 10^\circ", r"1 - \cos^2 10^\circ"),
+            (r"\sin \frac{\pi}{6}", r"\sin 30^\circ"),
+            (r"\frac{\sqrt3}{3}", r"\tan 30^\circ"),
+            (r"75^\circ", r"30^\circ + 45^\circ"),
+            (r"180 - x", r"180^\circ - x"),
+            (r"\arctan 2", r"\arctan(2)^\circ"),
+        ],
+        [
+            (r"\sin 30^\circ", r"\sin 30"),
+            (r"\frac12", r"\sin 60^\circ"),
+            (r"\frac12", r"\sin 30"),
+            (r"75^\circ", r"30^\circ + 46^\circ"),
+            (r"\cos 1", r"\cos 1^\circ"),
+        ],
+    ),
+    "smaller": (
+        [
+            ("(1,2)", r"\langle 1,2\rangle"),
+            (r"\mathbb{R}", r"(-\infty,\infty)"),
+            (r"x \in \mathbb{R}", r"(-\infty,\infty)"),
+            (r"\mathbb{R}^+", r"(0,\infty)"),
+            ("x \\neq 3", r"(-\infty,3)\cup(3,\infty)"),
+            (r"\mathbb{R}\setminus\{3\}", r"x \ne 3"),
+            (r"\mathbb{R}\setminus\{3, -1\}", r"(-\infty,-1)\cup(-1,3)\cup(3,\infty)"),
+            ("5", "5元"),
+            ("无解", "无解。"),
+            (r"\emptyset", "无解"),
+            (r"\frac{8}{21}", "0.38095238095238093"),
+            (r"\frac{8}{21}", "Fraction(8, 21)"),
+            ("DNE", r"\text{does not exist}"),
+            ("1, 2", "1 或 2"),
+            ("1, 2", r"x = 1 \lor x = 2"),
+            ("(2516)_8", "2516_{8}"),
+            ("1a_{16}", "1A_{16}"),
+            ("50", r"50\%"),
+            ("0.5", r"50\%"),
+        ],
+        [
+            ("0.5", r"0.5\%"),
+            (r"\frac12", r"\frac12\%"),
+            ("(1,2)", r"\langle 2,1\rangle"),
+            (r"\mathbb{R}", r"(0,\infty)"),
+            (r"\mathbb{Q}", r"\mathbb{R}"),
+            ("x \\neq 3", r"(-\infty,2)\cup(2,\infty)"),
+            (r"\frac{8}{21}", "0.38095238095248093"),
+            ("DNE", "no solution"),
+            ("(2516)_8", "2516_{7}"),
+            ("5", "6元"),
+        ],
+    ),
+    "units and currencies in plain words": (
+        [
+            ("18", "18 eggs"),
+            ("18", "18 km/h"),
+            ("18", "€18"),
+            ("18", "£ 18"),
+            ("1/2", "1/2 cup"),
+            ("3.5", r"3\frac12 cups"),
+            ("18 eggs", r"18\text{ eggs}"),
+            ("18", "x = 18 eggs"),
+            ("5000000", "5 million"),
+            ("5000000", r"5\text{ million dollars}"),
+            ("24", "2 dozen eggs"),
+            ("18 abc", "18 c b a"),
+        ],
+        [
+            ("18", "19 eggs"),
+            ("18 eggs", "17"),
+            ("18 abc", "18 abd"),
+            ("5", "5 million"),
+            ("18", "18 or 20"),
+            ("18", "18x"),
+            ("1/2", "1/3 cup"),
+        ],
+    ),
 }
 RIGHT = [(kind, *pair) for kind, (right, _) in KINDS.items() for pair in right]
 WRONG = [(kind, *pair) for kind, (_, wrong) in KINDS.items() for pair in wrong]
@@ -199,3 +280,30 @@ def test_the_same_answer_is_right_both_ways(kind, a, b):
 @pytest.mark.parametrize(("kind", "a", "b"), WRONG)
 def test_a_near_miss_is_wrong_both_ways(kind, a, b):
     assert not verify(f"\\boxed{{{b}}}", a) and not verify(f"\\boxed{{{a}}}", b)
+
+
+@pytest.mark.parametrize("gold", ["", "???", "<image>", " ... "])
+def test_a_gold_that_is_no_answer_is_an_error(gold):
+    assert grade("\\boxed{5}", gold).status == "grader_error"
+
+
+def test_boxes_in_a_list_are_one_answer():
+    assert last_boxed("1. $\\boxed{2}$\n2. $\\boxed{3}$") == "2, 3"
+    assert last_boxed("(a) \\boxed{2}.\n(b) \\boxed{3}.") == "2, 3"
+    assert last_boxed("First \\boxed{2}.\nThen we see \\boxed{3}.") == "3"
+
+
+@pytest.mark.parametrize(
+    "form", [r"{}\text{{ eggs}}", "{} eggs", "{} dollars", "x={}", r"\${}", "€{}", "{}.00", r"\textbf{{{}}}", "{} km/h"]
+)
+def test_an_integer_may_have_a_unit_or_a_name(form):
+    for text in ("2220", "2,220", r"2\,220"):
+        assert grade(rf"\boxed{{{form.format(text)}}}", "2220", type="exact_integer").status == "correct"
+    assert grade(rf"\boxed{{{form.format(2221)}}}", "2220", type="exact_integer").status == "wrong"
+
+
+@pytest.mark.parametrize(
+    "text", ["2220 or 2221", "not 2220", "x+y=2220", "2220x", r"2220\text{ hours }30\text{ minutes}", "2, 220"]
+)
+def test_what_is_more_than_an_integer_is_wrong(text):
+    assert grade(rf"\boxed{{{text}}}", "2220", type="exact_integer").status == "wrong"

@@ -26,7 +26,7 @@ _FUNCTIONS = tuple(
 )
 _TOKEN = re.compile(
     r"(?P<number>\d+(?:\.\d*)?[eE][+-]?\d{1,4}(?![\d.a-zA-Z])|\d+\.\d+|\d*\.(?=\s?\\overline)|\d+\.(?=[/*])|\.\d+|\d+)|(?P<command>\\[a-zA-Z]+|\\[{}|])|"
-    rf"(?P<word>(?:{'|'.join(_FUNCTIONS)}|pi|infinity|inf)(?![a-z]))|(?P<letter>[a-zA-Z])|(?P<sign>[-+*/^!()\[\]{{}}|_,'=])|\s+|(?P<bad>.)",
+    rf"(?P<word>(?:{'|'.join(_FUNCTIONS)}|pi|infinity|inf)(?![a-z]))|(?P<letter>[a-zA-Z])|(?P<sign>[-+*/^!()\[\]{{}}|_,'=°])|\s+|(?P<bad>.)",
     re.DOTALL,
 )
 _KNOWN = re.compile(rf"\\[a-zA-Z]+|{'|'.join(_FUNCTIONS)}|pi|infinity|inf|_\{{[^{{}}]*\}}")
@@ -139,10 +139,13 @@ class _Parser:
 
     def power(self) -> Node:
         node = self.atom()
-        while self.peek() in ("!", "^", "'") and self.peek():
+        while self.peek() in ("!", "^", "'", "°") and self.peek():
             sign = self.take()
             if sign == "'":
                 raise _Unreadable
+            if sign == "°":
+                node = ("mul", node, ("div", ("const", "pi"), ("num", Fraction(180))))
+                continue
             node = ("fact", node) if sign == "!" else ("pow", node, self.exponent())
         return node
 

@@ -18,7 +18,8 @@ _UNICODE = str.maketrans(
         "−": "-", "–": "-", "×": "*", "·": "*", "⋅": "*", "÷": "/", "≤": "\\le ", "≥": "\\ge ", "π": "\\pi ", "∞": "\\infty ",
         "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "±": "\\pm ", "√": "\\sqrt ", "θ": "\\theta ", "≈": "\\approx ", "’": "'",
         "²": "^2", "³": "^3", "∅": "\\emptyset ", "≠": "\\ne ", "⁄": "/", "‐": "-", "‑": "-", "‒": "-", "—": "-", "－": "-",
-        "（": "(", "）": ")", "，": ",", "\u2009": " ", "\u202f": " ", "\xa0": " ",
+        "（": "(", "）": ")", "，": ",", "。": ".", "；": ";", "：": ":", "、": ",", "⟨": "(", "⟩": ")",
+        "∨": "\\lor ", "∧": "\\land ", "\u2009": " ", "\u202f": " ", "\xa0": " ",
     }
     | _VULGAR
 )  # fmt: skip
@@ -32,12 +33,42 @@ _LOOKS = re.compile(
     r"\\(?:(?:display|text|script)style|bfseries|bf|it|sf|tt|tiny|small|normalsize|[lL]arge|LARGE|[hH]uge|checkmark|qed|blacksquare|strut)"
     r"(?![a-zA-Z])|[✓✔✅∎■`]|(?<![\^_a-zA-Z}\]])\{\s*\}"
 )
+# What becomes of a text before its words are marked: names of sets, Python's fractions, Chinese words.
+_FIRST = [
+    (re.compile(rule), by)
+    for rule, by in (
+        (r"\\mathbb\s*\{?\s*R\s*\}?\s*(?:\^\s*\{?\+\}?|_\s*\{\s*>\s*0\s*\})", r"(0,\\infty)"),
+        (r"\\mathbb\s*\{?\s*R(?![a-zA-Z])\s*\}?|ℝ|\\R(?![a-zA-Z])|^all (?:real numbers|reals)$", r"(-\\infty,\\infty)"),
+        (r"\\[lr]angle(?![a-zA-Z])", lambda match: "(" if match[0] == "\\langle" else ")"),
+        (r"\b(?:Fraction|Rational)\((-?\d+),\s*(\d+)\)", r"\\frac{\1}{\2}"),
+        (r"或|\\lor(?![a-zA-Z])", r"\\text{or}"),
+        (r"[且和与]|\\land(?![a-zA-Z])", r"\\text{and}"),
+        (r"(?<![\u4e00-\u9fff{])[\u4e00-\u9fff]+(?![\u4e00-\u9fff}])", r"\\text{\g<0>}"),
+    )
+]
 _EMPHASIS = re.compile(r"(\*\*|__)(.+)\1", re.DOTALL)
 _NUMBER_WITH_WORDS = re.compile(r"([a-zA-Z][a-zA-Z .]*\s)?\s*([-+]?\d[\d.,/ ]*%?)(\s*[a-zA-Z][a-zA-Z .]*)?")
+_TIMES = {
+    "dozen": "12",
+    "hundred": "10^{2}",
+    "thousand": "10^{3}",
+    "million": "10^{6}",
+    "billion": "10^{9}",
+    "trillion": "10^{12}",
+}
+
+
+def _multiplied(match: re.Match[str]) -> str:
+    return f"*{_TIMES[match[1]]}" + ("⟦" if "⟦" in match[0] else " ")
+
+
 _RULES = [
     (re.compile(rule), by)
     for rule, by in (
         (r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]", ""),
+        (r"(?<=\d)\s*⟦?\s*(hundred|thousand|million|billion|trillion|dozen)(?![a-zA-Z])\s*", _multiplied),
+        (r"⟦⟧", ""),
+        (r"[€£¥₹₩]|\b(?:USD|EUR|GBP|INR|Rs\.?)\s*(?=\d)", ""),
         (r"⟦\(?\s*mod\s*⟧|(?<=[\s(])mod(?=\s+\d)", r"\\mod "),
         (r"⟦(?:negative|minus)⟧\s*(?=[\d\\(])|\b(?:negative|minus) (?=\d)", "-"),
         # Not sec, which is also a unit.
@@ -61,6 +92,7 @@ _RULES = [
         (r"(?<![\d.,])(\d{1,3}(?: \d{3})+)(?![\d,.])", lambda match: match[1].replace(" ", "")),
         (r"\\(?:quad|qquad)(?![a-zA-Z])|\\!", " "),
         (r"\^\s*\{?\s*\\circ\s*\}?|\\degrees?(?![a-zA-Z])|\\circ(?![a-zA-Z])", "°"),
+        (r"(?<=[\d)}])\s*⟦?(?:deg|degrees?)⟧?(?=\s*(?:$|[)}]))", "°"),
         (r"\\(?:leq|leqslant)(?![a-zA-Z])|<=", r"\\le "),
         (r"\\(?:geq|geqslant)(?![a-zA-Z])|>=", r"\\ge "),
         (r"\\lt(?![a-zA-Z])", "<"),
@@ -91,7 +123,10 @@ def normalise(text: str) -> str:
         text = box[box.lastindex or 0].strip()
     # Row separators of a matrix; elsewhere a doubled backslash is one that was escaped twice.
     text = text.replace("\\\\", "⏎" if "\\begin" in text else "\\")
-    text = _mark_words(_LOOKS.sub("", text.translate(_UNICODE)).strip())
+    text = text.translate(_UNICODE)
+    for rule, by in _FIRST:
+        text = rule.sub(by, text)
+    text = _mark_words(_LOOKS.sub("", text).strip())
     for rule, by in _RULES:
         text = rule.sub(by, text)
     text = _LETTER.sub(r"\1", " ".join(text.split()).strip().rstrip("\\"))

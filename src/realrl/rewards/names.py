@@ -1,22 +1,22 @@
-"""Names in a named answer (`x = 1`, `\cos A = 1/3`, `(x, y) = (1, 2)`): whether two agree, and the order that they ask for."""
+r"""Names in a named answer (`x = 1`, `\cos A = 1/3`, `(x, y) = (1, 2)`): whether two agree, and the order that they ask for."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from realrl.rewards.latex import plain_words
 from realrl.rewards.structure import Value
 from realrl.rewards.words import said_otherwise
 
 _LETTERS = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi omega"
-_GREEK = _LETTERS.split()
+_GREEK: Sequence[str] = _LETTERS.split()
 _FUNCTION = re.compile(r"(sin|cos|tan|cot|sec|csc|log|ln)(?![a-z])(.*)")
 _CALL = re.compile(r"([a-zA-Z]+(?:\^-1)?'*)\((.*)\)")
 
 
 def names_agree(a: str, b: str) -> bool:
-    """Whether two names may stand for the same: `f(x)` and `y`, `S` and "area"; not `x` and `y`, `\\sin x` and `\\cos x`."""
+    r"""Whether two names may stand for the same: `f(x)` and `y`, `S` and "area"; not `x` and `y`, `\sin x` and `\cos x`."""
     words = [name for name in (a, b) if name.startswith("⟦")]
     a, b = (re.sub(r"[\s\\{}⟦⟧]|var(?=[a-z])", "", name) for name in (a, b))
     if a == b or a.startswith("("):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from realrl.rewards import expression
 
@@ -71,10 +72,31 @@ def _read(text: str, depth: int) -> Value | None:
     relation = _read_relation(text, depth)
     if relation is not None:
         return relation
+    items = split(text, re.compile(r"\\(?:setminus|backslash)(?![a-zA-Z])"))
+    if len(items) == 2 and items[0].strip() == "(-\\infty,\\infty)":
+        missing = read(items[1], depth + 1)
+        if missing and missing.kind == "set" and (union := _line_without(missing.items)):
+            return union
     items = split(text, re.compile(r"\\cup(?![a-zA-Z])"))
     if len(items) > 1:
         return _read_items("union", items, depth)
     return _read_bracketed(text, depth)
+
+
+def _line_without(points: Sequence[Value]) -> Value | None:
+    """The real line without some points, as a union of intervals; None where a point has no value."""
+    values: dict[str, Any] = {}
+    for point in points:
+        tree = expression.parse(point.text)
+        value = None if tree is None else expression.numeric(tree)
+        if value is None or value.imag != 0:
+            return None
+        values[point.text] = value.real
+    ends = ["-\\infty", *sorted(values, key=lambda text: values[text]), "\\infty"]
+    gaps = zip(ends[:-1], ends[1:], strict=True)
+    return Value(
+        "union", items=tuple(Value("tuple", items=(Value("scalar", a), Value("scalar", b)), brackets="()") for a, b in gaps)
+    )
 
 
 def _read_items(kind: str, texts: Sequence[str], depth: int, brackets: str = "") -> Value | None:
@@ -183,6 +205,8 @@ def _signs(text: str, parts: Sequence[str]) -> list[str]:
 def _read_inequality(parts: Sequence[str], signs: Sequence[str], depth: int) -> Value | None:
     if all(sign in (">", "\\ge") for sign in signs):
         parts, signs = parts[::-1], [{">": "<", "\\ge": "\\le"}[sign] for sign in signs][::-1]
+    if signs == ["\\ne"] and _UNKNOWN.fullmatch(parts[0]) and (union := _line_without([Value("scalar", parts[1])])):
+        return replace(union, text="\\ne", parts=tuple(parts))
     if not all(sign in ("<", "\\le") for sign in signs) or len(parts) > 3:
         return Value("relation", " ".join(signs), parts=tuple(parts))
     if len(parts) == 3 and _UNKNOWN.fullmatch(parts[1]):

@@ -49,8 +49,8 @@ _PHRASES = [
 _NEGATIONS = {"not", "never", "neither", "nor", "cannot", "except", "excluding"}
 # Words that say nothing of what follows.
 _FILLERS = """
-a all an and answer answers approximately about are as at be by equal equals equivalent exactly final for from get gives have hence
-in is it just of on only or result so solution that the then therefore this thus to total value we when where with yes
+a all an and answer answers approximately about are as at be by equal equals equivalent exactly final for from get gives have
+hence in is it just of on only or result so solution that the then therefore this thus to total value we when where with yes
 """
 _FILLER_WORDS = set(_FILLERS.split())
 
