@@ -136,6 +136,7 @@ KINDS = {
             ("1/2", r"\text{$\frac12$}"),
             (r"\text{east}", r"\text{east.}"),
             ("A", r"\bm{A}"),
+            (r"90^\circ", r"\mathbf{90^\circ}"),
         ],
         [
             ("8", r"\boldsymbol{7}"),

@@ -91,7 +91,7 @@ _RULES = [
         (r"(?<![\d./^])(\d+) (\d+)/(\d+)(?![\d.])", r"\1\\frac{\2}{\3}"),
         (r"(?<![\d.,])(\d{1,3}(?: \d{3})+)(?![\d,.])", lambda match: match[1].replace(" ", "")),
         (r"\\(?:quad|qquad)(?![a-zA-Z])|\\!", " "),
-        (r"\^\s*\{?\s*\\circ\s*\}?|\\degrees?(?![a-zA-Z])|\\circ(?![a-zA-Z])", "°"),
+        (r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\degrees?(?![a-zA-Z])|\\circ(?![a-zA-Z])", "°"),
         (r"(?<=[\d)}])\s*⟦?(?:deg|degrees?)⟧?(?=\s*(?:$|[)}]))", "°"),
         (r"\\(?:leq|leqslant)(?![a-zA-Z])|<=", r"\\le "),
         (r"\\(?:geq|geqslant)(?![a-zA-Z])|>=", r"\\ge "),
