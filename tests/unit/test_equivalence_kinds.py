@@ -128,6 +128,8 @@ KINDS = {
             (r"7\pi", r"\color{red}{7\pi}"),
             (r"\frac{1}{7}", r"\frac{1}{\textcolor{red}{7}}"),
             ("7", "{}7"),
+            (r"\{1\pm\sqrt5,-2\}", r"{\{1\pm\sqrt5,-2\}}"),
+            (r"1\pm\sqrt5", r"{1\pm\sqrt5}"),
             ("7", "**7**"),
             ("7", "`7`"),
             ("7", r"7\ \checkmark"),

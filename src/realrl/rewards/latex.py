@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 
 # "½", "¼", "⅞" and their like, as LaTeX.
 _VULGAR = {
@@ -89,7 +90,7 @@ _RULES = [
         (r"!=", r"\\ne "),
         (r"\\?%|\b(?:pct|percentage|percent)\b", "%"),
         (r"(?<![\d./^])(\d+) (\d+)/(\d+)(?![\d.])", r"\1\\frac{\2}{\3}"),
-        (r"(?<![\d.,])(\d{1,3}(?: \d{3})+)(?![\d,.])", lambda match: match[1].replace(" ", "")),
+        (r"(?<![\d.,])(\d{1,3}(?: \d{3})+)(?![\d,])", lambda match: match[1].replace(" ", "")),
         (r"\\(?:quad|qquad)(?![a-zA-Z])|\\!", " "),
         (r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\degrees?(?![a-zA-Z])|\\circ(?![a-zA-Z])", "°"),
         (r"(?<=[\d)}])\s*⟦?(?:deg|degrees?)⟧?(?=\s*(?:$|[)}]))", "°"),
@@ -113,6 +114,8 @@ _BOX = re.compile(r"\\(?:boxed|fbox)\{(.*)\}", re.DOTALL)
 _MAX_LENGTH = 10_000
 
 
+# A gold is read once for all responses to its problem.
+@lru_cache(maxsize=1024)
 def normalise(text: str) -> str:
     """`text` in one spelling; never raises. Structure (braces, brackets, commas) is kept.
 
@@ -124,11 +127,14 @@ def normalise(text: str) -> str:
     # Row separators of a matrix; elsewhere a doubled backslash is one that was escaped twice.
     text = text.replace("\\\\", "⏎" if "\\begin" in text else "\\")
     text = text.translate(_UNICODE)
+    # Most rules match nothing, which `search` says faster than `sub`.
     for rule, by in _FIRST:
-        text = rule.sub(by, text)
+        if rule.search(text):
+            text = rule.sub(by, text)
     text = _mark_words(_LOOKS.sub("", text).strip())
     for rule, by in _RULES:
-        text = rule.sub(by, text)
+        if rule.search(text):
+            text = rule.sub(by, text)
     text = _LETTER.sub(r"\1", " ".join(text.split()).strip().rstrip("\\"))
     text = text.rstrip(".,;: ") if not text.endswith("\\.") else text
     return _join_groups(text)

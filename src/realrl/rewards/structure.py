@@ -67,7 +67,8 @@ def _read(text: str, depth: int) -> Value | None:
     if len(items) > 1:
         either = "or" if len(split(text, _OR)) == len(items) else ""
         return _read_items("list", [item for item in items if item.strip()], depth, either)
-    if "\\pm" in text and not (text.startswith("\\{") and _closes_at_end(text, "\\{")):
+    braced = any(text.startswith(brace) and _closes_at_end(text, brace) for brace in ("\\{", "{"))
+    if "\\pm" in text and not braced:
         return _read_items("list", [text], depth)
     relation = _read_relation(text, depth)
     if relation is not None:
@@ -152,6 +153,8 @@ def _closes_at_end(text: str, start: str) -> bool:
 
 def split(text: str, separator: re.Pattern[str]) -> list[str]:
     """`text` cut at the separators outside of every bracket."""
+    if not separator.search(text):
+        return [text]
     parts, level, last, position = [], 0, 0, 0
     while position < len(text):
         step = 2 if text.startswith(("\\{", "\\}"), position) else 1

@@ -46,6 +46,8 @@ _PHRASES = [
     (re.compile(r"\b(?:no|not) (?:less|fewer|smaller) than\b"), "at least"),
     (re.compile(r"n't\b"), " not"),
 ]
+# A word, and no command of LaTeX.
+_WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2}")
 _NEGATIONS = {"not", "never", "neither", "nor", "cannot", "except", "excluding"}
 # Words that say nothing of what follows.
 _FILLERS = """
@@ -60,6 +62,8 @@ def contradict(a: str, b: str) -> bool:
 
     Words that one side alone has are no contradiction: `5` may be the answer to "at least how many".
     """
+    if not (_WORD.search(a) or _WORD.search(b)):
+        return False
     left, right = _words(a), _words(b)
     sides: tuple[dict[int, set[int]], dict[int, set[int]]] = ({}, {})
     for words, found in ((left, sides[0]), (right, sides[1])):
@@ -75,6 +79,8 @@ def contradict(a: str, b: str) -> bool:
 
 def said_otherwise(a: str, b: str) -> bool:
     """Whether two phrases say different things: each has a word of weight that the other lacks."""
+    if not a or not b:
+        return False
     left, right = ({word.removesuffix("s") for word in _words(text) if word not in _FILLER_WORDS} for text in (a, b))
     return bool(left - right and right - left)
 
