@@ -32,7 +32,12 @@ def test_the_stage_that_has_no_deadline_needs_none():
         judged = pool.judge(pairs)
     finally:
         pool.close()
-    failed = [(pair, result) for pair, result in zip(pairs, judged, strict=True) if result.status == "grader_error"]
+    # A gold that is no answer is said to be one at once.
+    failed = [
+        (p, result)
+        for p, result in zip(pairs, judged, strict=True)
+        if result.status == "grader_error" and result.stage != "bounds"
+    ]
     assert not failed
     if CAMPAIGN:
         slowest = sorted(zip(judged, pairs, strict=True), key=lambda item: -item[0].seconds)[:5]

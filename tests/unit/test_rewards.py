@@ -238,6 +238,30 @@ def test_format_rewards_and_labels():
         ("multiple_choice", r"\boxed{C. 12}", "C", "correct"),
         ("multiple_choice", r"\boxed{D}", "C", "wrong"),
         ("multiple_choice", r"\boxed{Cats}", "C", "wrong"),
+        *[
+            ("multiple_choice", rf"\boxed{{{answer}}}", gold, "correct")
+            for answer, gold in [
+                ("Option C", "C"),
+                (r"\text{Choice C}", "C"),
+                ("Answer: C", "C"),
+                ("[C]", "C"),
+                ("c", "C"),
+                (r"\textbf{(C)}", "C"),
+                (r"C. $\frac12$", "(C)"),
+                ("D. it can't be A or B", "D"),
+                ("D", r"\text{D}"),
+                ("C", "C. 12"),
+                ("B, D", "BD"),
+                ("BD", "B and D"),
+                ("(B), (D)", "BD"),
+            ]
+        ],
+        *[
+            ("multiple_choice", rf"\boxed{{{answer}}}", "A", "wrong")
+            for answer in ["A, B, C, D", "A or C", "(A) or (B)", "A good one is C", "AB", "B. A", "an answer", "12"]
+        ],
+        ("multiple_choice", r"\boxed{B}", "BD", "wrong"),
+        ("multiple_choice", r"\boxed{A}", "12", "grader_error"),
         ("regex", r"\boxed{ab12}", r"[a-z]+\d+", "correct"),
         ("regex", r"\boxed{ab12!}", r"[a-z]+\d+", "wrong"),
         ("regex", r"\boxed{x}", "(", "grader_error"),

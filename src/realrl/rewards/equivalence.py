@@ -14,11 +14,16 @@ from typing import Any
 
 from realrl.rewards import expression
 from realrl.rewards.latex import normalise, plain_words
+from realrl.rewards.names import by_name, names_agree, usual_order
 from realrl.rewards.structure import Value, read
+from realrl.rewards.words import contradict, said_otherwise
 
 _DECIMAL = re.compile(r"-?(?P<whole>\d*)\.(?P<places>\d+)(?:(?:[eE]|\*10\^)\{?(?P<power>[+-]?\d{1,4})\}?)?")
 _SCIENTIFIC = re.compile(r"-?\d+(?:\.(?P<places>\d+))?(?:[eE]|\*10\^)\{?(?P<power>[+-]?\d{1,4})\}?")
 _UNITS = re.compile(r"(?P<value>.*?\S)\s*(?P<unit>(?:⟦[^⟧]*⟧(?:\s*\^\s*\{?-?\d\}?)?[\s*/.]*)+)")
+# Words before a formula; this matches any text.
+_BEFORE = re.compile(r"(?:(?:⟦[^⟧]*⟧\s*)+(?=[^\s*/^+_-]))?")
+_QUANTITY = re.compile(r"\s*(\d[^⟦⟧]*)(⟦[^⟧]*⟧)")
 _BARE_UNIT = re.compile(
     r"(?P<value>.*[\d})])\s*(?P<unit>(?:square |cubic |sq |cu )?(?:[cmk]m|k[gm]|m[gl]|inch(?:es)?|in|f(?:ee|oo)t|ft|yards?|"
     r"miles?|(?:centi|kilo|milli)?met(?:er|re)s?|grams?|lit(?:er|re)s?|seconds?|sec|minutes?|min|hours?|hrs?|days?|weeks?|months?|years?|"
@@ -26,10 +31,29 @@ _BARE_UNIT = re.compile(
     r"(?:\s*\^\s*\{?\d\}?)?)",
     re.IGNORECASE,
 )
+# A number and words that are no formula: "18 eggs", "18 km/h", "1/2 cup".
+_BARE_WORDS = re.compile(
+    r"((?:[a-zA-Z]\s*=\s*)?[-+]?(?:\d+(?:\.\d+)?(?:\s*/\s*\d+)?|\d*\s*\\frac\{\d+\}\{\d+\})(?:\*\d+(?:\^\{\d+\})?)?)\s+"
+    r"((?!(?:or|and|mod|pi|if|for|sin|cos|tan|log|ln|sqrt|exp|to)(?![a-zA-Z]))"
+    r"[a-zA-Z]{2,}(?:[ /*.-]+[a-zA-Z]+)*(?:\s*\^\s*\{?\d\}?)?)"
+)
 _LENGTHS = {"mm", "cm", "m", "km", "in", "ft", "kg", "g", "mg", "s", "min", "h", "ml", "l"}
 _LONG_DECIMAL = re.compile(r"-?\d*\.\d{12,}")
-_BASE = re.compile(r"(?P<digits>[0-9A-F]+)_\{?(?P<base>\d{1,2})\}?")
-_EMPTY = {"no solution", "no solutions", "none", "emptyset", "varnothing", "no real solution", "no real solutions"}
+_BASE = re.compile(r"\(?(?P<digits>\d[0-9A-Fa-f]*|[0-9A-F]+)\)?_\{?(?P<base>\d{1,2})\}?")
+_EMPTY = {
+    "no solution",
+    "no solutions",
+    "none",
+    "emptyset",
+    "varnothing",
+    "no real solution",
+    "no real solutions",
+    "无解",
+    "空集",
+}
+_SYNONYMS = (_EMPTY, {"dne", "does not exist", "doesnt exist"}, {"undefined", "not defined"})
+# A function of an angle, which may be given in degrees.
+_OF_ANGLE = re.compile(r"(?<![a-zA-Z])\\?(?:sin|cos|tan|cot|sec|csc)(?![a-z])(?!\s*\^\s*\{?\s*-1)")
 
 
 def compare(answer: str, gold: str) -> tuple[bool | None, str]:
@@ -41,6 +65,9 @@ def compare(answer: str, gold: str) -> tuple[bool | None, str]:
         return True, "text"
     if _decimal_comma(left, right):
         return True, "exact"
+    if contradict(left, right):
+        return False, "text"
+    left, right = _with_unit(left, right), _with_unit(right, left)
     a, b = read(left), read(right)
     if a is None or b is None:
         return None, ""
@@ -50,6 +77,24 @@ def compare(answer: str, gold: str) -> tuple[bool | None, str]:
         known = [tree is not None and expression.exact(tree) is not None for tree in trees]
         stage = "exact" if all(known) else "value"
     return same(a, b), stage
+
+
+def number(text: str) -> Fraction | None:
+    r"""The value of an answer that is one rational number, perhaps with a name, a unit or a currency (`x = 18`, `18 eggs`)."""
+    text = normalise(text)
+    value = None if contradict(text, "0") else read(_with_unit(text, "0"))
+    if value is None or value.kind != "scalar" or len(_QUANTITY.findall(value.text)) > 1:
+        return None
+    tree = expression.parse(_without_unit(value.text)[0].rstrip("%° "))
+    return None if tree is None else expression.exact(tree)
+
+
+def _with_unit(text: str, other: str) -> str:
+    """`18 eggs` → `18⟦eggs⟧`, where the other answer has no letters that could be variables."""
+    found = _BARE_WORDS.fullmatch(text)
+    if found is None or re.search(r"[a-zA-Z]", re.sub(r"⟦[^⟧]*⟧|\\[a-zA-Z]+", "", other)):
+        return text
+    return f"{found[1]}⟦{found[2]}⟧"
 
 
 def _compact(text: str) -> str:
@@ -80,13 +125,25 @@ def _readable(value: Value) -> bool:
 
 def same(a: Value, b: Value) -> bool | None:
     """Whether answer `a` is the gold `b`."""
-    if a.name and b.name and not _names_agree(a.name, b.name):
+    if a.name and b.name and not names_agree(a.name, b.name):
         return False
+    if a.modulus and b.modulus and a.modulus != b.modulus:
+        return False
+    named = by_name(a), by_name(b)
+    if named[0] and named[0].keys() == named[1].keys():
+        return _in_order(list(named[0].values()), [named[1][name] for name in named[0]])
+    if bool(named[0]) != bool(named[1]) and (a if named[1] else b).kind == "tuple":
+        names = named[0] or named[1]
+        items = [names[name] for name in usual_order(names) or names]
+        return _in_order(items, b.items) if named[0] else _in_order(a.items, items)
     a = _with_argument_of(a, b)
     if "relation" in (a.kind, b.kind):
         left, right = a.parts, b.parts
         if not left or not right:
-            return None if "=" in a.text + b.text else False
+            # An equation is no name for a value: 3 is not x + y = 3.
+            equation = next((value for value in (a, b) if value.kind == "relation" and value.text == "="), None)
+            tree = expression.parse(equation.parts[0]) if equation else None
+            return None if equation and (tree is None or tree[0] == "call") else False
         if len(left) != 2 or len(right) != 2:
             # A chain: the same signs between the same terms.
             alike = a.text == b.text and len(left) == len(right)
@@ -138,11 +195,6 @@ def _renamed(text: str, old: str, new: str) -> str:
     return re.sub(rf"(?<![\\a-zA-Z]){old}(?![a-zA-Z])", new, text)
 
 
-def _names_agree(a: str, b: str) -> bool:
-    a, b = (plain_words(name).replace(" ", "") for name in (a, b))
-    return a == b or len(a) > 1 or len(b) > 1
-
-
 def _in_order(a: Sequence[Value], b: Sequence[Value]) -> bool | None:
     if len(a) != len(b):
         return False
@@ -164,20 +216,29 @@ def same_scalar(answer: str, gold: str) -> bool | None:
     words = _same_words(answer, gold)
     if words is not None:
         return words
+    if contradict(answer, gold) or said_otherwise(*(_BEFORE.match(text)[0] for text in (answer, gold))):  # pyright: ignore[reportOptionalSubscript]
+        return False
+    if any(len(_QUANTITY.findall(text)) > 1 for text in (answer, gold)):
+        return _same_quantities(answer, gold)
     (a, unit_a), (b, unit_b) = (_without_unit(text) for text in (answer, gold))
     if unit_a != unit_b and {unit_a, unit_b} <= _LENGTHS:
         return False
     bases = [_BASE.fullmatch(text.replace(" ", "")) for text in (a, b)]
     if any(bases):
-        digits = [match["digits"] if match else text for match, text in zip(bases, (a, b), strict=True)]
+        digits = [match["digits"].upper() if match else text for match, text in zip(bases, (a, b), strict=True)]
         named = {match["base"] for match in bases if match}
         return digits[0] == digits[1] and len(named) == 1
-    percent, degrees = ([text.endswith(sign) for text in (a, b)] for sign in "%°")
-    a, b = (text.rstrip("%° ") for text in (a, b))
+    percent = [text.endswith("%") for text in (a, b)]
+    # Within a sine the parser reads degrees as what they are.
+    degrees = ["°" in text and not _OF_ANGLE.search(text) for text in (a, b)]
+    a, b = (text.rstrip("% ").replace("°", "" if alone else "°") for text, alone in zip((a, b), degrees, strict=True))
     x, y = expression.parse(a), expression.parse(b)
     if x is None or y is None:
         return True if _compact(a) == _compact(b) else None
     equal = _same_value(x, y, a, b)
+    if equal and percent[0] != percent[1] and (value := expression.exact(x)) is not None and 0 < abs(value) < 1:
+        # 50 may be meant as 50 %; 0.5 is no 0.5 %.
+        equal = False
     if not equal and percent[0] != percent[1]:
         hundred = ("num", Fraction(100))
         x = ("div", x, hundred) if percent[0] else ("mul", x, hundred)
@@ -195,6 +256,17 @@ def same_scalar(answer: str, gold: str) -> bool | None:
     return equal
 
 
+def _same_quantities(answer: str, gold: str) -> bool | None:
+    """`2⟦hours⟧30⟦minutes⟧`: the same numbers of the same units."""
+    a, b = ([(found[1], found[2]) for found in _QUANTITY.finditer(text)] for text in (answer, gold))
+    if len(a) != len(b) or _QUANTITY.sub("", answer).strip() != _QUANTITY.sub("", gold).strip():
+        return False
+    results = [
+        same_scalar(x, y) if plain_words(u)[:3] == plain_words(v)[:3] else False for (x, u), (y, v) in zip(a, b, strict=True)
+    ]
+    return False if False in results else None if None in results else True
+
+
 def _decimal_comma(a: str, b: str) -> bool:
     """Whether one side is `1000,99` and the other `1000.99`; three digits after a comma are thousands."""
     comma, point = (a, b) if "," in a else (b, a)
@@ -205,7 +277,7 @@ def _decimal_comma(a: str, b: str) -> bool:
 def _same_words(answer: str, gold: str) -> bool | None:
     """For answers that are words or the letter of a choice; None for formulas."""
     a, b = plain_words(answer), plain_words(gold)
-    if a in _EMPTY and b in _EMPTY:
+    if any(a in alike and b in alike for alike in _SYNONYMS):
         return True
     choice = re.fullmatch(r"\(?([a-z])\)?", b)
     if choice and gold.strip("⟦⟧() ").isupper():
@@ -228,7 +300,7 @@ def _same_words(answer: str, gold: str) -> bool | None:
 
 
 def _without_unit(text: str) -> tuple[str, str]:
-    text = re.sub(r"^(?:⟦[^⟧]*⟧\s*)+(?=[^\s*/^+_-])", "", text)
+    text = text[len(_BEFORE.match(text)[0]) :]  # pyright: ignore[reportOptionalSubscript]
     match = _UNITS.fullmatch(text) or _BARE_UNIT.fullmatch(text)
     if match is None:
         return text, ""
@@ -240,9 +312,10 @@ def _without_unit(text: str) -> tuple[str, str]:
 def _same_value(x: expression.Node, y: expression.Node, answer: str, gold: str) -> bool | None:
     left, right = expression.exact(x), expression.exact(y)
     tolerance = half_unit(gold)
-    if _LONG_DECIMAL.fullmatch(answer):
-        # A dozen digits are a rounding, be it of an answer or of a gold.
-        tolerance = Fraction(10) ** -len(answer.partition(".")[2]) if tolerance is None else tolerance
+    for text in filter(_LONG_DECIMAL.fullmatch, (answer, gold)):
+        # A dozen digits are a rounding, be it of an answer or of a gold; more than a float has are those of a float.
+        rounding = max(Fraction(10) ** -len(text.partition(".")[2]), abs(Fraction(text)) / 2**52)
+        tolerance = max(tolerance or rounding, rounding)
     if left is not None and right is not None:
         return left == right or (tolerance is not None and abs(left - right) <= tolerance)
     names = sorted(expression.variables(x) | expression.variables(y))

@@ -26,7 +26,7 @@ _FUNCTIONS = tuple(
 )
 _TOKEN = re.compile(
     r"(?P<number>\d+(?:\.\d*)?[eE][+-]?\d{1,4}(?![\d.a-zA-Z])|\d+\.\d+|\d*\.(?=\s?\\overline)|\d+\.(?=[/*])|\.\d+|\d+)|(?P<command>\\[a-zA-Z]+|\\[{}|])|"
-    rf"(?P<word>(?:{'|'.join(_FUNCTIONS)}|pi|infinity|inf)(?![a-z]))|(?P<letter>[a-zA-Z])|(?P<sign>[-+*/^!()\[\]{{}}|_,'=])|\s+|(?P<bad>.)",
+    rf"(?P<word>(?:{'|'.join(_FUNCTIONS)}|pi|infinity|inf)(?![a-z]))|(?P<letter>[a-zA-Z])|(?P<sign>[-+*/^!()\[\]{{}}|_,'=°])|\s+|(?P<bad>.)",
     re.DOTALL,
 )
 _KNOWN = re.compile(rf"\\[a-zA-Z]+|{'|'.join(_FUNCTIONS)}|pi|infinity|inf|_\{{[^{{}}]*\}}")
@@ -104,8 +104,7 @@ class _Parser:
                 sign = self.take()
                 node = ("mul" if sign == "*" else "div", node, self.signed())
             elif self.starts_atom():
-                right = self.power()
-                node = ("add" if _is_mixed_number(node, right) else "mul", node, right)
+                node = ("mul", node, self.power())
             else:
                 return node
 
@@ -113,8 +112,22 @@ class _Parser:
         negative = False
         while self.peek() in ("+", "-") and self.peek():
             negative ^= self.take() == "-"
+        start = self.position
         node = self.power()
+        if self.position == start + 1 and self.tokens[start][1].isdigit():
+            node = self.mixed_number(node)
         return ("neg", node) if negative else node
+
+    def mixed_number(self, whole: Node) -> Node:
+        r"""`2\frac{1}{3}` is two and a third, whatever stands around it."""
+        texts = [text for _, text in self.tokens[self.position : self.position + 8]]
+        if texts[:2] != ["\\frac", "{"] or texts[3:5] != ["}", "{"] or texts[6:7] != ["}"] or texts[7:] in (["^"], ["!"]):
+            return whole
+        top, bottom = texts[2], texts[5]
+        if not (top.isdigit() and bottom.isdigit() and 0 < int(top) < int(bottom)):
+            return whole
+        self.position += 7
+        return ("add", whole, ("num", Fraction(int(top), int(bottom))))
 
     def starts_atom(self) -> bool:
         kind, text = self.kind(), self.peek()
@@ -126,10 +139,13 @@ class _Parser:
 
     def power(self) -> Node:
         node = self.atom()
-        while self.peek() in ("!", "^", "'") and self.peek():
+        while self.peek() in ("!", "^", "'", "°") and self.peek():
             sign = self.take()
             if sign == "'":
                 raise _Unreadable
+            if sign == "°":
+                node = ("mul", node, ("div", ("const", "pi"), ("num", Fraction(180))))
+                continue
             node = ("fact", node) if sign == "!" else ("pow", node, self.exponent())
         return node
 
@@ -291,14 +307,6 @@ class _Parser:
         return node if exponent is None else ("pow", node, exponent)
 
 
-def _is_mixed_number(whole: Node, fraction: Node) -> bool:
-    r"""`2\frac{1}{3}` is two and a third."""
-    if whole[0] != "num" or whole[1].denominator != 1 or fraction[0] != "div":
-        return False
-    top, bottom = fraction[1:]
-    return top[0] == bottom[0] == "num" and 0 < top[1] < bottom[1]
-
-
 def variables(node: Node) -> set[str]:
     """Names of the free variables."""
     if node[0] == "var":
@@ -417,7 +425,7 @@ def _numeric(mp: Any, node: Node, values: dict[str, Fraction]) -> Any:
         result = parts[0] / parts[1]
     elif kind == "pow":
         _check_power(mp, parts[0], parts[1])
-        result = mp.power(parts[0], parts[1])
+        result = _power(mp, parts[0], parts[1], exact(node[2]))
     elif kind == "fact" or kind == "binom":
         if any(abs(part) > 10**6 for part in parts):
             raise _Unreadable
@@ -427,6 +435,18 @@ def _numeric(mp: Any, node: Node, values: dict[str, Fraction]) -> Any:
     if mp.isfinite(result) and result != 0 and abs(mp.mag(result)) > 10 * MAX_BITS:
         raise _Unreadable
     return result
+
+
+def _power(mp: Any, base: Any, power: Any, fraction: Fraction | None) -> Any:
+    """The real root where the base is negative and the exponent a fraction with an odd denominator, not the principal one."""
+    if (
+        fraction is None
+        or fraction.denominator % 2 == 0
+        or fraction.denominator == 1
+        or not (mp.im(base) == 0 and mp.re(base) < 0)
+    ):
+        return mp.power(base, power)
+    return mp.power(-mp.re(base), power) * (-1 if fraction.numerator % 2 else 1)
 
 
 def _check_power(mp: Any, base: Any, power: Any) -> None:

@@ -10,7 +10,8 @@ from realrl.rewards.latex import closing_brace
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _JOINT = re.compile(
-    r"(?:[\s$,;&]|\\[()\[\]]|\\q?quad|\\text\s*\{\s*(?:and|or)\s*\}|and\b|or\b|\b[a-zA-Z](?:_?\{?\w\}?)?\s*=){0,20}"
+    r"(?:[\s$,;&]|\\[()\[\]]|\\q?quad|\\text\s*\{\s*(?:and|or)\s*\}|and\b|or\b|\b[a-zA-Z](?:_?\{?\w\}?)?\s*=|"
+    r"\.?\s*\n\s*(?:[-*•]|\(?\w{1,2}[.)])\s){0,20}"
 )
 _MARKERS = re.compile(r"####|\b(?:final answer|answer)\b\**\s*(?:is|:)", re.IGNORECASE)
 _MATH = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$([^$]+)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)

@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
-from realrl.rewards import expression
-from realrl.rewards.equivalence import compare
+from realrl.rewards.equivalence import compare, number
 from realrl.rewards.extract import ExtractionPolicy, extract_answer, last_boxed
 from realrl.rewards.latex import normalise, plain_words
 from realrl.rewards.pool import Judgement
@@ -29,6 +28,9 @@ _CODE = re.compile(
     r"__|\b(?!(?:sqrt|sin|cos|tan|log|exp|abs)\()[A-Za-z_]\w*\(|[A-Za-z_)\]'\"]\.[A-Za-z_]|\b(?:lambda|import|exec|eval)\b"
 )
 
+# A gold that is no answer: nothing, question marks, a picture.
+_NO_GOLD = re.compile(r"[\s?？.…]*|<\s*(?:image|img|audio|video)[^>]*>.*", re.IGNORECASE | re.DOTALL)
+
 _NO_ANSWER = Judgement("no_answer", None, "no final answer found", "extraction")
 
 
@@ -43,11 +45,8 @@ def extracted(response: str, policy: ExtractionPolicy) -> Judgement | str:
 
 
 def exact_number(text: str) -> Fraction | None:
-    r"""The value of an answer that is rational arithmetic, exactly (`025`, `32,348`, `\$5`, `12.0`, `2^{10}`); else None."""
-    if len(text) > MAX_ANSWER:
-        return None
-    tree = expression.parse(normalise(text).rstrip("%° "))
-    return None if tree is None else expression.exact(tree)
+    r"""The value of an answer that is one rational number, exactly (`025`, `32,348`, `\$5`, `2^{10}`, `18 eggs`); else None."""
+    return number(text) if len(text) <= MAX_ANSWER else None
 
 
 def judge_integer(response: str, golds: Sequence[str], policy: ExtractionPolicy) -> Judgement:
@@ -74,15 +73,42 @@ def judge_text(response: str, golds: Sequence[str], policy: ExtractionPolicy) ->
     return Judgement("correct" if right else "wrong", answer, "equal text" if right else "another text", "text")
 
 
+_CHOICE_WORDS = re.compile(
+    r"^(?:(?:the|my|final|correct|right|answers?|options?|choices?|letters?|is|are)\b[\s:]*)+", re.IGNORECASE
+)
+_LETTER = r"[(\[{]?\s*[A-Z]\s*[)\]}]?"
+_LETTERS = re.compile(rf"{_LETTER}(?:(?:\s*[,;&+]\s*(?:and\s+)?|\s+and\s+|\s+){_LETTER})*")
+# A letter, and what stands at it: "C. 12", "(C) the cat", "C: 12", "C 12".
+_LETTER_AND_TEXT = re.compile(r"(?:[(\[]\s*([A-Z])\s*[)\]]|([A-Z])\s*(?:[).:]|\s-|\s(?=[\d\\$+-])))\s*\S.*", re.DOTALL)
+_TWO_CHOICES = re.compile(r"[(\[]?\s*[A-Z]\s*[)\]]?\s*(?:[,;&]|or\b|and\b)")
+
+
+def choices(text: str) -> frozenset[str]:
+    """The letters that an answer chooses, in upper case; none where it chooses nothing, or one letter or another."""
+    plain = re.sub(r"[⟦⟧*]", " ", normalise(text)).strip()
+    plain = _CHOICE_WORDS.sub("", plain).strip(" .:")
+    if re.fullmatch(r"\(?[a-z]\)?", plain):
+        plain = plain.upper()
+    if _LETTERS.fullmatch(plain):
+        return frozenset(re.findall(r"[A-Z]", plain))
+    if (found := _LETTER_AND_TEXT.fullmatch(plain)) and not _TWO_CHOICES.match(plain):
+        return frozenset(found[1] or found[2])
+    # Several letters in a row, in order and each once: "BD".
+    return frozenset(plain) if re.fullmatch(r"[A-J]{2,6}", plain) and list(plain) == sorted(set(plain)) else frozenset()
+
+
 def judge_choice(response: str, golds: Sequence[str], policy: ExtractionPolicy) -> Judgement:
-    """Right where the extracted answer names the gold letter of a multiple choice (`C`, `(C)`, `C. 12`)."""
+    """Right where the extracted answer chooses the gold's letters, all and no other (`C`, `(C)`, `C. 12`, `B and D`)."""
+    wanted = [choices(gold) for gold in golds]
+    if not all(wanted):
+        return Judgement("grader_error", None, f"the gold answer {golds[0][:50]!r} is no choice; use reward.type = 'math'")
     answer = extracted(response, policy)
     if isinstance(answer, Judgement):
         return answer
-    letter = re.match(r"[⟦(\s]*([A-Za-z])(?![A-Za-z])", normalise(answer))
-    if letter is None:
+    chosen = choices(answer)
+    if not chosen:
         return Judgement("wrong", answer, "no letter of a choice", "text")
-    right = letter[1].upper() in {gold.strip(" ().").upper() for gold in golds}
+    right = chosen in wanted
     return Judgement("correct" if right else "wrong", answer, "the choice" if right else "another choice", "text")
 
 
@@ -94,6 +120,8 @@ def judge_regex(answer: str, golds: Sequence[str]) -> Judgement:
 
 def quick_math(response: str, golds: Sequence[str], policy: ExtractionPolicy) -> Judgement | tuple[Any, ...]:
     """What is decided without a computer-algebra system; otherwise the item for `judge_symbolic`."""
+    if all(_NO_GOLD.fullmatch(gold) for gold in golds):
+        return Judgement("grader_error", None, f"the gold answer {golds[0][:50]!r} is no answer; drop the row", "bounds")
     answer = extracted(response, policy)
     if isinstance(answer, Judgement):
         return answer

@@ -5,15 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from realrl.rewards import expression
 
 _RELATION = re.compile(r"\\(?:le|ge|ne|in|approx|equiv|sim)(?![a-zA-Z])|[=<>]")
+# The name of a value, before "=": a letter, words, f(x), f'(x), f^{-1}(x), (x, y), AB, [ABC], \angle A, \cos A, dy/dx.
 _NAME = re.compile(
-    r"(?:⟦[^⟧]*⟧|\\?[a-zA-Z]+|\([a-zA-Z](?:,\s*[a-zA-Z])*\))(?:_(?:\w|\{[^{}]*\}))?(?:\([a-zA-Z\d, ]*\))?'*|\\angle\s*[A-Z]+"
+    r"(?:⟦[^⟧]*⟧|\\?[a-zA-Z]+|\([a-zA-Z](?:,\s*[a-zA-Z])*\))(?:_(?:\w|\{[^{}]*\}))?(?:\^\{?-1\}?(?=\())?'*"
+    r"(?:\([a-zA-Z\d, ]*\))?'*|\\angle\s*[A-Z]+|\[[A-Z]{3,}\]|\|[A-Z]{2}\||"
+    r"\\(?:sin|cos|tan|cot|sec|csc|log|ln)\s*\(?\s*(?:\\angle\s*)?\\?[a-zA-Z]+\s*\)?|"
+    r"\\frac\s*\{d\s*[a-z]\}\s*\{d\s*[a-z]\}"
 )
 _MATRIX = re.compile(r"\\begin\{([pbvBV]?matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}")
 _OR = re.compile(r"⟦\s*(?i:or)\s*⟧|(?<![a-zA-Z])or(?![a-zA-Z])")
+_MODULUS = re.compile(r"\s*\(?\\(?:pmod|bmod|mod)(?![a-zA-Z])\s*(\{[^{}]*\}|\d+)\)?")
 # A letter that an inequality may be solved for.
 _UNKNOWN = re.compile(r"[a-zA-Z](?:\([a-zA-Z]\))?|\\(?!pi|infty)[a-zA-Z]+")
 _MAX_ITEMS = 60
@@ -31,11 +37,20 @@ class Value:
     brackets: str = ""
     name: str = ""
     parts: tuple[str, ...] = ()
+    modulus: str = ""
 
 
 def read(text: str, depth: int = 0) -> Value | None:
     """The structure of a normalised answer; None where it is too deep or too wide to be an answer."""
-    text = _without_modulus(text.strip())
+    text = text.strip()
+    moduli = list(_MODULUS.finditer(text))
+    if len(moduli) != 1 or moduli[0].end() != len(text):
+        return _read(text, depth)
+    value = _read(text[: moduli[0].start()], depth)
+    return value and replace(value, modulus=moduli[0][1].strip("{} "))
+
+
+def _read(text: str, depth: int) -> Value | None:
     if depth > _MAX_DEPTH:
         return None
     matrix = _MATRIX.fullmatch(text)
@@ -52,19 +67,37 @@ def read(text: str, depth: int = 0) -> Value | None:
     if len(items) > 1:
         either = "or" if len(split(text, _OR)) == len(items) else ""
         return _read_items("list", [item for item in items if item.strip()], depth, either)
-    if "\\pm" in text and not (text.startswith("\\{") and _closes_at_end(text, "\\{")):
+    braced = any(text.startswith(brace) and _closes_at_end(text, brace) for brace in ("\\{", "{"))
+    if "\\pm" in text and not braced:
         return _read_items("list", [text], depth)
     relation = _read_relation(text, depth)
     if relation is not None:
         return relation
+    items = split(text, re.compile(r"\\(?:setminus|backslash)(?![a-zA-Z])"))
+    if len(items) == 2 and items[0].strip() == "(-\\infty,\\infty)":
+        missing = read(items[1], depth + 1)
+        if missing and missing.kind == "set" and (union := _line_without(missing.items)):
+            return union
     items = split(text, re.compile(r"\\cup(?![a-zA-Z])"))
     if len(items) > 1:
         return _read_items("union", items, depth)
     return _read_bracketed(text, depth)
 
 
-def _without_modulus(text: str) -> str:
-    return re.sub(r"\s*\(?\\(?:pmod|bmod|mod)(?![a-zA-Z])\s*(?:\{[^{}]*\}|\d+)\)?$", "", text)
+def _line_without(points: Sequence[Value]) -> Value | None:
+    """The real line without some points, as a union of intervals; None where a point has no value."""
+    values: dict[str, Any] = {}
+    for point in points:
+        tree = expression.parse(point.text)
+        value = None if tree is None else expression.numeric(tree)
+        if value is None or value.imag != 0:
+            return None
+        values[point.text] = value.real
+    ends = ["-\\infty", *sorted(values, key=lambda text: values[text]), "\\infty"]
+    gaps = zip(ends[:-1], ends[1:], strict=True)
+    return Value(
+        "union", items=tuple(Value("tuple", items=(Value("scalar", a), Value("scalar", b)), brackets="()") for a, b in gaps)
+    )
 
 
 def _read_items(kind: str, texts: Sequence[str], depth: int, brackets: str = "") -> Value | None:
@@ -120,6 +153,8 @@ def _closes_at_end(text: str, start: str) -> bool:
 
 def split(text: str, separator: re.Pattern[str]) -> list[str]:
     """`text` cut at the separators outside of every bracket."""
+    if not separator.search(text):
+        return [text]
     parts, level, last, position = [], 0, 0, 0
     while position < len(text):
         step = 2 if text.startswith(("\\{", "\\}"), position) else 1
@@ -173,6 +208,8 @@ def _signs(text: str, parts: Sequence[str]) -> list[str]:
 def _read_inequality(parts: Sequence[str], signs: Sequence[str], depth: int) -> Value | None:
     if all(sign in (">", "\\ge") for sign in signs):
         parts, signs = parts[::-1], [{">": "<", "\\ge": "\\le"}[sign] for sign in signs][::-1]
+    if signs == ["\\ne"] and _UNKNOWN.fullmatch(parts[0]) and (union := _line_without([Value("scalar", parts[1])])):
+        return replace(union, text="\\ne", parts=tuple(parts))
     if not all(sign in ("<", "\\le") for sign in signs) or len(parts) > 3:
         return Value("relation", " ".join(signs), parts=tuple(parts))
     if len(parts) == 3 and _UNKNOWN.fullmatch(parts[1]):
