@@ -6,12 +6,16 @@ same weights then differ, so that log π_θ/π_old of a policy that has not move
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.nn.modules.dropout import _DropoutNd
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+_NOISE = re.compile(r"drop(?!less)|jitter")
 
 
 @contextmanager
@@ -37,6 +41,18 @@ def train_without_noise(model: torch.nn.Module) -> None:
         module.training = True
         if not isinstance(module._gradient_checkpointing_func, _Quiet):
             module._gradient_checkpointing_func = _Quiet(module._gradient_checkpointing_func)
+
+
+def noise_of(model: torch.nn.Module) -> list[tuple[Any, str]]:
+    """The values above 0 that make passes in training mode differ, as (owner, name): dropout of every kind, dropped layers and
+    router jitter, in modules and in the configurations that they read."""
+    owners = {id(owner): owner for module in model.modules() for owner in (module, getattr(module, "config", None)) if owner}
+    return [
+        (owner, name)
+        for owner in owners.values()
+        for name, value in vars(owner).items()
+        if isinstance(value, float) and value > 0 and (_NOISE.search(name) or (name == "p" and isinstance(owner, _DropoutNd)))
+    ]
 
 
 def repeats_passes(model: torch.nn.Module) -> bool:

@@ -145,7 +145,8 @@ def _rows(model: PreTrainedModel, length: int) -> list[tuple[tuple[int, ...], tu
     """Three prompts and responses; the first and the last are of one short prompt, the second has `length` tokens with its
     prompt, which begins like the other. No token is 0."""
     embeddings: Any = model.get_input_embeddings()
-    most, least = len(embeddings.weight) - 1, _LONG_RESPONSE[0]
+    # Some have embeddings besides those of tokens, some more logits than tokens.
+    most, least = min(len(embeddings.weight), model.config.get_text_config().vocab_size) - 1, _LONG_RESPONSE[0]
     compared = max(least, min(_LONG_RESPONSE[1], length - SHORT + least))
     drawn = torch.randint(1, most + 1, (length + sum(_SHORT_RESPONSES),), generator=torch.Generator().manual_seed(0)).tolist()
     common = tuple(token % most + 1 for token in _COMMON)

@@ -37,7 +37,7 @@ ALLOWED = {
     | {"precision", "prefix", "head", "modes", "logprobs", "rewards", "data", "models", "sampling", "logging", "eval"},
     "sweep": CONFIG | {"precision", "models", "eval", "logging"},
     "analysis": CONFIG | {"eval", "models", "rewards", "sweep"},
-    "integrations": CONFIG | {"precision", "rewards", "data", "models"},
+    "integrations": CONFIG | {"modes", "precision", "rewards", "data", "models"},
     "cli": CONFIG | {"logging", "rewards", "data", "train", "eval", "analysis", "integrations", "sweep"},
     "__main__": {"cli"},
 }

@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 
+from realrl.config import Config
 from realrl.errors import TrainingError
 from realrl.logging import Alarms
 from realrl.memory import return_freed_memory
+from realrl.precision import sampling_dtype, training_dtype
 from realrl.sampling import whole
 from realrl.seeding import derive_seed, generator
 from realrl.train.batching import make_batch, mini_batches, select_rows
@@ -27,6 +29,9 @@ from realrl.train.rollouts import Collector
 from realrl.train.setup import Run
 from realrl.train.step import GradientStep, StepReport, StepSettings, settings_of
 from realrl.types import Batch
+
+# Nats a token. In float32 a right sampler is below 1e-5; a wrong position or a missing layer is above 1.
+SAMPLER_GAP = 0.1
 
 
 def train_loop(run: Run, collector: Collector, recorder: Recorder, stop: StopRequest, start: int = 0) -> int:
@@ -134,6 +139,8 @@ def update_policy(run: Run, batch: Batch, step: int, bad_in_a_row: int, *, on_po
         run.optimizer.zero_grad(set_to_none=True)
         old, ref = None if fresh else old_NT[rows, :width], None if ref_NT is None else ref_NT[rows, :width]
         report = fitting(run, gradient, mini, partial(gradient.backward, mini, old, ref))
+        if step == 0 and fresh:
+            check_sampler(run.config, mini, report)
         work = gradient.forwards - before[0], gradient.backwards - before[1]
         before = gradient.forwards, gradient.backwards
         grad_norm = 0.0
@@ -162,6 +169,21 @@ def update_policy(run: Run, batch: Batch, step: int, bad_in_a_row: int, *, on_po
         updates.append(Update(rows, report, grad_norm, work, gradient.settings.budget, bad))
     run.optimizer.zero_grad(set_to_none=True)
     return updates, bad_in_a_row
+
+
+def check_sampler(config: Config, batch: Batch, report: StepReport) -> None:
+    """TrainingError where the sampler and the model in training, both in float32 and of the same weights, disagree."""
+    if not training_dtype(config) == sampling_dtype(config) == "float32":
+        return
+    counted_NT = report.computed_N[:, None] & batch.loss_mask
+    gap = float((report.logprobs_NT - batch.logprobs_sampler)[counted_NT].abs().mean()) if bool(counted_NT.any()) else 0.0
+    if gap > SAMPLER_GAP:
+        raise TrainingError(
+            f"the sampler and the model in training differ by {gap:.2g} nats a token on the first rollouts, both in float32 "
+            "and of the same weights, so that every gradient would be wrong. Causes are an architecture whose cache, padding "
+            "or row length changes its log-probabilities, noise in training mode (dropout, router jitter), or a sampling "
+            "engine that reads other weights or another configuration; realrl check-model tries the model by itself"
+        )
 
 
 def reference_logprobs(run: Run, batch: Batch, rows_N: torch.Tensor, settings: StepSettings) -> torch.Tensor | None:

@@ -25,6 +25,7 @@ from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, uns
 from realrl.errors import ConfigError, TrainingError
 from realrl.integrations.engines import check_signature
 from realrl.integrations.trl.config import RealConfig
+from realrl.modes import noise_of
 from realrl.objectives import AdditiveObjective, ScoreObjective
 from realrl.objectives.kl import kl_estimate
 from realrl.objectives.scores import masked_token_mean, step_totals
@@ -78,10 +79,16 @@ class RealTrainer(GRPOTrainer):
         super().__init__(model, reward_funcs, args, *rest, **kwargs)
         if self.aux_loss_enabled:
             raise ConfigError("this model adds a router loss to the objective; set router_aux_loss_coef = 0.0 in RealConfig")
-        if any(module.p > 0 for module in self.model.modules() if isinstance(module, torch.nn.Dropout)):
+        noise = noise_of(self.model)
+        if args.disable_dropout:
+            # TRL itself turns dropout modules off; attention and routers have numbers of their own.
+            for owner, name in noise:
+                setattr(owner, name, 0.0)
+        elif noise:
             raise ConfigError(
-                "dropout makes two passes of the same weights differ, so that the log-ratio of a policy that has not moved is "
-                "not 0; set disable_dropout = True in RealConfig and lora_dropout = 0 in LoraConfig"
+                f"the model has noise in training ({', '.join(sorted({name for _, name in noise}))} above 0): two passes of "
+                "the same weights differ, so that the log-ratio of a policy that has not moved is not 0; set "
+                "disable_dropout = True in RealConfig and lora_dropout = 0 in LoraConfig"
             )
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
