@@ -10,9 +10,9 @@ gradient   of Σ w · log π in train mode, whole and as single rows, with and w
 sampling   what the sampler says of its own draws; its greedy draws
 resume     one optimizer step, saved and loaded again
 
-A part is exact (largest difference in nats; the gradient's relative error), refused (a RealrlError, with its message), or WRONG,
-any other exception included. A model of which no single row can be computed plainly, or whose tokens see later ones, has to
-be refused. Prints a Markdown table.
+A part is exact (largest difference in nats; the gradient's relative error), refused (a RealrlError, with its message), or
+WRONG, any other exception included. A model of which no single row can be computed plainly, or whose tokens see later ones,
+has to be refused. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -268,6 +268,8 @@ def check_sampling(subject: Subject, worst: Worst, plain: PreTrainedModel) -> No
         seeds = list(range(size * len(prompts)))
         for rollout in sampler.sample(prompts, group_size=size, params=params, seeds=seeds):
             drawn = list(rollout.token_ids)
+            if END in drawn[:-1]:
+                raise Wrong("a response goes on after the model's end token")
             with torch.no_grad():
                 logprobs = plain_row(plain, prompts[rollout.prompt_index], drawn, temperature or 1.0)
             own = logprobs.gather(1, torch.tensor(drawn)[:, None])[:, 0]
@@ -309,13 +311,18 @@ CHECKS: dict[str, tuple[Callable[[Subject, Worst, PreTrainedModel], None], float
 # ---- a family's verdict
 
 
+def load_and_use(subject: Subject) -> None:
+    response_logprobs(subject.load(subject.config()), BATCH, temperature=TEMPERATURE)
+
+
 def stub_tokenizer() -> PreTrainedTokenizerFast:
     """As many words as the models have tokens."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     core = Tokenizer(models.WordLevel({f"t{index}": index for index in range(VOCABULARY)}, unk_token="t0"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
-    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="t0", eos_token=f"t{END}", bos_token="t2")
+    # Its end token is not the model's, so that the model's own has to be found.
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="t0", eos_token="t2")
 
 
 def judge(check: Callable[[], None], worst: Worst) -> dict[str, Any]:
@@ -356,7 +363,7 @@ def examine(name: str) -> dict[str, Any]:
         for part, (check, limit) in CHECKS.items():
             worst = Worst(limit)
             if why:
-                parts[part] = judge(lambda: subject.load(subject.config()) and None, worst)
+                parts[part] = judge(lambda: load_and_use(subject), worst)
                 if parts[part]["status"] == "exact":
                     parts[part] = {"status": "WRONG", "error": None, "message": f"accepted, but {why}"}
                 break
