@@ -359,15 +359,17 @@ def examine(name: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         subject = Subject(Path(folder))
+        plain: Any = None
         try:
             build(family).save_pretrained(subject.folder / "model")
             stub_tokenizer().save_pretrained(subject.folder / "model")
             plain = subject.plain()
             with torch.no_grad():
-                usable = bool(plain_logprobs(plain, BATCH).isfinite().all()) and is_causal(plain)
-            why = "" if usable else "transformers' own numbers are not finite, or its tokens see later ones"
+                finite = bool(plain_logprobs(plain, BATCH).isfinite().all())
+            why = "transformers' own numbers are not finite" if not finite else ""
+            why = why or ("" if is_causal(plain) else "its tokens see later ones")
         except Exception as error:  # noqa: BLE001
-            plain, why = None, f"transformers itself: {type(error).__name__}: {' '.join(str(error).split())[:120]}"
+            why = f"transformers itself: {type(error).__name__}: {' '.join(str(error).split())[:120]}"
         for part, (check, limit) in CHECKS.items():
             worst = Worst(limit)
             if why:

@@ -154,7 +154,7 @@ class Family:
 
 def config_of(family: Family) -> PreTrainedConfig:
     """The configuration of the tiny model."""
-    kind = CONFIG_MAPPING[family.model_type]
+    kind: Any = CONFIG_MAPPING[family.model_type]
     special = {**EXCEPTIONS.get(family.model_type, {}), **family.options}
     if "text_config" in getattr(kind, "sub_configs", {}):
         inner = kind.sub_configs["text_config"]
