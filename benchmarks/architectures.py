@@ -320,6 +320,7 @@ CHECKS: dict[str, tuple[Callable[[Subject, Worst, PreTrainedModel], None], float
 
 
 def load_and_use(subject: Subject) -> None:
+    """What must not go through where plain transformers gives nothing to compare with."""
     response_logprobs(subject.load(subject.config()), BATCH, temperature=TEMPERATURE)
 
 
@@ -334,20 +335,20 @@ def stub_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def judge(check: Callable[[], None], worst: Worst) -> dict[str, Any]:
-    """`status` exact, refused or WRONG; `error`; `message`."""
+    """`status` exact, refused or WRONG; `error`; `message`. A wrong number before a refusal stays wrong."""
+    refused = ""
     try:
         check()
     except RealrlError as error:
-        return {"status": "refused", "error": None, "message": str(error)}
+        refused = " ".join(str(error).split())
     except Exception as error:  # noqa: BLE001  a traceback is what a user would see
         frames = traceback.extract_tb(error.__traceback__)
-        ours = [f for f in frames if "/realrl/" in f.filename]
-        place = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else "the reference"
-        text = " ".join(str(error).split())
-        return {"status": "WRONG", "error": None, "message": f"{type(error).__name__} ({place}): {text[:160]}"}
+        frame = next((frame for frame in reversed(frames) if "/realrl/" in frame.filename), frames[-1])
+        text = " ".join(str(error).split())[:160]
+        worst.wrong.insert(0, f"{type(error).__name__} ({Path(frame.filename).name}:{frame.lineno}): {text}")
     if worst.wrong:
         return {"status": "WRONG", "error": worst.error, "message": worst.say()}
-    return {"status": "exact", "error": worst.error, "message": ""}
+    return {"status": "refused" if refused else "exact", "error": worst.error, "message": refused}
 
 
 def examine(name: str) -> dict[str, Any]:
@@ -378,6 +379,8 @@ def examine(name: str) -> dict[str, Any]:
                     parts[part] = {"status": "WRONG", "error": None, "message": f"accepted, but {why}"}
                 break
             parts[part] = judge(lambda check=check, worst=worst: check(subject, worst, plain), worst)
+    for part in parts.values():
+        part["message"] = part["message"].replace(folder, "FOLDER")
     statuses = [part["status"] for part in parts.values()]
     verdict = "WRONG" if "WRONG" in statuses else "refused" if parts["logprobs"]["status"] == "refused" else "exact"
     return {"name": name, "verdict": verdict, "parts": parts, "seconds": round(time.perf_counter() - start, 1)}
