@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import difflib
-import json
 import math
 import os
 import re
@@ -14,10 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from realrl.config import Keep, KeepRange
+from realrl.data.readers import is_file_name, read_file
 from realrl.data.tasks import TASKS, TaskProblems
 from realrl.errors import DataError
 from realrl.hub import reach_hub
@@ -126,16 +122,16 @@ def _open(name: str) -> tuple[Iterable[tuple[str, Any]], str, Mapping[str, str]]
     with contextlib.suppress(RuntimeError):  # a home folder that does not exist
         path = path.expanduser()
     if path.is_file():
-        return _read_file(path), str(path), {}
+        return read_file(path), str(path), {}
     if path.is_dir():
         return _read_hub(str(path), None, "train"), str(path), {}
-    if path.suffix in _READERS or name.startswith((".", "/", "~")):
+    if is_file_name(name) or name.startswith((".", "/", "~")):
         raise DataError(f"no file at {name}; data.train and data.eval take a path, a named set or a generated task")
     if name in NAMED:
         known = NAMED[name]
         for folder in _data_folders():
             if (folder / known.file).is_file():
-                return _read_file(folder / known.file), str(folder / known.file), known.columns
+                return read_file(folder / known.file), str(folder / known.file), known.columns
         columns = {**known.columns, **known.hub_columns}
         return _read_hub(known.hub, known.configuration, known.split, name), known.hub, columns
     if "/" in name:
@@ -152,54 +148,6 @@ def _data_folders() -> list[Path]:
         return [Path(os.environ["REALRL_DATA"])]
     here = Path.cwd()
     return [folder / "shared" / "data" for folder in (here, *here.parents)]
-
-
-def _read_file(path: Path) -> Iterable[tuple[str, Any]]:
-    reader = _READERS.get(path.suffix)
-    if reader is None:
-        raise DataError(f"{path}: unknown file type {path.suffix!r}; known: {', '.join(_READERS)}")
-    return reader(path)
-
-
-def _read_jsonl(path: Path) -> Iterable[tuple[str, Any]]:
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield f"line {number}", json.loads(line)
-            # Also a number of thousands of digits, and lists in lists without end.
-            except (ValueError, RecursionError) as error:
-                yield f"line {number}", f"not valid JSON ({error})"
-
-
-def _read_csv(path: Path) -> Iterable[tuple[str, Any]]:
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        reader = csv.DictReader(file, restkey="")
-        try:
-            for record in reader:
-                yield f"line {reader.line_num}", record
-        except csv.Error as error:
-            raise DataError(f"{path}, line {reader.line_num}: not CSV ({error}); a JSONL file has no such limits") from error
-
-
-def _read_parquet(path: Path) -> Iterable[tuple[str, Any]]:
-    number, place = 0, "its footer"
-    try:
-        table = pq.ParquetFile(path)
-        for group in range(table.num_row_groups):
-            place = f"row group {group}, after row {number}"
-            for batch in table.iter_batches(batch_size=1024, row_groups=[group]):
-                for record in batch.to_pylist():
-                    number += 1
-                    yield f"row {number}", record
-                place = f"row group {group}, after row {number}"
-    # A flipped byte can also make text that is no UTF-8, or a date that is none.
-    except (pa.ArrowException, OSError, ValueError, ArithmeticError) as error:
-        raise DataError(f"{path} cannot be read as Parquet ({place}): {error}; get the file again") from error
-
-
-_READERS = {".jsonl": _read_jsonl, ".json": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
 
 
 def _read_hub(hub: str, configuration: str | None, split: str, name: str | None = None) -> Iterable[tuple[str, Any]]:
