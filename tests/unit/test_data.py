@@ -51,7 +51,7 @@ def test_jsonl_csv_parquet_and_folder_give_the_same_problems(tmp_path):
 def test_bad_rows_are_counted_with_their_line_and_strict_refuses(tmp_path):
     path = write(tmp_path / "b.jsonl", [{"problem": "1+1?", "answer": "2"}, {"problem": "", "answer": "2"}])
     with path.open("a") as file:
-        file.write('{"problem": "x"\n\n{"problem": "y", "answer": null}\n{"problem": "z", "answer": [1]}\n[1]\n')
+        file.write('{"problem": "x"\n\n{"problem": "y", "answer": null}\n{"problem": "z", "answer": [[1]]}\n[1]\n')
     loaded = load_problems(str(path))
     assert (len(loaded.problems), loaded.bad_rows) == (1, 5)
     places = [text.split(":")[0] for text in loaded.bad_examples]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import math
 import os
-import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from realrl.config import Keep, KeepRange
 from realrl.data.readers import is_file_name, read_file
+from realrl.data.rows import make_problem
 from realrl.data.tasks import TASKS, TaskProblems
 from realrl.errors import DataError
 from realrl.hub import reach_hub
@@ -58,30 +58,37 @@ NAMED: dict[str, NamedSet] = {
 }
 # Columns tried where the recipe maps none.
 _ALIASES = {
-    "problem": ("problem", "question", "prompt"),
+    "problem": ("problem", "question", "prompt", "messages"),
     "answer": ("answer", "final_answer", "gold", "reward_model.ground_truth"),
     "id": ("id", "problem_id", "unique_id"),
 }
 _SHOWN_BAD_ROWS = 5
-# JSON can name one by its number; no tokenizer takes it.
-_HALF = re.compile("[\ud800-\udfff]")
+_LEFT_OUT = {
+    "assistant": "an assistant's turn, which is left out: the model begins its answer itself",
+    "system": "a system turn, which is left out: say it with data.system_prompt",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedProblems:
-    """Usable problems; how many rows were not, the first few described; how many usable ones the filter passed over."""
+    """Usable problems; how many rows were not, the first few described; how many usable ones the filter passed over.
+
+    `left_out`: role → rows whose chat has such a turn beside the question.
+    """
 
     name: str
     problems: Sequence[Problem]
     bad_rows: int = 0
     bad_examples: list[str] = field(default_factory=list)
     filtered: int = 0
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def warnings(self) -> list[str]:
-        """A line about the bad rows, where there are any."""
-        if not self.bad_rows:
-            return []
-        return [f"WARNING: {self.name}: {self.bad_rows} bad rows skipped: {'; '.join(self.bad_examples)}"]
+        """A line about the bad rows, and one for each role whose turns were left out, where there are any."""
+        lines = [f"WARNING: {self.name}: {rows} rows hold {_LEFT_OUT[role]}" for role, rows in sorted(self.left_out.items())]
+        if self.bad_rows:
+            lines.insert(0, f"WARNING: {self.name}: {self.bad_rows} bad rows skipped: {'; '.join(self.bad_examples)}")
+        return lines
 
 
 def load_problems(
@@ -178,6 +185,7 @@ def _collect(
 ) -> LoadedProblems:
     problems: list[Problem] = []
     bad: list[str] = []
+    left_out: Counter[str] = Counter()
     filtered = 0
     mapping: dict[str, str] | None = None
     for number, (place, record) in enumerate(rows):
@@ -193,7 +201,9 @@ def _collect(
             filtered += 1
             continue
         try:
-            problems.append(_problem(record, mapping, f"{name}-{number}"))
+            problem, roles = make_problem(record, mapping, f"{name}-{number}")
+            problems.append(problem)
+            left_out.update(roles)
         except ValueError as error:
             bad.append(f"{place}: {error}")
     if bad and strict:
@@ -202,7 +212,7 @@ def _collect(
         detail = f"; {len(bad)} bad rows, first: {'; '.join(bad[:_SHOWN_BAD_ROWS])}" if bad else ""
         detail += f"; data.filter passed over {filtered} rows" if filtered else ""
         raise DataError(f"{source} holds no usable problem{detail}")
-    return LoadedProblems(name, problems, len(bad), bad[:_SHOWN_BAD_ROWS], filtered)
+    return LoadedProblems(name, problems, len(bad), bad[:_SHOWN_BAD_ROWS], filtered, left_out)
 
 
 def _kept(value: Any, wanted: Keep) -> bool:
@@ -214,14 +224,6 @@ def _kept(value: Any, wanted: Keep) -> bool:
     except (TypeError, ValueError, OverflowError):
         return False
     return (wanted.min is None or number >= wanted.min) and (wanted.max is None or number <= wanted.max)
-
-
-def _value(record: Mapping[str, Any], column: str) -> Any:
-    """The value of a column, or of a field within it by its dotted name; None where there is none."""
-    value: Any = record
-    for part in column.split(".") if column not in record else [column]:
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
 
 
 def _map_columns(source: str, found: list[str], columns: Mapping[str, str]) -> dict[str, str]:
@@ -242,39 +244,3 @@ def _map_columns(source: str, found: list[str], columns: Mapping[str, str]) -> d
         if chosen is not None:
             mapping[ours] = chosen
     return mapping
-
-
-def _problem(record: Mapping[str, Any], mapping: Mapping[str, str], default_id: str) -> Problem:
-    """One row; raises ValueError that says what is wrong with it."""
-    text, answer = _value(record, mapping["problem"]), _value(record, mapping["answer"])
-    if isinstance(text, list) and text and isinstance(text[-1], Mapping):
-        # A chat, as verl's data sets have it: the last turn asks.
-        text = text[-1].get("content")
-    accepted = record.get("also_accept") or []
-    if not isinstance(accepted, list):
-        raise ValueError(f"also_accept is a {type(accepted).__name__}, not a list of answers")
-    accepted = list(accepted)
-    if isinstance(answer, list) and answer and all(isinstance(item, str) for item in answer):
-        answer, *more = answer
-        accepted += more
-    if not all(isinstance(other, str) and other.strip() for other in accepted):
-        raise ValueError("a further accepted answer is empty or no text")
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"the problem is {'empty' if not text else 'a ' + type(text).__name__}, not text")
-    if _HALF.search(text):
-        raise ValueError("the problem holds half of a surrogate pair, which is no text")
-    if isinstance(answer, float) and math.isfinite(answer) and answer.is_integer():
-        answer = int(answer)
-    if isinstance(answer, float) and not math.isfinite(answer):
-        raise ValueError(f"the answer is {answer}, not a number")
-    if isinstance(answer, bool) or not isinstance(answer, (str, int, float)):
-        raise ValueError("the answer is missing" if answer is None else f"the answer is a {type(answer).__name__}")
-    if isinstance(answer, float):
-        # The digits that a double holds for sure: 0.1 + 0.2 is 0.3, and no answer would equal 0.30000000000000004.
-        answer = f"{answer:.15g}"
-    # GSM8K as released ends its worked solution with "#### answer".
-    answer = str(answer).rpartition("####")[2].strip()
-    if not answer:
-        raise ValueError("the answer is empty")
-    identity = _value(record, mapping["id"]) if "id" in mapping else None
-    return Problem(default_id if identity is None else str(identity), text, answer, tuple(accepted))
