@@ -30,11 +30,9 @@ def read(tmp_path, **row):
     [
         [ASK],
         [SYSTEM, ASK],
-        [ASK, PREFILL],
-        [SYSTEM, ASK, PREFILL],
         ASK,
         [{"content": "1+1?"}],
-        [{"from": "system", "value": "s"}, {"from": "human", "value": "1+1?"}, {"from": "gpt", "value": "2"}],
+        [{"from": "system", "value": "s"}, {"from": "human", "value": "1+1?"}],
         [{"role": "user", "content": [{"type": "text", "text": "1+"}, {"type": "text", "text": "1?"}]}],
         # Parquet gives every turn of a list the keys of all.
         [{"role": "user", "content": "1+1?", "from": None, "value": None}],
@@ -47,18 +45,25 @@ def test_of_a_chat_the_question_is_the_problem_however_it_is_stored(tmp_path, ch
         assert read(tmp_path, messages=chat, answer="2")[0] == ("1+1?", ("2",))
 
 
-def test_turns_that_are_left_out_are_counted(tmp_path):
-    _, _, said = read(tmp_path, problem=[SYSTEM, ASK, PREFILL], answer="2")
-    assert "1 rows hold a system turn, which is left out: say it with data.system_prompt" in said
-    assert "1 rows hold an assistant's turn, which is left out" in said
-    assert not read(tmp_path, problem=[ASK], answer="2")[2]
+def test_system_turns_that_are_left_out_are_counted(tmp_path):
+    _, bad, said = read(tmp_path, problem=[SYSTEM, ASK], answer="2")
+    assert not bad and "the system turns of 1 chats are left out; give the text as data.system_prompt" in said
+    for chat in ([ASK], [{"role": "system", "content": " "}, ASK]):
+        assert not read(tmp_path, problem=chat, answer="2")[2]
 
 
 @pytest.mark.parametrize(
     ("chat", "said"),
     [
-        ([ASK, PREFILL, {"role": "user", "content": "And doubled?"}], "2 turns of the user.*data.examples"),
-        ([SYSTEM, PREFILL], "0 turns of the user"),
+        ([ASK, PREFILL], "has the turns user, assistant, .*it needs one turn of the user, the last; remove the answer"),
+        ([SYSTEM, ASK, PREFILL], "has the turns system, user, assistant"),
+        ([{"from": "human", "value": "1+1?"}, {"from": "gpt", "value": "2"}], "has the turns user, assistant"),
+        ([PREFILL, ASK], "has the turns assistant, user"),
+        ([ASK, PREFILL, {"role": "user", "content": "And doubled?"}], "user, assistant, user, .*data.examples"),
+        ([ASK, ASK], "has the turns user, user"),
+        ([ASK, SYSTEM], "has the turns user, system"),
+        ([SYSTEM, PREFILL], "has the turns system, assistant"),
+        ([SYSTEM], "has the turns system"),
         ([{"role": "tool", "content": "x"}, ASK], "role 'tool'; known: system"),
         ([{"role": "user", "content": None}], "the user's turn has no text"),
         ([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "x"}]}], "more than text"),

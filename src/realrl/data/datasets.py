@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,17 +62,13 @@ _ALIASES = {
     "id": ("id", "problem_id", "unique_id"),
 }
 _SHOWN_BAD_ROWS = 5
-_LEFT_OUT = {
-    "assistant": "an assistant's turn, which is left out: the model begins its answer itself",
-    "system": "a system turn, which is left out: say it with data.system_prompt",
-}
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedProblems:
     """Usable problems; how many rows were not, the first few described; how many usable ones the filter passed over.
 
-    `left_out`: role → rows whose chat has such a turn beside the question.
+    `system_turns`: usable rows whose chat has a system turn, which is left out.
     """
 
     name: str
@@ -81,13 +76,18 @@ class LoadedProblems:
     bad_rows: int = 0
     bad_examples: list[str] = field(default_factory=list)
     filtered: int = 0
-    left_out: Mapping[str, int] = field(default_factory=dict)
+    system_turns: int = 0
 
     def warnings(self) -> list[str]:
-        """A line about the bad rows, and one for each role whose turns were left out, where there are any."""
-        lines = [f"WARNING: {self.name}: {rows} rows hold {_LEFT_OUT[role]}" for role, rows in sorted(self.left_out.items())]
+        """A line about the bad rows, and one about the system turns, where there are any."""
+        lines = []
         if self.bad_rows:
-            lines.insert(0, f"WARNING: {self.name}: {self.bad_rows} bad rows skipped: {'; '.join(self.bad_examples)}")
+            lines.append(f"WARNING: {self.name}: {self.bad_rows} bad rows skipped: {'; '.join(self.bad_examples)}")
+        if self.system_turns:
+            lines.append(
+                f"WARNING: {self.name}: the system turns of {self.system_turns} chats are left out; give the text as "
+                "data.system_prompt"
+            )
         return lines
 
 
@@ -185,8 +185,7 @@ def _collect(
 ) -> LoadedProblems:
     problems: list[Problem] = []
     bad: list[str] = []
-    left_out: Counter[str] = Counter()
-    filtered = 0
+    filtered = system_turns = 0
     mapping: dict[str, str] | None = None
     for number, (place, record) in enumerate(rows):
         if not isinstance(record, dict):
@@ -201,9 +200,9 @@ def _collect(
             filtered += 1
             continue
         try:
-            problem, roles = make_problem(record, mapping, f"{name}-{number}")
+            problem, has_system = make_problem(record, mapping, f"{name}-{number}")
             problems.append(problem)
-            left_out.update(roles)
+            system_turns += has_system
         except ValueError as error:
             bad.append(f"{place}: {error}")
     if bad and strict:
@@ -212,7 +211,7 @@ def _collect(
         detail = f"; {len(bad)} bad rows, first: {'; '.join(bad[:_SHOWN_BAD_ROWS])}" if bad else ""
         detail += f"; data.filter passed over {filtered} rows" if filtered else ""
         raise DataError(f"{source} holds no usable problem{detail}")
-    return LoadedProblems(name, problems, len(bad), bad[:_SHOWN_BAD_ROWS], filtered, left_out)
+    return LoadedProblems(name, problems, len(bad), bad[:_SHOWN_BAD_ROWS], filtered, system_turns)
 
 
 def _kept(value: Any, wanted: Keep) -> bool:

@@ -28,40 +28,40 @@ def value_of(record: Mapping[str, Any], column: str) -> Any:
     return value
 
 
-def make_problem(record: Mapping[str, Any], mapping: Mapping[str, str], default_id: str) -> tuple[Problem, set[str]]:
-    """A row's problem, and the roles whose turns a chat holds beside the question. ValueError says what is wrong."""
-    text, left_out = _question(value_of(record, mapping["problem"]))
+def make_problem(record: Mapping[str, Any], mapping: Mapping[str, str], default_id: str) -> tuple[Problem, bool]:
+    """A row's problem, and whether its chat has a system turn, which is left out. ValueError says what is wrong."""
+    text, has_system = _question(value_of(record, mapping["problem"]))
     first, *more = _golds(value_of(record, mapping["answer"]))
     accepted = record.get("also_accept") or []
     if not isinstance(accepted, list):
         raise ValueError(f"also_accept is a {type(accepted).__name__}, not a list of answers")
     more += [_further(other) for other in accepted]
     identity = value_of(record, mapping["id"]) if "id" in mapping else None
-    return Problem(default_id if identity is None else str(identity), text, first, tuple(more)), left_out
+    return Problem(default_id if identity is None else str(identity), text, first, tuple(more)), has_system
 
 
-def _question(value: Any) -> tuple[str, set[str]]:
-    """The text of a problem, of a chat the user's turn, and the roles of the chat's other turns."""
+def _question(value: Any) -> tuple[str, bool]:
+    """The text of a problem, of a chat the user's turn, and whether the chat has a system turn."""
     if isinstance(value, str) and _CHAT_AS_TEXT.match(value):
         value = _from_json(value, "the problem is a chat")
     if isinstance(value, Mapping) and ("role" in value or "from" in value):
         value = [value]
-    left_out: set[str] = set()
+    has_system = False
     if isinstance(value, list) and value and all(isinstance(turn, Mapping) for turn in value):
         turns = [_turn(turn) for turn in value]
-        asked = [text for role, text in turns if role == "user"]
-        if len(asked) != 1:
+        has_system = any(role == "system" and text.strip() for role, text in turns)
+        asked = [text for role, text in turns if role != "system"]
+        if len(asked) != 1 or turns[-1][0] != "user":
             raise ValueError(
-                f"the chat has {len(asked)} turns of the user, and one alone is read as the problem; give earlier turns as "
-                "data.examples"
+                f"the chat has the turns {', '.join(role for role, _ in turns)}, and only one question can be asked: it needs "
+                "one turn of the user, the last; remove the answer, and give earlier turns as data.examples"
             )
         value = asked[0]
-        left_out = {role for role, text in turns if role != "user" and text.strip()}
     if isinstance(value, bytes):
         value = value.decode()
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"the problem is {'empty' if not value else 'a ' + type(value).__name__}, not text")
-    return _whole(value, "the problem"), left_out
+    return _whole(value, "the problem"), has_system
 
 
 def _turn(turn: Mapping[str, Any]) -> tuple[str, str]:
