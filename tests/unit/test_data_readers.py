@@ -5,13 +5,16 @@ import codecs
 import csv
 import gzip
 import json
+from decimal import Decimal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from realrl.config import RewardSection
 from realrl.data import load_problems
 from realrl.errors import DataError
+from realrl.rewards.command import grade_file
 
 ROWS = [{"problem": 'Wie viel ist 1+1, "genau"?\nÄ', "answer": "2"}, {"problem": "2+2?", "answer": "4"}]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
@@ -125,3 +128,55 @@ def test_a_float32_is_the_number_that_was_written(tmp_path):
     for column in ("answer", "by.gold"):
         loaded = load_problems(str(tmp_path / "a.parquet"), columns={"answer": column})
         assert [problem.answer for problem in loaded.problems] == ["0.1", "3.3", "2"]
+
+
+ANSWERS = [
+    {"response": "It is\n\\boxed{2}", "answer": "2", "label": True},
+    {"response": "Ä, 5", "answer": "4", "label": False},
+    {"response": "3", "answer": "3", "label": None},
+]
+ANSWER_LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ANSWERS)
+ANSWER_TABLE = 'response,answer,label\n"It is\n\\boxed{2}",2,True\n"Ä, 5",4,0\n3,3,\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.jsonl", codecs.BOM_UTF8 + ANSWER_LINES.encode()),
+        ("a.jsonl", ANSWER_LINES.encode("utf-16")),
+        ("a.ndjson.gz", gzip.compress(ANSWER_LINES.encode())),
+        ("a.json", json.dumps(ANSWERS, indent=1).encode()),
+        ("a.csv", codecs.BOM_UTF8 + ANSWER_TABLE.encode()),
+        ("a.tsv", ANSWER_TABLE.replace(",", "\t").replace("Ä\t", "Ä,").encode()),
+        ("a.parquet", b""),
+    ],
+)
+def test_responses_to_grade_are_read_alike(tmp_path, name, data):
+    path = tmp_path / name
+    path.write_bytes(data)
+    if name == "a.parquet":
+        pq.write_table(pa.Table.from_pylist([row | {"seen": Decimal("1.5")} for row in ANSWERS]), path)
+    report = grade_file(str(path), str(tmp_path / "out.jsonl"), reward=RewardSection(workers=1))
+    assert [row["status"] == "correct" for row in report.rows] == [True, False, True]
+    assert report.errors("status") == "0 of 1 wrong ones accepted, 0 of 1 right ones rejected"
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [{key: row[key] for key in ANSWERS[0]} for row in found] == ANSWERS
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("a.jsonl", b'{"response": "\xe9", "answer": "1"}\n', "line 1: not UTF-8 text .byte 0xe9"),
+        ("a.jsonl", b'{"response": "a", "answer": "1", "answer": "2"}\n', "line 1: .*the key 'answer' occurs twice"),
+        ("a.csv", b"response,answer\n1,000,1000\n", "line 2: 3 fields where the header has 2"),
+        ("a.jsonl", b'{"response": "a", "answer": "1", "label": "right"}\n', "line 1: label is 'right'; .*true or false"),
+        ("a.jsonl", b'{"response": "a", "answer": "1", "label": [1]}\n', r"label is \[1\]"),
+        ("a.jsonl", b'{"response": "a", "answer": 1}\n', "line 1: needs response .text. and answer"),
+        ("a.jsonl", b"\n", "holds no row"),
+        ("a.txt", b"", "unknown file type"),
+    ],
+)
+def test_responses_that_cannot_be_read_are_refused_with_their_line(tmp_path, name, data, said):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError, match=said):
+        grade_file(str(tmp_path / name))
