@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 from decimal import Decimal
+from itertools import product
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -124,9 +125,11 @@ def test_a_float32_is_the_number_that_was_written(tmp_path):
     """As a double it is 0.100000001490116, which no answer equals."""
     golds = pa.array([0.1, 3.3, 2.0], pa.float32())
     nested = pa.StructArray.from_arrays([golds], names=["gold"])
-    pq.write_table(pa.table({"problem": ["a", "b", "c"], "answer": golds, "by": nested}), tmp_path / "a.parquet")
-    for column in ("answer", "by.gold"):
-        loaded = load_problems(str(tmp_path / "a.parquet"), columns={"answer": column})
+    (tmp_path / "folder").mkdir()
+    pq.write_table(pa.table({"problem": ["a", "b", "c"], "answer": golds, "by": nested}), tmp_path / "folder" / "a.parquet")
+    # A folder is read by `datasets`, as the hub is.
+    for path, column in product((tmp_path / "folder" / "a.parquet", tmp_path / "folder"), ("answer", "by.gold")):
+        loaded = load_problems(str(path), columns={"answer": column})
         assert [problem.answer for problem in loaded.problems] == ["0.1", "3.3", "2"]
 
 

@@ -7,6 +7,7 @@ import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from realrl.data.rows import make_problem
 from realrl.data.tasks import TASKS, TaskProblems
 from realrl.errors import DataError
 from realrl.hub import reach_hub
-from realrl.readers import is_file_name, read_file
+from realrl.readers import is_file_name, read_file, records
 from realrl.types import Problem
 
 
@@ -172,7 +173,8 @@ def _read_hub(hub: str, configuration: str | None, split: str, name: str | None 
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}. Set REALRL_DATA to a folder with "
             f"{NAMED[name].file if name else 'the file'}, or give the path of a JSONL, Parquet or CSV file"
         ) from error
-    return ((f"row {number}", record) for number, record in enumerate(loaded, start=1))
+    tables = loaded.with_format("arrow").iter(1024)
+    return ((f"row {number}", record) for number, record in enumerate(chain.from_iterable(map(records, tables)), start=1))
 
 
 def _collect(
