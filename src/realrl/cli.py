@@ -311,7 +311,7 @@ def sweep(
 @app.command()
 def grade(
     file: Annotated[
-        str, typer.Argument(help="JSONL with response and answer (text, or a list of accepted ones); label: is it right?")
+        str, typer.Argument(help="Rows with response and answer (text, or a list of accepted ones); label: is it right?")
     ],
     output: Annotated[str | None, typer.Option("-o", help="Write the rows with their verdicts to this JSONL file.")] = None,
     reward: Annotated[str, typer.Option(help='Verifier: a registered name, or a function as "module:name".')] = "math",
@@ -387,6 +387,8 @@ def show_data(
 
     loaded = load_problems(name)
     say(f"{name}: {len(loaded.problems)} problems, {loaded.bad_rows} bad rows")
+    for line in loaded.warnings():
+        say(printable(line))
     for index in range(skip, min(skip + count, len(loaded.problems))):
         problem = loaded.problems[index]
         say(f"\n{printable(problem.id)}\n  {printable(problem.problem)}\n  gold: {printable(' | '.join(problem.golds))}")
@@ -414,8 +416,8 @@ def check_data(
     report = check_golds(problems, RewardSection(type=reward))
     passed = report.total - len(report.failures)
     say(f"{name}: {passed} of {report.total} golds pass ({passed / report.total:.2%}); {loaded.bad_rows} bad rows left out")
-    for line in loaded.bad_examples:
-        say(f"  bad row: {printable(line)}")
+    for line in loaded.warnings():
+        say(printable(line))
     for problem, verdict in report.failures[:shown]:
         gold = printable(problem.answer)[:100]
         say(f"  fails: {printable(problem.id)} gold {gold}: {verdict.status}, {printable(verdict.reason)}")

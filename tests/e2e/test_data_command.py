@@ -22,6 +22,19 @@ def test_check_lists_the_golds_that_fail(tmp_path):
     assert "computer algebra: 0" in result.stdout
 
 
+def test_show_and_check_say_what_was_left_out(tmp_path):
+    path = tmp_path / "set.jsonl"
+    chat = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "1+1?"}]
+    prefilled = [*chat, {"role": "assistant", "content": "Let me think."}]
+    rows = [{"prompt": chat, "answer": "2"}, {"prompt": prefilled, "answer": "2"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for words in ("show", "check"):
+        out = run(words, path).stdout
+        assert f"WARNING: {path}: 1 bad rows skipped: line 2: the chat has the turns system, user, assistant" in out
+        assert f"WARNING: {path}: the system turns of 1 chats are left out; give the text as data.system_prompt" in out
+    assert "1+1?" in run("show", path).stdout
+
+
 @needs_data
 @pytest.mark.parametrize("name", ["aime25", "amc23", "math500", "minerva", "minerva_deepscaler", "olympiadbench", "math"])
 def test_the_golds_of_the_real_sets_pass(name):

@@ -14,6 +14,7 @@ from forked import ROOT
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from realrl.data import load_problems
 from realrl.data.datasets import _data_folders
 from realrl.models import smollm2
 
@@ -180,8 +181,61 @@ def test_trackers_and_strict_data(tmp_path):
 
 def test_a_group_of_one_is_warned_about_and_its_inertness_rings(tmp_path):
     out = train(tmp_path / "run", "--train.steps 3 --sampling.group_size 1").stdout
-    assert "WARNING: sampling.group_size = 1" in out
+    assert "WARNING: sampling.group_size = 1: " in out and "objective.type = 'real' learns from groups that hold both" in out
     assert "ALARM: every group is all right or all wrong" in out and "ALARM: the gradient is exactly 0" in out
+    # Each response by itself is a label to learn from here.
+    run = tmp_path / "labels"
+    out = train(run, "--train.steps 1 --sampling.group_size 1 --objective.degenerate_groups use").stdout
+    assert "WARNING: sampling.group_size" not in out and [r["grad/norm"] > 0 for r in records(run) if "grad/norm" in r] == [
+        True
+    ]
+
+
+def sums(path, *pairs):
+    """A file of sums as the tiny model reads them."""
+    rows = [{"problem": f"{a:02}+{b:02}=", "answer": str(a + b)} for a, b in pairs]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_held_out_problems_that_are_trained_on_are_counted(tmp_path):
+    """Two of the four are training problems, one with a space more."""
+    data = sums(tmp_path / "train.jsonl", *((a, 11) for a in range(10, 26)))
+    held_out = sums(tmp_path / "held_out.jsonl", (10, 11), (12, 11), (50, 11), (51, 11))
+    held_out.write_text(held_out.read_text().replace("10+11", "10 + 11"))
+    options = ("--train.steps 1 --data.train", data, "--data.eval", f'["{held_out}"]')
+    out = train(tmp_path / "run", *options).stdout
+    assert f"WARNING: 2 of the 4 held-out problems of {held_out} are also in data.train = '{data}'" in out
+    assert f"leave them out of training with data.decontaminate = ['{held_out}']" in out
+    out = train(tmp_path / "clean", *options, "--data.decontaminate", f'["{held_out}"]').stdout
+    assert f"{data}: 2 problems left out that overlap 2 of 4 of {held_out}" in out and "also in data.train" not in out
+
+
+def test_a_held_out_set_without_problems_of_its_own_is_refused(tmp_path):
+    data = sums(tmp_path / "train.jsonl", *((a, 11) for a in range(10, 26)))
+    held_out = sums(tmp_path / "held_out.jsonl", (10, 11), (12, 11))
+    for other in (data, held_out):
+        run = tmp_path / "run"
+        result = train(run, "--data.train", data, "--data.eval", f'["{other}"]', check=False)
+        assert result.returncode == 1 and result.stderr.count("\n") == 1 and not run.exists()
+        assert f"held-out problems of {other} are also in data.train = '{data}', so that their accuracy says" in result.stderr
+
+
+def test_a_file_of_sums_that_the_task_will_ask_is_counted(tmp_path):
+    asked = load_problems("column_addition", task_options={"digits": 1}).problems[0].problem
+    rows = [{"problem": asked, "answer": "1"}, {"problem": "100+100=", "answer": "200"}]
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ("--train.steps 1 --data.task {digits=1} --data.eval", f'["{held_out}","column_addition"]')
+    out = train(tmp_path / "run", *options).stdout
+    assert f"1 of the 2 held-out problems of {held_out} are also in data.train = 'column_addition'" in out
+    assert "accuracy says too much; name another set in data.eval" in out and "problems of column_addition are" not in out
+
+
+def test_fewer_problems_than_a_step_asks_for_are_said(tmp_path):
+    data = sums(tmp_path / "train.jsonl", (10, 11), (12, 11), (13, 11))
+    out = train(tmp_path / "run", "--train.steps 1 --data.train", data).stdout
+    assert f"WARNING: data.train = '{data}' has 3 problems and train.prompts_per_step is 4" in out
 
 
 def test_an_exploding_run_stops_with_its_last_good_checkpoint(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "realrl"
-BASE = {"types", "errors", "seeding", "memory", "files", "hub", "lock", "system", "hardware"}
+BASE = {"types", "errors", "seeding", "memory", "files", "readers", "hub", "lock", "system", "hardware"}
 CONFIG = BASE | {"config", "objectives"}
 ALLOWED = {
     "types": set(),
@@ -14,6 +14,7 @@ ALLOWED = {
     "seeding": set(),
     "memory": set(),
     "files": set(),
+    "readers": {"errors"},
     "hub": set(),
     "lock": {"errors", "system"},
     "system": set(),

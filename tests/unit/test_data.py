@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerFast
 
 from realrl import cli
 from realrl.config import DataSection, parse_config
-from realrl.data import PromptStream, load_problems, render_prompt, render_prompts, training_problems
+from realrl.data import PromptStream, check_held_out, load_problems, render_prompt, render_prompts, training_problems
 from realrl.data.cleaning import OverlapCounts, count_overlap, deduplicate, find_overlap, grams, load_listed, normal_form
 from realrl.data.datasets import _data_folders
 from realrl.data.tasks import TASKS, is_held_out
@@ -51,7 +51,7 @@ def test_jsonl_csv_parquet_and_folder_give_the_same_problems(tmp_path):
 def test_bad_rows_are_counted_with_their_line_and_strict_refuses(tmp_path):
     path = write(tmp_path / "b.jsonl", [{"problem": "1+1?", "answer": "2"}, {"problem": "", "answer": "2"}])
     with path.open("a") as file:
-        file.write('{"problem": "x"\n\n{"problem": "y", "answer": null}\n{"problem": "z", "answer": [1]}\n[1]\n')
+        file.write('{"problem": "x"\n\n{"problem": "y", "answer": null}\n{"problem": "z", "answer": [[1]]}\n[1]\n')
     loaded = load_problems(str(path))
     assert (len(loaded.problems), loaded.bad_rows) == (1, 5)
     places = [text.split(":")[0] for text in loaded.bad_examples]
@@ -276,6 +276,29 @@ def test_overlap_counts_shared_word_grams():
     assert [pair.containment for pair in found] == [1.0, pytest.approx(6 / 7)]
     assert find_overlap(problems((text.upper() + ".", "1")), evaluated)[0].exact
     assert len(grams(text)) == 7 and normal_form("A, b:  $C$.") == "abc"
+
+
+def test_held_out_problems_are_compared_with_training_problems_by_their_form():
+    train = problems((r"Compute $\dfrac{1}{2}+x$ .", "1"), ("Find x", "2"))
+    held_out = {"a": problems((r"compute \(\frac12 + x\)", "1"), ("Find x + 1", "3")), "b": problems(("Find y", "2"))}
+    assert check_held_out(DataSection(train="t.jsonl"), train, held_out) == [
+        "WARNING: 1 of the 2 held-out problems of a are also in data.train = 't.jsonl', so that their accuracy says too much; "
+        "leave them out of training with data.decontaminate = ['a'], or name another set in data.eval"
+    ]
+    with pytest.raises(DataError, match="1 of the 1 held-out problems of a .* other problems; leave them out of training"):
+        check_held_out(DataSection(train="t.jsonl"), train, {"a": held_out["a"][:1]})
+    with pytest.raises(DataError, match="other problems; name another set in data.eval"):
+        check_held_out(DataSection(train="t.jsonl"), train, {"addition": held_out["a"][:1]})
+
+
+def test_held_out_sets_have_the_columns_of_the_recipe_when_they_are_left_out_of_training(tmp_path):
+    files = {
+        name: str(write(tmp_path / f"{name}.jsonl", [{"q": text, "a": "1"} for text in texts]))
+        for name, texts in {"train": ("x", "y"), "held_out": ("X.", "z")}.items()
+    }
+    section = {"train": files["train"], "eval": [files["held_out"]], "columns": {"problem": "q", "answer": "a"}}
+    left, _ = training_problems(DataSection.model_validate(section | {"decontaminate": [files["held_out"]]}), 0)
+    assert [problem.problem for problem in left] == ["y"]
 
 
 # Of shared/data/README.md: evaluation problems exact, exact + near, of these with the same answer, training rows.

@@ -347,6 +347,14 @@ def test_generations_are_not_graded_by_another_problem_that_has_got_their_id(tmp
         run_eval(request)
 
 
+def test_rows_that_an_evaluation_leaves_out_are_said(tmp_path, capsys):
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"problem": "1+1=", "answer": "2"}\n{"problem": "2+2=", "answer": null}\n')
+    stored_evaluation(tmp_path / "out", data, **{str(data): {"problems": 1, "of": 1, "samples": 1}})
+    run_eval(EvalRequest(str(tmp_path / "out"), (), regrade=True))
+    assert f"WARNING: {data}: 1 bad rows skipped: line 2: the answer is missing" in capsys.readouterr().err
+
+
 def test_the_interval_of_one_problem_is_said_to_be_none(tmp_path):
     data = tmp_path / "data.jsonl"
     data.write_text('{"problem": "1+1=", "answer": "2"}\n')

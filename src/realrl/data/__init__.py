@@ -1,6 +1,6 @@
 """Data sets, generated tasks and prompts."""
 
-from realrl.data.cleaning import training_problems
+from realrl.data.cleaning import check_held_out, training_problems
 from realrl.data.datasets import LoadedProblems, load_problems
 from realrl.data.prompts import Rendered, chat_messages, plain_text, render_prompt, render_prompts
 from realrl.data.stream import PromptStream
@@ -10,6 +10,7 @@ __all__ = [
     "PromptStream",
     "Rendered",
     "chat_messages",
+    "check_held_out",
     "load_problems",
     "plain_text",
     "render_prompt",

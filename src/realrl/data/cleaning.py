@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from realrl.config import DataSection
@@ -143,13 +143,34 @@ def count_overlap(pairs: Sequence[Overlap]) -> OverlapCounts:
     )
 
 
-def load_listed(name: str) -> LoadedProblems:
+def check_held_out(data: DataSection, train: Sequence[Problem], held_out: Mapping[str, Sequence[Problem]]) -> list[str]:
+    """A warning for each held-out set of which some problems have the normal form of a training problem.
+
+    Raises DataError where all of a set have: its accuracy would say nothing about other problems.
+    """
+    forms = {normal_form(problem.problem) for problem in train}
+    notes = []
+    for name, problems in held_out.items():
+        shared = sum(normal_form(problem.problem) in forms for problem in problems)
+        if not shared:
+            continue
+        counts = f"{shared} of the {len(problems)} held-out problems of {name} are also in data.train = {data.train!r}"
+        remedy = "name another set in data.eval"
+        if not TASKS.keys() & {name, data.train}:
+            remedy = f"leave them out of training with data.decontaminate = [{name!r}], or {remedy}"
+        if shared == len(problems):
+            raise DataError(f"{counts}, so that their accuracy says nothing about other problems; {remedy}")
+        notes.append(f"WARNING: {counts}, so that their accuracy says too much; {remedy}")
+    return notes
+
+
+def load_listed(name: str, columns: Mapping[str, str] | None = None) -> LoadedProblems:
     """The problems of a set that can be gone through; ConfigError for a generated task, which has no end."""
     if name in TASKS:
         raise ConfigError(
             f"{name!r} is a generated task: it has no end, and its golds are computed; give a file, a named set or a hub name"
         )
-    return load_problems(name)
+    return load_problems(name, columns=columns)
 
 
 def training_problems(data: DataSection, seed: int) -> tuple[Sequence[Problem], list[str]]:
@@ -162,11 +183,15 @@ def training_problems(data: DataSection, seed: int) -> tuple[Sequence[Problem], 
             f"data.train = {data.train!r} is generated and never asks what is held out; data.filter, data.deduplicate and "
             "data.decontaminate are for sets of problems"
         )
-    evaluated_sets = {name: load_listed(name).problems for name in data.decontaminate}
+    # A held-out set has the recipe's columns.
+    evaluated_sets = {name: load_listed(name, data.columns if name in data.eval else None) for name in data.decontaminate}
     loaded = load_problems(
         data.train, columns=data.columns, strict=data.strict, seed=seed, task_options=data.task, keep=data.filter
     )
-    notes = loaded.warnings()
+    notes = [
+        *loaded.warnings(),
+        *(line for one in evaluated_sets.values() if one.name not in data.eval for line in one.warnings()),
+    ]
     if loaded.filtered:
         notes.append(f"{data.train}: {loaded.filtered} rows left out by data.filter, {len(loaded.problems)} kept")
     problems = loaded.problems
@@ -178,12 +203,12 @@ def training_problems(data: DataSection, seed: int) -> tuple[Sequence[Problem], 
             f"{len(found.conflicts)} problems whose golds differ"
         )
     for name, evaluated in evaluated_sets.items():
-        overlap = find_overlap(problems, evaluated)
+        overlap = find_overlap(problems, evaluated.problems)
         hit = {id(pair.train) for pair in overlap}
         problems = [problem for problem in problems if id(problem) not in hit]
         notes.append(
             f"{data.train}: {len(hit)} problems left out that overlap {len({pair.evaluated.id for pair in overlap})} of "
-            f"{len(evaluated)} of {name}"
+            f"{len(evaluated.problems)} of {name}"
         )
     if not len(problems):
         raise DataError(f"{data.train}: no problem is left; {'; '.join(notes)}")

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import difflib
-import json
-import math
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from realrl.config import Keep, KeepRange
+from realrl.data.rows import make_problem
 from realrl.data.tasks import TASKS, TaskProblems
 from realrl.errors import DataError
 from realrl.hub import reach_hub
+from realrl.readers import is_file_name, read_file, records
 from realrl.types import Problem
 
 
@@ -62,30 +58,38 @@ NAMED: dict[str, NamedSet] = {
 }
 # Columns tried where the recipe maps none.
 _ALIASES = {
-    "problem": ("problem", "question", "prompt"),
+    "problem": ("problem", "question", "prompt", "messages"),
     "answer": ("answer", "final_answer", "gold", "reward_model.ground_truth"),
     "id": ("id", "problem_id", "unique_id"),
 }
 _SHOWN_BAD_ROWS = 5
-# JSON can name one by its number; no tokenizer takes it.
-_HALF = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedProblems:
-    """Usable problems; how many rows were not, the first few described; how many usable ones the filter passed over."""
+    """Usable problems; how many rows were not, the first few described; how many usable ones the filter passed over.
+
+    `system_turns`: usable rows whose chat has a system turn, which is left out.
+    """
 
     name: str
     problems: Sequence[Problem]
     bad_rows: int = 0
     bad_examples: list[str] = field(default_factory=list)
     filtered: int = 0
+    system_turns: int = 0
 
     def warnings(self) -> list[str]:
-        """A line about the bad rows, where there are any."""
-        if not self.bad_rows:
-            return []
-        return [f"WARNING: {self.name}: {self.bad_rows} bad rows skipped: {'; '.join(self.bad_examples)}"]
+        """A line about the bad rows, and one about the system turns, where there are any."""
+        lines = []
+        if self.bad_rows:
+            lines.append(f"WARNING: {self.name}: {self.bad_rows} bad rows skipped: {'; '.join(self.bad_examples)}")
+        if self.system_turns:
+            lines.append(
+                f"WARNING: {self.name}: the system turns of {self.system_turns} chats are left out; give the text as "
+                "data.system_prompt"
+            )
+        return lines
 
 
 def load_problems(
@@ -126,16 +130,16 @@ def _open(name: str) -> tuple[Iterable[tuple[str, Any]], str, Mapping[str, str]]
     with contextlib.suppress(RuntimeError):  # a home folder that does not exist
         path = path.expanduser()
     if path.is_file():
-        return _read_file(path), str(path), {}
+        return read_file(path), str(path), {}
     if path.is_dir():
         return _read_hub(str(path), None, "train"), str(path), {}
-    if path.suffix in _READERS or name.startswith((".", "/", "~")):
+    if is_file_name(name) or name.startswith((".", "/", "~")):
         raise DataError(f"no file at {name}; data.train and data.eval take a path, a named set or a generated task")
     if name in NAMED:
         known = NAMED[name]
         for folder in _data_folders():
             if (folder / known.file).is_file():
-                return _read_file(folder / known.file), str(folder / known.file), known.columns
+                return read_file(folder / known.file), str(folder / known.file), known.columns
         columns = {**known.columns, **known.hub_columns}
         return _read_hub(known.hub, known.configuration, known.split, name), known.hub, columns
     if "/" in name:
@@ -154,54 +158,6 @@ def _data_folders() -> list[Path]:
     return [folder / "shared" / "data" for folder in (here, *here.parents)]
 
 
-def _read_file(path: Path) -> Iterable[tuple[str, Any]]:
-    reader = _READERS.get(path.suffix)
-    if reader is None:
-        raise DataError(f"{path}: unknown file type {path.suffix!r}; known: {', '.join(_READERS)}")
-    return reader(path)
-
-
-def _read_jsonl(path: Path) -> Iterable[tuple[str, Any]]:
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield f"line {number}", json.loads(line)
-            # Also a number of thousands of digits, and lists in lists without end.
-            except (ValueError, RecursionError) as error:
-                yield f"line {number}", f"not valid JSON ({error})"
-
-
-def _read_csv(path: Path) -> Iterable[tuple[str, Any]]:
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        reader = csv.DictReader(file, restkey="")
-        try:
-            for record in reader:
-                yield f"line {reader.line_num}", record
-        except csv.Error as error:
-            raise DataError(f"{path}, line {reader.line_num}: not CSV ({error}); a JSONL file has no such limits") from error
-
-
-def _read_parquet(path: Path) -> Iterable[tuple[str, Any]]:
-    number, place = 0, "its footer"
-    try:
-        table = pq.ParquetFile(path)
-        for group in range(table.num_row_groups):
-            place = f"row group {group}, after row {number}"
-            for batch in table.iter_batches(batch_size=1024, row_groups=[group]):
-                for record in batch.to_pylist():
-                    number += 1
-                    yield f"row {number}", record
-                place = f"row group {group}, after row {number}"
-    # A flipped byte can also make text that is no UTF-8, or a date that is none.
-    except (pa.ArrowException, OSError, ValueError, ArithmeticError) as error:
-        raise DataError(f"{path} cannot be read as Parquet ({place}): {error}; get the file again") from error
-
-
-_READERS = {".jsonl": _read_jsonl, ".json": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
-
-
 def _read_hub(hub: str, configuration: str | None, split: str, name: str | None = None) -> Iterable[tuple[str, Any]]:
     """A hub name or a local folder through the `datasets` library; the same code path for both."""
     from datasets import load_dataset
@@ -217,7 +173,8 @@ def _read_hub(hub: str, configuration: str | None, split: str, name: str | None 
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}. Set REALRL_DATA to a folder with "
             f"{NAMED[name].file if name else 'the file'}, or give the path of a JSONL, Parquet or CSV file"
         ) from error
-    return ((f"row {number}", record) for number, record in enumerate(loaded, start=1))
+    tables = loaded.with_format("arrow").iter(1024)
+    return ((f"row {number}", record) for number, record in enumerate(chain.from_iterable(map(records, tables)), start=1))
 
 
 def _collect(
@@ -230,7 +187,7 @@ def _collect(
 ) -> LoadedProblems:
     problems: list[Problem] = []
     bad: list[str] = []
-    filtered = 0
+    filtered = system_turns = 0
     mapping: dict[str, str] | None = None
     for number, (place, record) in enumerate(rows):
         if not isinstance(record, dict):
@@ -245,7 +202,9 @@ def _collect(
             filtered += 1
             continue
         try:
-            problems.append(_problem(record, mapping, f"{name}-{number}"))
+            problem, has_system = make_problem(record, mapping, f"{name}-{number}")
+            problems.append(problem)
+            system_turns += has_system
         except ValueError as error:
             bad.append(f"{place}: {error}")
     if bad and strict:
@@ -254,7 +213,7 @@ def _collect(
         detail = f"; {len(bad)} bad rows, first: {'; '.join(bad[:_SHOWN_BAD_ROWS])}" if bad else ""
         detail += f"; data.filter passed over {filtered} rows" if filtered else ""
         raise DataError(f"{source} holds no usable problem{detail}")
-    return LoadedProblems(name, problems, len(bad), bad[:_SHOWN_BAD_ROWS], filtered)
+    return LoadedProblems(name, problems, len(bad), bad[:_SHOWN_BAD_ROWS], filtered, system_turns)
 
 
 def _kept(value: Any, wanted: Keep) -> bool:
@@ -266,14 +225,6 @@ def _kept(value: Any, wanted: Keep) -> bool:
     except (TypeError, ValueError, OverflowError):
         return False
     return (wanted.min is None or number >= wanted.min) and (wanted.max is None or number <= wanted.max)
-
-
-def _value(record: Mapping[str, Any], column: str) -> Any:
-    """The value of a column, or of a field within it by its dotted name; None where there is none."""
-    value: Any = record
-    for part in column.split(".") if column not in record else [column]:
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
 
 
 def _map_columns(source: str, found: list[str], columns: Mapping[str, str]) -> dict[str, str]:
@@ -294,39 +245,3 @@ def _map_columns(source: str, found: list[str], columns: Mapping[str, str]) -> d
         if chosen is not None:
             mapping[ours] = chosen
     return mapping
-
-
-def _problem(record: Mapping[str, Any], mapping: Mapping[str, str], default_id: str) -> Problem:
-    """One row; raises ValueError that says what is wrong with it."""
-    text, answer = _value(record, mapping["problem"]), _value(record, mapping["answer"])
-    if isinstance(text, list) and text and isinstance(text[-1], Mapping):
-        # A chat, as verl's data sets have it: the last turn asks.
-        text = text[-1].get("content")
-    accepted = record.get("also_accept") or []
-    if not isinstance(accepted, list):
-        raise ValueError(f"also_accept is a {type(accepted).__name__}, not a list of answers")
-    accepted = list(accepted)
-    if isinstance(answer, list) and answer and all(isinstance(item, str) for item in answer):
-        answer, *more = answer
-        accepted += more
-    if not all(isinstance(other, str) and other.strip() for other in accepted):
-        raise ValueError("a further accepted answer is empty or no text")
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"the problem is {'empty' if not text else 'a ' + type(text).__name__}, not text")
-    if _HALF.search(text):
-        raise ValueError("the problem holds half of a surrogate pair, which is no text")
-    if isinstance(answer, float) and math.isfinite(answer) and answer.is_integer():
-        answer = int(answer)
-    if isinstance(answer, float) and not math.isfinite(answer):
-        raise ValueError(f"the answer is {answer}, not a number")
-    if isinstance(answer, bool) or not isinstance(answer, (str, int, float)):
-        raise ValueError("the answer is missing" if answer is None else f"the answer is a {type(answer).__name__}")
-    if isinstance(answer, float):
-        # The digits that a double holds for sure: 0.1 + 0.2 is 0.3, and no answer would equal 0.30000000000000004.
-        answer = f"{answer:.15g}"
-    # GSM8K as released ends its worked solution with "#### answer".
-    answer = str(answer).rpartition("####")[2].strip()
-    if not answer:
-        raise ValueError("the answer is empty")
-    identity = _value(record, mapping["id"]) if "id" in mapping else None
-    return Problem(default_id if identity is None else str(identity), text, answer, tuple(accepted))

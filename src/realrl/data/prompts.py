@@ -18,6 +18,12 @@ from realrl.types import Problem, Prompt
 
 # Seconds for one prompt; a template of any real model takes a thousandth.
 _TEMPLATE_S = 10.0
+# What a role's text is in a recipe, and what to do where the template drops it.
+_TEXTS = {
+    "system": ("data.system_prompt", "give it as data.prompt_prefix"),
+    "user": ("a problem", "correct the template"),
+    "assistant": ("the response of a worked example", "write the examples into data.prompt_prefix"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +35,22 @@ class Rendered:
 
 
 def render_prompts(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, data: DataSection) -> Rendered:
-    """Render and tokenise; prompts over `data.max_prompt_tokens` are counted and dropped."""
+    """Render and tokenise; prompts over `data.max_prompt_tokens` are counted and dropped.
+
+    Raises ConfigError where the chat template fails or drops text.
+    """
     prompts = [render_prompt(problem, tokenizer, data) for problem in problems]
+    if _has_template(tokenizer, data):
+        # A short text may stand in the template by itself; these do not.
+        turns = chat_messages(Problem("", "", ""), data)
+        _chat(tokenizer, [turn | {"content": f"text-{number}-of-a-trial"} for number, turn in enumerate(turns)])
     kept = [prompt for prompt in prompts if len(prompt.token_ids) <= data.max_prompt_tokens]
     return Rendered(kept, len(prompts) - len(kept))
 
 
 def render_prompt(problem: Problem, tokenizer: PreTrainedTokenizerBase, data: DataSection) -> Prompt:
     """System prompt, worked examples as former turns, then the problem between prefix and suffix."""
-    if tokenizer.chat_template and data.chat_template == "auto":
+    if _has_template(tokenizer, data):
         text = _chat(tokenizer, chat_messages(problem, data))
         return Prompt(problem, text, tuple(tokenizer.encode(text, add_special_tokens=False)))
     text = plain_text(problem, data)
@@ -60,6 +73,10 @@ def plain_text(problem: Problem, data: DataSection) -> str:
     return "\n\n".join(message["content"] for message in chat_messages(problem, data))
 
 
+def _has_template(tokenizer: PreTrainedTokenizerBase, data: DataSection) -> bool:
+    return bool(tokenizer.chat_template) and data.chat_template == "auto"
+
+
 def _ask(text: str, data: DataSection) -> str:
     return f"{data.prompt_prefix}{text}{data.prompt_suffix}"
 
@@ -67,16 +84,37 @@ def _ask(text: str, data: DataSection) -> str:
 def _chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
     """The prompt by the model's own template: a program of its author's, which transformers runs in a sandbox.
 
-    Raises ConfigError where it fails, or takes longer than 10 s (in the main thread, which alone can be stopped).
+    Raises ConfigError where it fails, drops text, or takes longer than 10 s (in the main thread, which alone can be stopped).
     """
     try:
         with _deadline(_TEMPLATE_S):
-            return _rendered(tokenizer, messages)
+            text = _rendered(tokenizer, messages)
     except Exception as error:  # noqa: BLE001  a template may raise anything
         raise ConfigError(
             f"the tokenizer's chat template cannot be rendered ({type(error).__name__}: {error}); correct it, or set "
             "data.chat_template = 'plain'"
         ) from error
+    _check_whole(text, messages)
+    return text
+
+
+def _check_whole(text: str, messages: list[dict[str, str]]) -> None:
+    """ConfigError where a turn's text is not in the prompt, in the order of the turns; space around it may go.
+
+    The system prompt may stand anywhere: Mistral's templates move it into the last turn.
+    """
+    place = 0
+    for message in messages:
+        role, content = message["role"], message["content"].strip()
+        found = text.find(content, 0 if role == "system" else place)
+        if found < 0:
+            what, remedy = _TEXTS[role]
+            raise ConfigError(
+                f"the tokenizer's chat template drops or changes {what}: {content[:80]!r} is not in its prompt {text[:300]!r}; "
+                f"{remedy}, or set data.chat_template = 'plain'"
+            )
+        if role != "system":
+            place = found + len(content)
 
 
 @contextmanager

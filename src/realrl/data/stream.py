@@ -23,6 +23,10 @@ class PromptStream:
         """The `count` prompts of round `step` (from 0)."""
         return [self._render(self._problems[self._index(step * count + offset)]) for offset in range(count)]
 
+    def problems(self, draws: int) -> list[Problem]:
+        """All problems of a finite set; of an endless one those of the first `draws` prompts."""
+        return [self._problems[index] for index in range(draws if self._endless else len(self._problems))]
+
     def _index(self, position: int) -> int:
         if self._endless:
             return position

@@ -22,7 +22,7 @@ from realrl.eval.store import Generation, Store, prompt_digest, read_graded
 from realrl.eval.tables import average, details_table, notes, summary_table
 from realrl.files import clash, file_name, write_whole
 from realrl.hardware import Rates, choose_device, measure_rates
-from realrl.logging import write_rollouts
+from realrl.logging import printable, write_rollouts
 from realrl.models import (
     adapter_folder,
     layer_shape,
@@ -230,7 +230,7 @@ def _engine_name(request: EvalRequest) -> str:
 
 
 def _problems(name: str, config: Config, seed: int, count: int | None) -> tuple[list[Problem], int]:
-    """The first `count` problems (all by default) and how many there are."""
+    """The first `count` problems (all by default) and how many there are; what was left out is said on stderr."""
     loaded = load_problems(
         name,
         columns=config.data.columns,
@@ -239,6 +239,8 @@ def _problems(name: str, config: Config, seed: int, count: int | None) -> tuple[
         count=count or _TASK_PROBLEMS,
         split="eval",
     )
+    for line in loaded.warnings():
+        print(f"realrl: {printable(line)}", file=sys.stderr)
     chosen = [loaded.problems[index] for index in range(min(count or len(loaded.problems), len(loaded.problems)))]
     seen: set[str] = set()
     for problem in chosen:

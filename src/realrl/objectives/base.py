@@ -58,7 +58,7 @@ class Objective(ABC):
         """Loss and metrics; `totals` default to the inputs' own, a part of a mini-batch passes the whole one's."""
 
     @abstractmethod
-    def _teaching_groups(self, rewards_N: Tensor, group_ids_N: Tensor, levels_N: Tensor | None) -> Tensor:
+    def teaching_groups(self, rewards_N: Tensor, group_ids_N: Tensor, levels_N: Tensor | None) -> Tensor:
         """Rows whose group can have a gradient, the KL penalty left aside."""
 
     def carries_gradient(
@@ -67,7 +67,7 @@ class Objective(ABC):
         """Rows that can get a gradient; the others need not go through the model at all."""
         if self.config.kl.active:
             return torch.ones_like(rewards_N, dtype=torch.bool)
-        return self._teaching_groups(rewards_N, group_ids_N, levels_N)
+        return self.teaching_groups(rewards_N, group_ids_N, levels_N)
 
     def penalty(self, inputs: LossInputs, totals: LossTotals) -> Float[Tensor, ""]:
         """The KL piece, a sum over rows: any split of them adds up."""
@@ -101,7 +101,7 @@ class AdditiveObjective(Objective):
         surrogate, metrics = self.surrogate(inputs, totals, advantages_N)
         return finish(inputs, surrogate, self.penalty(inputs, totals), self.config.kl, metrics)
 
-    def _teaching_groups(self, rewards_N: Tensor, group_ids_N: Tensor, levels_N: Tensor | None) -> Tensor:
+    def teaching_groups(self, rewards_N: Tensor, group_ids_N: Tensor, levels_N: Tensor | None) -> Tensor:
         index_N, count = group_index(group_ids_N)
         low = rewards_N.new_full((count,), torch.inf).scatter_reduce(0, index_N, rewards_N, "amin")
         high = rewards_N.new_full((count,), -torch.inf).scatter_reduce(0, index_N, rewards_N, "amax")
@@ -199,7 +199,7 @@ class LabelObjective(ScoreObjective):
         counted_N = mixed_groups(right_N, index_N, count)[index_N]
         return right_N, counted_N if self.skips_degenerate else torch.ones_like(counted_N), index_N, count
 
-    def _teaching_groups(self, rewards_N: Tensor, group_ids_N: Tensor, levels_N: Tensor | None) -> Tensor:
+    def teaching_groups(self, rewards_N: Tensor, group_ids_N: Tensor, levels_N: Tensor | None) -> Tensor:
         return self.counted(rewards_N, group_ids_N)[1]
 
 

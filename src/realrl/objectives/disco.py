@@ -105,6 +105,6 @@ class DisCO(ScoreObjective):
             return torch.ones_like(rewards_N, dtype=torch.bool)
         return super().carries_gradient(rewards_N, group_ids_N, levels_N)
 
-    def _teaching_groups(self, rewards_N, group_ids_N, levels_N):
+    def teaching_groups(self, rewards_N, group_ids_N, levels_N):
         index_N, count = group_index(group_ids_N)
         return mixed_groups(labels(rewards_N), index_N, count)[index_N]

@@ -62,6 +62,6 @@ class PACS(ScoreObjective):
         same_N = torch.where(right_N, positive_N, size_N - positive_N)
         return torch.where(same_N < size_N, size_N / (2 * same_N), 1.0)
 
-    def _teaching_groups(self, rewards_N, group_ids_N, levels_N):
+    def teaching_groups(self, rewards_N, group_ids_N, levels_N):
         index_N, count = group_index(group_ids_N)
         return self._sizes(rewards_N, index_N, count) > 1

@@ -55,7 +55,7 @@ class TRPA(ScoreObjective):
         margins = self.config.beta * (scores_N[better] - scores_N[worse])
         return softplus(-sharpness * margins).sum() / max(pairs, 1)
 
-    def _teaching_groups(self, rewards_N, group_ids_N, levels_N):
+    def teaching_groups(self, rewards_N, group_ids_N, levels_N):
         levels_N = 1 + labels(rewards_N).long() if levels_N is None else levels_N
         in_pair = torch.zeros_like(rewards_N, dtype=torch.bool)
         for rows in preference_pairs(levels_N, group_ids_N):

@@ -11,11 +11,14 @@ from typing import Any
 
 from realrl.config import RewardSection
 from realrl.errors import DataError
+from realrl.readers import read_file
 from realrl.rewards.equivalence import is_words, readable
 from realrl.rewards.grader import build_verifier
 from realrl.rewards.pool import JudgePool
 from realrl.types import Problem, Verdict
 
+# Labels of every kind of file as text in small letters; None is a row without one.
+_LABELS = {"true": True, "1": True, "false": False, "0": False, "none": None, "": None}
 SECOND_GRADERS = {"math-verify": "judge_math_verify", "deepscaler": "judge_deepscaler"}
 
 
@@ -54,7 +57,7 @@ def grade_file(
     compare: str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> GradeReport:
-    """Grade JSONL rows of `response` and `answer` (a string, or a list of accepted ones); write them with verdicts to `output`.
+    """Grade a file's rows of `response` and `answer` (text, or a list of accepted ones); write them with verdicts to `output`.
 
     A row may say in `label` whether the response is right.
 
@@ -79,7 +82,7 @@ def grade_file(
             if (row["status"] == "correct") != (other.status == "correct"):
                 disagreements.append(row)
     if output is not None:
-        lines = (json.dumps(row, ensure_ascii=True) + "\n" for row in graded)
+        lines = (json.dumps(row, ensure_ascii=True, default=str) + "\n" for row in graded)
         Path(output).write_text("".join(lines), encoding="utf-8")
     return GradeReport(graded, Counter(row["status"] for row in graded), Counter(row["stage"] for row in graded), disagreements)
 
@@ -115,20 +118,22 @@ def _golds(row: dict[str, Any]) -> Sequence[str]:
 
 def _read(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
-        raise DataError(f"no file at {path}; realrl grade takes JSONL with the keys response and answer")
+        raise DataError(f"no file at {path}; realrl grade takes a file of rows with the columns response and answer")
     rows = []
-    # Lines end with a line feed alone: str.splitlines would also cut at characters that JSON allows within text.
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}, line {number}: not valid JSON ({error})") from error
+    for place, row in read_file(path):
+        if isinstance(row, str):
+            raise DataError(f"{path}, {place}: {row}")
         if not isinstance(row, dict) or not isinstance(row.get("response"), str) or not _is_gold(row.get("answer")):
             raise DataError(
-                f"{path}, line {number}: needs response (text) and answer (text, or a list of accepted ones), got {line[:80]}"
+                f"{path}, {place}: needs response (text) and answer (text, or a list of accepted ones), got {str(row)[:80]}"
             )
+        if "label" in row:
+            label = str(row["label"]).lower()
+            if label not in _LABELS:
+                raise DataError(
+                    f"{path}, {place}: label is {row['label']!r}; it says whether the response is right: true or false"
+                )
+            row["label"] = _LABELS[label]
         rows.append(row)
     if not rows:
         raise DataError(f"{path} holds no row")

@@ -10,8 +10,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from realrl.config import Config, SamplingSection
-from realrl.data import load_problems, render_prompt, render_prompts, training_problems
+from realrl.data import check_held_out, load_problems, render_prompt, render_prompts, training_problems
 from realrl.data.stream import PromptStream
+from realrl.data.tasks import TASKS
 from realrl.errors import ConfigError, DataError, ModelError
 from realrl.hardware import Rates, choose_device, measure_rates
 from realrl.logprobs import layout_of
@@ -28,6 +29,9 @@ from realrl.train.footprint import free_disk, free_memory
 from realrl.train.forecast import Outlook, lengths_of, lengths_so_far, sketch_of
 from realrl.train.optim import build_optimizer
 from realrl.types import Problem, Prompt
+
+# Problems of a generated task among which held-out ones are looked for, at most; about a second.
+_LOOKED_AT = 1 << 14
 
 
 @dataclass(slots=True)
@@ -77,6 +81,7 @@ def prepare(config: Config, world: World, weights: str | None = None, start: int
     notes = precision_notes(rates, uses, 'set model.dtype, model.autocast and sampling.dtype to "auto"')
     prompts, shown, longest = _training_prompts(config, tokenizer, notes)
     held_out = {name: _held_out(config, name, tokenizer, notes) for name in config.data.eval}
+    notes += _shared_problems(config, prompts, held_out)
     notes[:0] = _outlook(config, rates, shown, held_out, start, world)
     grader = build_verifier(config.reward)
     objective = build_objective(config.objective)
@@ -85,7 +90,7 @@ def prepare(config: Config, world: World, weights: str | None = None, start: int
     _check_layout(config, [model, *([reference.own] if reference and reference.own else [])], longest)
     if config.model.compile:
         model.compile()
-    notes[:0] = _arithmetic(config, model, shown[0])
+    notes[:0] = _arithmetic(config, model, objective, shown[0])
     if warning := too_long_for(model, longest, config.sampling.max_new_tokens):
         notes.append(warning)
     if world.size > 1:
@@ -267,6 +272,19 @@ def _held_out(config: Config, name: str, tokenizer, notes: list[str]) -> list[Pr
     return rendered.prompts
 
 
+def _shared_problems(config: Config, stream: PromptStream, held_out: Mapping[str, Sequence[Prompt]]) -> list[str]:
+    """Warnings of held-out problems that are training problems; DataError where a set has no others."""
+    # A generated task never asks what one holds out.
+    generated = config.data.train in TASKS
+    sets = {
+        name: [prompt.problem for prompt in prompts] for name, prompts in held_out.items() if not (generated and name in TASKS)
+    }
+    if not sets:
+        return []
+    draws = min(config.train.steps * config.train.prompts_per_step, _LOOKED_AT)
+    return check_held_out(config.data, stream.problems(draws), sets)
+
+
 def _outlook(
     config: Config, rates: Rates, shown: Sequence[Prompt], held_out: Mapping[str, Sequence[Prompt]], start: int, world: World
 ) -> list[str]:
@@ -281,7 +299,7 @@ def _outlook(
     return [*outlook.time_lines(), *outlook.space_lines(memory, free_disk(Path(config.run.dir)))]
 
 
-def _arithmetic(config: Config, model: PreTrainedModel, sample: Prompt) -> list[str]:
+def _arithmetic(config: Config, model: PreTrainedModel, objective: Objective, sample: Prompt) -> list[str]:
     """The batch arithmetic, the model and one prompt as the model will see it."""
     train, group_size = config.train, config.sampling.group_size
     parameters, trainable = model.num_parameters(), model.num_parameters(only_trainable=True)
@@ -298,9 +316,11 @@ def _arithmetic(config: Config, model: PreTrainedModel, sample: Prompt) -> list[
             f"WARNING: model.dtype = 'bfloat16' without optim.master_weights: rounding to 8 bits loses the updates of all "
             f"weights larger than {512 * config.optim.lr:.0e} (512 × optim.lr), so nearly all; set optim.master_weights = true"
         )
-    if group_size == 1:
+    # One right and one wrong response, each a group of its own.
+    apart = objective.teaching_groups(torch.tensor([1.0, 0.0]), torch.tensor([0, 1]), None)
+    if group_size == 1 and not apart.any():
         lines.append(
-            "WARNING: sampling.group_size = 1: a group of one is always all right or all wrong, so a group objective learns "
-            "nothing; use 8"
+            f"WARNING: sampling.group_size = 1: a group of one is always all right or all wrong, and objective.type = "
+            f"{config.objective.type!r} learns from groups that hold both; use 8"
         )
     return lines
