@@ -41,7 +41,9 @@ def _mixed(gold: str) -> str:
 
 HARMLESS: dict[str, Callable[[str], str]] = {
     "dfrac": lambda gold: gold.replace("\\frac", "\\dfrac"),
-    "spaces": lambda gold: gold.replace(",", ", ").replace("+", " + ").replace("=", " = "),
+    "spaces": lambda gold: (
+        "" if re.search(r",(\\!|\d{3})", gold) else gold.replace(",", ", ").replace("+", " + ").replace("=", " = ")
+    ),
     "thin space": lambda gold: "\\, " + gold + "\\,",
     "dollars": lambda gold: f"${gold}$" if "$" not in gold else "",
     "displaystyle": lambda gold: "\\displaystyle " + gold,

@@ -45,6 +45,24 @@ from realrl.types import Verdict
         (r"$y_1 = \boxed{1}$ and $y_2=\boxed{2}$", "1, 2"),
         (r"\boxed{}", None),
         ("", None),
+        ("So the total is **73**.", "73"),
+        ("So there are **73 eggs** for the 3 kids.", "73"),
+        ("Half of it is `x^2/2`.", "x^2/2"),
+        ("`73`", "73"),
+        ("**3.** Next, we need the area.", None),
+        ("<answer>73</answer>", "73"),
+        ("<answer>\n\\frac{1}{2}\n</answer>\nI hope that helps with the 3 others.", "\\frac{1}{2}"),
+        ("<answer>The answer is $x$</answer>", "x"),
+        ("So she pays $18.", "18"),
+        ("She earns $5 a day and pays $18.", None),
+        ("First she has 5 eggs. It takes 18 minutes.", "18"),
+        ("It takes 18 minutes for 3 eggs.", None),
+        ("#### 18 eggs", "18 eggs"),
+        ("Answer: 18 cookies", "18 cookies"),
+        ("I cannot solve problem 3", None),
+        ("That leaves step 4.", None),
+        ("Is it 5?", None),
+        ("She sells each for $5.", None),
     ],
 )
 def test_extraction(text, answer):
@@ -287,7 +305,10 @@ def test_policy():
     assert extract_answer(r"\boxed{5}", closed) is None
     assert extract_answer(r"</think>\boxed{5}", closed) == "5"
     assert extract_answer("so x = 5.") == "5"
-    assert extract_answer("so x = 5.", ExtractionPolicy(bare_answers=False)) is None
+    for text in ("so x = 5.", "So she pays $18.", "So the total is **73**.", "`73`"):
+        assert extract_answer(text, ExtractionPolicy(bare_answers=False)) is None
+    for text in ("<answer>73</answer>", "So the total is **73**.", "It takes 18 minutes."):
+        assert extract_answer(text, ExtractionPolicy(require_boxed=True)) is None
 
 
 def test_unknown_verifier_names_the_nearest():

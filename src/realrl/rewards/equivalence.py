@@ -13,9 +13,10 @@ from fractions import Fraction
 from typing import Any
 
 from realrl.rewards import expression
-from realrl.rewards.latex import normalise, plain_words
+from realrl.rewards.latex import closing_brace, normalise, plain_words
 from realrl.rewards.names import by_name, names_agree, usual_order
 from realrl.rewards.structure import Value, read
+from realrl.rewards.units import conversion
 from realrl.rewards.words import contradict, said_otherwise
 
 _DECIMAL = re.compile(r"-?(?P<whole>\d*)\.(?P<places>\d+)(?:(?:[eE]|\*10\^)\{?(?P<power>[+-]?\d{1,4})\}?)?")
@@ -35,9 +36,8 @@ _BARE_UNIT = re.compile(
 _BARE_WORDS = re.compile(
     r"((?:[a-zA-Z]\s*=\s*)?[-+]?(?:\d+(?:\.\d+)?(?:\s*/\s*\d+)?|\d*\s*\\frac\{\d+\}\{\d+\})(?:\*\d+(?:\^\{\d+\})?)?)\s+"
     r"((?!(?:or|and|mod|pi|if|for|sin|cos|tan|log|ln|sqrt|exp|to)(?![a-zA-Z]))"
-    r"[a-zA-Z]{2,}(?:[ /*.-]+[a-zA-Z]+)*(?:\s*\^\s*\{?\d\}?)?)"
+    r"(?:[a-zA-Z]{2,}|[mgshLNJWVAK](?![a-zA-Z]))(?:[ /*.-]+[a-zA-Z]+)*(?:\s*\^\s*\{?\d\}?)?)"
 )
-_LENGTHS = {"mm", "cm", "m", "km", "in", "ft", "kg", "g", "mg", "s", "min", "h", "ml", "l"}
 _LONG_DECIMAL = re.compile(r"-?\d*\.\d{12,}")
 _BASE = re.compile(r"\(?(?P<digits>\d[0-9A-Fa-f]*|[0-9A-F]+)\)?_\{?(?P<base>\d{1,2})\}?")
 _EMPTY = {
@@ -90,16 +90,22 @@ def number(text: str) -> Fraction | None:
 
 
 def _with_unit(text: str, other: str) -> str:
-    """`18 eggs` → `18⟦eggs⟧`, where the other answer has no letters that could be variables."""
+    """`18 eggs` → `18⟦eggs⟧`, where the other answer has no letters that could be variables, or a unit of the same kind."""
     found = _BARE_WORDS.fullmatch(text)
-    if found is None or re.search(r"[a-zA-Z]", re.sub(r"⟦[^⟧]*⟧|\\[a-zA-Z]+", "", other)):
+    if found is None:
+        return text
+    theirs = _BARE_WORDS.fullmatch(other)
+    names = [match[2].lower().removesuffix("s") for match in (found, theirs) if match]
+    alike = theirs is not None and (names[0] == names[1] or conversion(found[2], theirs[2]))
+    if not alike and re.search(r"[a-zA-Z]", re.sub(r"⟦[^⟧]*⟧|\\[a-zA-Z]+", "", other)):
         return text
     return f"{found[1]}⟦{found[2]}⟧"
 
 
 def _compact(text: str) -> str:
     """Without the spaces that carry no meaning; those between digits do."""
-    return re.sub(r"(?<!\d) | (?!\d)", "", text).replace("⟦", "").replace("⟧", "")
+    text = re.sub(r"(?<!\d) | (?!\d)", "", text).replace("⟦", "").replace("⟧", "")
+    return text[1:-1] if text.startswith("{") and closing_brace(text, 0) == len(text) - 1 else text
 
 
 def readable(text: str) -> bool:
@@ -221,7 +227,8 @@ def same_scalar(answer: str, gold: str) -> bool | None:
     if any(len(_QUANTITY.findall(text)) > 1 for text in (answer, gold)):
         return _same_quantities(answer, gold)
     (a, unit_a), (b, unit_b) = (_without_unit(text) for text in (answer, gold))
-    if unit_a != unit_b and {unit_a, unit_b} <= _LENGTHS:
+    factor = _conversion(*((unit or ("°" if text.endswith("°") else "")) for text, unit in ((a, unit_a), (b, unit_b))))
+    if factor == 0:
         return False
     bases = [_BASE.fullmatch(text.replace(" ", "")) for text in (a, b)]
     if any(bases):
@@ -234,7 +241,9 @@ def same_scalar(answer: str, gold: str) -> bool | None:
     a, b = (text.rstrip("% ").replace("°", "" if alone else "°") for text, alone in zip((a, b), degrees, strict=True))
     x, y = expression.parse(a), expression.parse(b)
     if x is None or y is None:
-        return True if _compact(a) == _compact(b) else None
+        return None if factor not in (None, 1) else True if _compact(a) == _compact(b) else None
+    if factor not in (None, 1):
+        return _same_value(("mul", x, ("num", factor)), y, "", b)
     equal = _same_value(x, y, a, b)
     if equal and percent[0] != percent[1] and (value := expression.exact(x)) is not None and 0 < abs(value) < 1:
         # 50 may be meant as 50 %; 0.5 is no 0.5 %.
@@ -256,15 +265,39 @@ def same_scalar(answer: str, gold: str) -> bool | None:
     return equal
 
 
+def _conversion(unit: str, other: str) -> Fraction | None:
+    """As `units.conversion`; None where one answer has no unit, or both have one of the same name."""
+    if not unit or not other or plain_words(unit) == plain_words(other):
+        return None
+    return conversion(unit, other)
+
+
 def _same_quantities(answer: str, gold: str) -> bool | None:
-    """`2⟦hours⟧30⟦minutes⟧`: the same numbers of the same units."""
+    """`2⟦hours⟧30⟦minutes⟧`: the same numbers of the same units, or the same sum: `150⟦minutes⟧`."""
     a, b = ([(found[1], found[2]) for found in _QUANTITY.finditer(text)] for text in (answer, gold))
-    if len(a) != len(b) or _QUANTITY.sub("", answer).strip() != _QUANTITY.sub("", gold).strip():
+    if not a or not b or _QUANTITY.sub("", answer).strip() != _QUANTITY.sub("", gold).strip():
+        return False
+    totals = [_total(parts, b[0][1]) for parts in (a, b)]
+    if totals[0] is not None and totals[1] is not None:
+        return totals[0] == totals[1]
+    if len(a) != len(b):
         return False
     results = [
         same_scalar(x, y) if plain_words(u)[:3] == plain_words(v)[:3] else False for (x, u), (y, v) in zip(a, b, strict=True)
     ]
     return False if False in results else None if None in results else True
+
+
+def _total(parts: Sequence[tuple[str, str]], unit: str) -> Fraction | None:
+    """The sum of quantities in one unit; None where a unit is unknown or measures something else."""
+    total = Fraction(0)
+    for text, own in parts:
+        tree, factor = expression.parse(text), Fraction(1) if own == unit else conversion(own, unit)
+        value = None if tree is None else expression.exact(tree)
+        if value is None or not factor:
+            return None
+        total += value * factor
+    return total
 
 
 def _decimal_comma(a: str, b: str) -> bool:
@@ -304,9 +337,8 @@ def _without_unit(text: str) -> tuple[str, str]:
     match = _UNITS.fullmatch(text) or _BARE_UNIT.fullmatch(text)
     if match is None:
         return text, ""
-    unit = plain_words(match["unit"])
     value = match["value"].rstrip("* ")
-    return (value + "%" if unit == "percent" else value), unit
+    return (value + "%", "") if plain_words(match["unit"]) == "percent" else (value, match["unit"])
 
 
 def _same_value(x: expression.Node, y: expression.Node, answer: str, gold: str) -> bool | None:
@@ -320,7 +352,7 @@ def _same_value(x: expression.Node, y: expression.Node, answer: str, gold: str) 
         return left == right or (tolerance is not None and abs(left - right) <= tolerance)
     names = sorted(expression.variables(x) | expression.variables(y))
     sure: bool | None = True
-    for point in _points(names):
+    for point in _points(names, expression.rounds(x) or expression.rounds(y)):
         same_here = _same_at(x, y, point, tolerance if not names else None)
         if same_here is False:
             return False
@@ -344,11 +376,12 @@ def half_unit(gold: str) -> Fraction | None:
     return Fraction(10) ** (power - len(match["places"] or "")) / 2
 
 
-def _points(names: Sequence[str]) -> list[dict[str, Fraction]]:
-    """Where formulas are compared: fixed positive points, one where there is no variable."""
+def _points(names: Sequence[str], rounded: bool = False) -> list[dict[str, Fraction]]:
+    """Where formulas are compared: fixed positive points, one without variables; many large ones where the formula rounds."""
     if not names:
         return [{}]
-    return [{name: Fraction(150 + zlib.crc32(f"{name}{k}".encode()) % 1000, 700) for name in names} for k in range(3)]
+    scale, count = (7, 30) if rounded else (700, 3)
+    return [{name: Fraction(150 + zlib.crc32(f"{name}{k}".encode()) % 1000, scale) for name in names} for k in range(count)]
 
 
 def _same_at(x: expression.Node, y: expression.Node, point: dict[str, Fraction], tolerance: Fraction | None) -> bool | None:

@@ -314,6 +314,13 @@ def variables(node: Node) -> set[str]:
     return set().union(*[variables(part) for part in node[1:] if isinstance(part, tuple)])
 
 
+def rounds(node: Node) -> bool:
+    """Whether a floor or a ceiling is part of the formula."""
+    return node[:2] in (("call", "floor"), ("call", "ceil")) or any(
+        rounds(part) for part in node[1:] if isinstance(part, tuple)
+    )
+
+
 # Items of two lists are held against each other pair by pair; each is valued once.
 @lru_cache(maxsize=256)
 def exact(node: Node) -> Fraction | None:

@@ -13,8 +13,12 @@ _JOINT = re.compile(
     r"(?:[\s$,;&]|\\[()\[\]]|\\q?quad|\\text\s*\{\s*(?:and|or)\s*\}|and\b|or\b|\b[a-zA-Z](?:_?\{?\w\}?)?\s*=|"
     r"\.?\s*\n\s*(?:[-*•]|\(?\w{1,2}[.)])\s){0,20}"
 )
-_MARKERS = re.compile(r"####|\b(?:final answer|answer)\b\**\s*(?:is|:)", re.IGNORECASE)
-_MATH = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$([^$]+)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_MARKERS = re.compile(r"####|<answer>|\b(?:final answer|answer)\b\**\s*(?:is|:)", re.IGNORECASE)
+_END_OF_TAG = re.compile(r"</answer>", re.IGNORECASE)
+# Two amounts of money are no formula: "$5 a day for $18".
+_MATH = re.compile(
+    r"\$\$(.+?)\$\$|(?<!\\)\$(?!\d[\d.,]*\s+[a-z]{2})([^$]+)(?<!\\)\$(?!\d)|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL
+)
 # Where a chat's turn ends; what a model says after it is no answer.
 _TURN = re.compile(r"<\|(?:im_start|im_end|endoftext|eot_id)\|>|</s>|<｜end▁of▁sentence｜>")
 _HOPE = re.compile(r"I hope (?:it|this) is correct\W*$", re.IGNORECASE)
@@ -23,6 +27,16 @@ _NUMBER = re.compile(rf"(?<![\w.,/^-]){_NUMBER_TEXT}(?![\w/^])")
 _STATED = re.compile(
     rf"(?:[=:]|\b(?:is|are|was|were|be|by|equals?|gives?|has|have|it's)\b)\s*(?:[a-zA-Z]+ ){{0,2}}[$€£]?\s*"
     rf"({_NUMBER_TEXT})(?![\d/^])"
+)
+# What is set in bold or as code within a line.
+_SET_OFF = re.compile(r"(?<![\w)*`])(\*\*|__|`)(?=\S)([^*`\n]{1,80})(?<=\S)\1(?![\w(*`])")
+_AMOUNT = re.compile(rf"\\?[$€£]?\s*({_NUMBER_TEXT})(?: [a-zA-Z]+){{0,3}}")
+# A sentence that ends with its one number and what is counted, and words that make it no result.
+_COUNTED = re.compile(rf"[^\d\n]*?(?<![\w.,/^-])\\?[$€£]?({_NUMBER_TEXT})(?:[ -][a-zA-Z]+){{0,3}}")
+_NO_RESULT = re.compile(
+    r"\?|\b(?:not|no|never|can't|cannot|tr(?:y|ied|ying)|attempts?|gave|give up|guess|maybe|perhaps|unsure|steps?|parts?|about|"
+    r"at (?:least|most)|than|each|per|every)\b|n't\b",
+    re.IGNORECASE,
 )
 _RESULT = re.compile(r"(?:=|\bis|\bare)\s*([^=\s][^=]{0,80}?)\.?$")
 # Longest line that is read for an answer; an answer is short.
@@ -34,7 +48,7 @@ class ExtractionPolicy:
     r"""What counts as a final answer.
 
     `require_boxed`: only `\boxed{…}`. `require_think_close`: only what follows `</think>`; a response without it has none.
-    `bare_answers`: where nothing marks an answer, a formula that ends the last line is one.
+    `bare_answers`: where nothing marks an answer, the last line is read for one.
     """
 
     require_boxed: bool = False
@@ -69,8 +83,8 @@ def last_boxed(text: str) -> str | None:
 def extract_answer(text: str, policy: ExtractionPolicy | None = None) -> str | None:
     r"""The final answer, by the first rung that holds one; None where none does.
 
-    After the last `</think>`: the last `\boxed{}`; what follows the last "answer is", "answer:" or "####"; a formula that ends
-    the last line.
+    After the last `</think>`: the last `\boxed{}`; what follows the last "answer is", "answer:", "####" or `<answer>`; of the
+    last line what is in bold, a formula that ends it, its one number, or the last number that it states.
     """
     policy = policy or ExtractionPolicy()
     if policy.require_think_close and "</think>" not in text:
@@ -93,7 +107,7 @@ def _after_marker(text: str) -> str | None:
     if not markers:
         return None
     last = markers[-1]
-    tail = text[last.end() : last.end() + _MAX_LINE].lstrip(" \t\r\n*:")
+    tail = _END_OF_TAG.split(text[last.end() : last.end() + _MAX_LINE], maxsplit=1)[0].lstrip(" \t\r\n*:")
     math = _MATH.match(tail)
     if math:
         # Mathematics may hold line breaks; what follows it on its line may be a unit, or a further part.
@@ -120,7 +134,25 @@ def _bare(text: str) -> str | None:
     line = paragraph.rpartition("\n")[2].strip()
     if re.fullmatch(r"\(?[A-Z][A-Za-z]*\)?", paragraph):
         return paragraph if len(paragraph) < 20 else None
-    return next((found for found in map(_ending, (line, paragraph)) if found), None) or _last_stated(line)
+    found = _set_off(line) or next((found for found in map(_ending, (line, paragraph)) if found), None)
+    return found or _counted(line) or _last_stated(line)
+
+
+def _set_off(line: str) -> str | None:
+    """The last formula, or number with what it counts, that stands in bold or as code: "So there are **12 ways**."."""
+    for match in reversed(list(_SET_OFF.finditer(line))):
+        content = match[2].strip(" .:$")
+        amount = _AMOUNT.fullmatch(content)
+        if (amount or _is_formula(content)) and (match.start() > 0 or match.end() >= len(line.rstrip(" ."))):
+            return amount[1] if amount else content
+    return None
+
+
+def _counted(line: str) -> str | None:
+    """The one number of the last sentence, where it ends with it: "So she pays $18.", "It takes 18 minutes."."""
+    sentence = re.split(r"[.!]\s+", line.strip(" .!*"))[-1]
+    match = None if _NO_RESULT.search(sentence) else _COUNTED.fullmatch(sentence)
+    return match[1] if match else None
 
 
 def _last_stated(line: str) -> str | None:

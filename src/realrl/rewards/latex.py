@@ -74,6 +74,7 @@ _RULES = [
         (r"⟦(?:negative|minus)⟧\s*(?=[\d\\(])|\b(?:negative|minus) (?=\d)", "-"),
         # Not sec, which is also a unit.
         (r"⟦(arcsin|arccos|arctan|arccot|sinh|cosh|tanh|sin|cos|tan|cot|csc|log|ln|exp)⟧(?=\s*[\w({\\^])", r"\\\1 "),
+        (r"\\d?frac\s*\{⟦([^⟧\d]*)⟧\}\s*\{⟦([^⟧\d]*)⟧\}", r"⟦\1/\2⟧"),
         (r"\\[()\[\]]|\\\$|\$", " "),
         (r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\.?", ""),
         (r"\\[dtc](frac|binom)(?![a-zA-Z])", r"\\\1"),
@@ -158,13 +159,16 @@ def _join_groups(text: str) -> str:
 
 
 def _mark_words(text: str) -> str:
-    r"""`\text{ cm}` → `⟦cm⟧`; a command without a brace after it is dropped."""
-    parts, position = [], 0
+    r"""`\text{ cm}` → `⟦cm⟧`; a command without a brace after it is dropped, and so are three faces around words."""
+    parts, position, faces = [], 0, 0
     while match := _WORDS.search(text, position):
         parts.append(text[position : match.start()])
         position = match.end()
         if position < len(text) and text[position] == "{":
             end = closing_brace(text, position)
+            if faces < 3 and not match[0].startswith("\\text") and _WORDS.search(text, position, end):
+                faces += 1
+                continue
             parts.append(_marked(text[position + 1 : end].strip()))
             position = end + 1
     return "".join([*parts, text[position:]])
@@ -173,7 +177,7 @@ def _mark_words(text: str) -> str:
 def _marked(text: str) -> str:
     """The inside of a text command, marked as words where it is not a formula in another face."""
     if re.search(r"\d", text) and not re.search(r"[a-zA-Z]", re.sub(r"\\[a-zA-Z]+", "", text)):
-        return f"{{{text}}}"
+        return f"{{{text.rstrip('.,;: ')}}}"
     if found := _NUMBER_WITH_WORDS.fullmatch(text):
         before, number, after = (part.strip() if part else "" for part in found.groups())
         return " ".join(part for part in (before and f"⟦{before}⟧", number, after and f"⟦{after}⟧") if part)
