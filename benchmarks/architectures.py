@@ -6,7 +6,7 @@ For each tiny model of `zoo.py`: realrl loads it from a folder as its set-up doe
 unpadded row at a time in eval mode without a cache, log-softmax in float64, autograd.
 
 logprobs   of responses, in the layout that realrl picks and in "padded", of a batch of ragged groups and of single rows
-gradient   of Σ w · log π in train mode, whole and as single rows, with and without checkpointing; LoRA on the head
+gradient   of Σ w · log π, whole and as single rows, with and without checkpointing; LoRA on the head
 sampling   what the sampler says of its own draws; its greedy draws
 resume     one optimizer step, saved and loaded again
 
@@ -53,6 +53,8 @@ PARTS = ("logprobs", "gradient", "checkpointing", "LoRA on head", "sampling", "r
 TEMPERATURE, NEW_TOKENS = 0.8, 16
 # Prompts of one batch begin alike; rows are longer than every window of the zoo.
 PROMPTS, RESPONSES, GROUPS = (5, 21, 12), (9, 1, 17, 3, 13), (0, 0, 1, 2, 2)
+# Tokens of the longest row that a recipe for them allows.
+LONGEST = max(PROMPTS) + max(NEW_TOKENS, *RESPONSES)
 # float32 over a few layers of a sharp model: nats of a token, and the share of the gradient's norm.
 NATS, SHARE = 2e-4, 1e-3
 
@@ -82,8 +84,15 @@ WEIGHTS = torch.randn(BATCH.loss_mask.shape, generator=torch.Generator().manual_
 
 
 def plain_row(model: PreTrainedModel, prompt: list[int], response: list[int], temperature: float) -> Tensor:
-    """Log-probabilities (T, V) in float64 at each token of the response."""
-    logits = model(input_ids=torch.tensor([prompt + response]), use_cache=False).logits[0, len(prompt) - 1 : -1]
+    """Log-probabilities (T, V) in float64 at each token of the response.
+
+    Where rotary embeddings depend on the length of the call, realrl takes those of the longest row of a run for all. The
+    reference gets them from transformers by as many more tokens at the end, which a causal model does not look at.
+    """
+    rope = str(getattr(model.config.get_text_config(), "rope_parameters", None))
+    more = LONGEST - len(prompt + response) if "longrope" in rope or "dynamic" in rope else 0
+    ids = torch.tensor([prompt + response + [END] * more])
+    logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : len(prompt + response) - 1]
     return (logits.double() / temperature).log_softmax(dim=-1)
 
 
@@ -136,7 +145,7 @@ class Subject:
             "run": {"dir": str(self.folder / "run")},
             "model": model,
             "data": {"train": "column_addition", "max_prompt_tokens": max(PROMPTS)},
-            "sampling": {"max_new_tokens": max(NEW_TOKENS, *RESPONSES), "temperature": TEMPERATURE},
+            "sampling": {"max_new_tokens": LONGEST - max(PROMPTS), "temperature": TEMPERATURE},
             "optim": {"lr": 1e-2},
             "objective": {"type": "real"},
         }
@@ -145,15 +154,12 @@ class Subject:
     def load(self, config: Config, weights: str | None = None) -> PreTrainedModel:
         """As `realrl.train.setup.prepare` does."""
         model = load_policy(config, torch.device("cpu"), weights)
-        model.train()
-        if config.model.gradient_checkpointing:
-            enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
-            enable({"use_reentrant": False})
-        layout_of(model)
+        layout_of(model, longest=LONGEST)
         return model
 
-    def plain(self, path: Path | None = None) -> PreTrainedModel:
-        return AutoModelForCausalLM.from_pretrained(path or self.folder / "model", dtype=torch.float32).eval()
+    def plain(self, path: Path | None = None, attention: str | None = None) -> PreTrainedModel:
+        folder = path or self.folder / "model"
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention).eval()
 
 
 # ---- what is compared
@@ -180,30 +186,24 @@ class Worst:
 
 
 def check_logprobs(subject: Subject, worst: Worst, plain: PreTrainedModel) -> None:
-    with torch.no_grad():
-        wanted = plain_logprobs(plain, BATCH)
-    # Eager attention, too, where it is not what the model takes by itself.
-    kinds = ["auto"]
+    # Eager attention, too, where it is not what the model takes by itself: some models compute something else with it.
+    kinds = {"auto": plain}
     if plain.config.get_text_config()._attn_implementation != "eager":
-        kinds.append("eager")
-    for kind in kinds:
+        kinds["eager"] = subject.plain(attention="eager")
+    for kind, reference in kinds.items():
         model = subject.load(subject.config(attention=kind))
-        picked = layout_of(model)
-        for layout in dict.fromkeys((picked, "padded")):
-            with torch.no_grad():
-                for train in (False, True):
-                    model.train(train)
-                    got = response_logprobs(model, BATCH, temperature=TEMPERATURE, layout=layout).logprobs
-                    again = response_logprobs(model, BATCH, temperature=TEMPERATURE, layout=layout).logprobs
-                    where = f"{kind} attention, {layout}, {'train' if train else 'eval'} mode"
-                    worst.see((got - again).abs().max(), f"a second pass, {where}")
-                    worst.see((got - wanted).abs().max(), f"batch, {where}")
-                model.train()
+        with torch.no_grad():
+            wanted = plain_logprobs(reference, BATCH)
+            for layout in dict.fromkeys((layout_of(model, longest=LONGEST), "padded")):
+                where = f"{kind} attention, {layout}"
+                got = response_logprobs(model, BATCH, temperature=TEMPERATURE, layout=layout).logprobs
+                again = response_logprobs(model, BATCH, temperature=TEMPERATURE, layout=layout).logprobs
+                worst.see((got - again).abs().max(), f"a second pass, {where}")
+                worst.see((got - wanted).abs().max(), f"batch, {where}")
                 for row in range(len(BATCH)):
                     part = select_rows(BATCH, torch.tensor([row]))
                     got = response_logprobs(model, part, temperature=TEMPERATURE, layout=layout).logprobs
-                    off = (got - wanted[row : row + 1, : got.shape[1]]).abs().max()
-                    worst.see(off, f"row {row} alone, {kind} attention, {layout}, train mode")
+                    worst.see((got - wanted[row : row + 1, : got.shape[1]]).abs().max(), f"row {row} alone, {where}")
 
 
 def see_gradients(worst: Worst, model: PreTrainedModel, wanted: dict[str, Tensor], what: str) -> None:
@@ -269,7 +269,7 @@ def check_sampling(subject: Subject, worst: Worst, plain: PreTrainedModel) -> No
     config = subject.config()
     model = subject.load(config)
     tokenizer = load_tokenizer(config.model.path)
-    sampler = build_sampler(config, model, tokenizer, max(PROMPTS))
+    sampler = build_sampler(config, model, tokenizer, longest_prompt=max(PROMPTS))
     prompts = [list(prompt.token_ids) for prompt in BATCH.prompts]
     for temperature, size in ((TEMPERATURE, 2), (0.0, 1)):
         params = SamplingParams(temperature=temperature, max_new_tokens=NEW_TOKENS, batch_rows=4)
