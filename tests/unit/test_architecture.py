@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "realrl"
-BASE = {"types", "errors", "seeding", "memory", "files", "hub", "lock", "system", "hardware"}
+BASE = {"alarms", "types", "errors", "seeding", "memory", "files", "hub", "lock", "system", "hardware"}
 CONFIG = BASE | {"config", "objectives"}
 ALLOWED = {
+    "alarms": set(),
     "types": set(),
     "errors": set(),
     "seeding": set(),
@@ -21,6 +22,7 @@ ALLOWED = {
     "objectives": {"types"},
     "config": BASE | {"objectives"},
     "precision": CONFIG,
+    "segments": CONFIG,
     "head": BASE,
     "prefix": set(),
     "logprobs": BASE | {"head", "prefix"},
@@ -30,9 +32,10 @@ ALLOWED = {
     "models": CONFIG | {"data"},
     "sampling": CONFIG | {"head", "logprobs", "prefix"},
     "eval": CONFIG | {"precision", "logprobs", "rewards", "data", "models", "sampling", "logging"},
-    "train": CONFIG | {"precision", "prefix", "head", "logprobs", "rewards", "data", "models", "sampling", "logging", "eval"},
+    "train": CONFIG
+    | {"segments", "precision", "prefix", "head", "logprobs", "rewards", "data", "models", "sampling", "logging", "eval"},
     "sweep": CONFIG | {"precision", "models", "eval", "logging"},
-    "analysis": CONFIG | {"eval", "models", "rewards", "sweep"},
+    "analysis": CONFIG | {"segments", "eval", "models", "rewards", "sweep"},
     "integrations": CONFIG | {"precision", "rewards", "data", "models"},
     "cli": CONFIG | {"logging", "rewards", "data", "train", "eval", "analysis", "integrations", "sweep"},
     "__main__": {"cli"},
