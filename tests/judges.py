@@ -49,3 +49,43 @@ def hang_or_die(response: str, gold: str):
 
 def _nested(depth: int) -> int:
     return 1 + _nested(depth - 1) if depth else 0
+
+
+def none(response: str, answer: str) -> None: ...
+
+
+def text(response: str, answer: str) -> str:
+    return "True"
+
+
+def two(response: str, answer: str) -> float:
+    return 2.0
+
+
+def alone(response: str) -> bool:
+    return True
+
+
+def lost(response: str, answer: str) -> bool:
+    raise KeyError("no key")
+
+
+def half(response: str, answer: str) -> float:
+    return 0.5
+
+
+def _is_tried(response: str, answer: str) -> bool:
+    """Whether it is what a run tries a verifier on, and no model writes."""
+    return response in (f"\\boxed{{{answer}}}", "I do not know.")
+
+
+def lost_later(response: str, answer: str) -> bool:
+    return _is_tried(response, answer) or lost(response, answer)
+
+
+def half_later(response: str, answer: str) -> float:
+    return 1.0 if _is_tried(response, answer) else 0.5
+
+
+def lost_at_times(response: str, answer: str) -> bool:
+    return len(response) % 2 == 0 or lost(response, answer)

@@ -73,9 +73,13 @@ def train(
     context: typer.Context,
     recipe: Annotated[str, typer.Argument(help="Path of a recipe (TOML).")],
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue from the run folder's newest checkpoint; give the same overrides.")
+        bool,
+        typer.Option("--resume", help="Continue from the run folder's newest checkpoint, or begin; give the same overrides."),
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run folder.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="With --resume: go on though the changed recipe makes steps incomparable.")
+    ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse data with any bad row (data.strict).")] = False,
 ) -> None:
     """Train a model as the recipe says; on several devices: torchrun --nproc-per-node 8 -m realrl train RECIPE.toml.
@@ -83,15 +87,13 @@ def train(
     Exit status: 0 the last step is done; 130 or 143 stopped by Ctrl-C or SIGTERM, after the step in progress was saved (a
     second one stops at once); 1 an error.
     """
-    import shlex
-
     from realrl.config import load_config
     from realrl.train import train as run_training
 
     overrides = parse_overrides(context.args) | ({"data.strict": "true"} if strict else {})
     config = load_config(recipe, overrides)
     _quiet_libraries()
-    summary = run_training(config, resume=resume, overwrite=overwrite)
+    summary = run_training(config, resume=resume, overwrite=overwrite, force=force)
     if summary is None:
         return
     if config.log.figure:
@@ -101,7 +103,7 @@ def train(
             learning_curve(summary.folder, summary.folder / "learning_curve.png")
         except OSError as error:
             say(f"realrl: learning_curve.png cannot be written: {error}", file=sys.stderr)
-    _print_summary(summary, shlex.join(["realrl", "train", recipe, *context.args, *["--strict"][: int(strict)]]), config)
+    _print_summary(summary, recipe, overrides, config)
     if summary.signum:
         raise typer.Exit(128 + summary.signum)
 
@@ -511,37 +513,26 @@ def _quiet_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def _print_summary(summary: Summary, command: str, config: Config) -> None:
-    """What a run came to; `command` is the one that started it, without --resume and --overwrite."""
+def _print_summary(summary: Summary, recipe: str, overrides: dict[str, str], config: Config) -> None:
+    """What a run came to, and commands that go on from here."""
+    import shlex
+
+    from realrl.analysis.closing import closing_lines
     from realrl.logging import printable
+
+    def command(**changed: str) -> str:
+        words = (overrides | {name.replace("_", "."): value for name, value in changed.items()}).items()
+        return shlex.join(["realrl", "train", recipe, *(word for key, value in words for word in (f"--{key}", value))])
 
     say("")
     if summary.signum:
-        say(f"stopped after step {summary.steps} of {summary.total}; continue with: {command} --resume")
-    first: dict[tuple[str, str], tuple[int, Any]] = {}
-    last: dict[tuple[str, str], tuple[int, Any]] = {}
-    for step, name, mode, result in summary.evaluations:
-        first.setdefault((name, mode), (step, result))
-        last[name, mode] = (step, result)
-    for key, (step, before) in first.items():
-        after_step, after = last[key]
-        if after_step == step:
-            continue
-        gain = after.accuracy - before.accuracy
-        say(
-            f"held-out accuracy, {key[0]}, {key[1]}: {before.accuracy:.3f} ± {before.standard_error:.3f} (step {step}) → "
-            f"{after.accuracy:.3f} ± {after.standard_error:.3f} (step {after_step}), gain {gain:+.3f}; "
-            f"answers in a box: {before.boxed_share:.2f} → {after.boxed_share:.2f}"
-        )
-        if key[1] == "greedy":
-            continue
-        for old, new in list(zip(before.samples, after.samples, strict=True))[: config.log.examples]:
-            say(f"  {printable(old['problem'])}  gold {printable(old['answer'])}")
-            say(f"    before: {printable(old['response'])!s:.100} [{old['status']}]")
-            say(f"    after:  {printable(new['response'])!s:.100} [{new['status']}]")
+        say(f"stopped after step {summary.steps} of {summary.total}; continue with: {command()} --resume")
+    for line in closing_lines(summary.folder, config.log.examples):
+        say(printable(line))
     say(f"files in {summary.folder}: config.toml, metrics.jsonl, learning_curve.png, eval/, rollouts/, checkpoints/")
     if summary.checkpoint:
         say("next:")
         held_out = config.data.eval[0] if config.data.eval else config.data.train
         say(f"  realrl eval {summary.checkpoint} --recipe {summary.folder}/config.toml -b {held_out} --samples 4")
-        say(f"  {command} --run.dir runs/other --run.seed 1")
+        seed = config.run.seed + 1
+        say(f"  {command(run_dir=f'{summary.folder}-seed{seed}', run_seed=str(seed))}")

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, get_args
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from realrl.alarms import Kind
 from realrl.errors import ConfigError
 from realrl.files import clash, file_name
 from realrl.objectives import ObjectiveConfig, RealConfig, build_objective
@@ -207,6 +208,7 @@ class TrainSection(Section):
     )
     shuffle_rollouts: bool = False
     max_nonfinite_steps: PositiveInt = 5
+    stop_on: tuple[Kind, ...] = Field(default=(), description="kinds of alarms that end the run")
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]

@@ -1,4 +1,4 @@
-"""What a run leaves behind and shows: metrics.jsonl, rollouts as Parquet, trackers, the live display and alarms."""
+"""What a run leaves behind and shows: metrics.jsonl, rollouts as Parquet, trackers and the live display."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import contextlib
 import importlib
 import importlib.util
 import json
-import math
 import os
 import re
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +19,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from realrl.alarms import STEP_RECORD
 from realrl.config import Config, LogSection
 from realrl.errors import ConfigError
 from realrl.files import replacing, write_whole
@@ -104,10 +103,6 @@ def _start(name: str, run_dir: Path, config: Config) -> Tracker:
     if name == "tensorboard":
         return _TensorBoard(run_dir)
     return _WandbLike(importlib.import_module(name), run_dir, config.model_dump(mode="json"))
-
-
-# A metric that the record of every sampling round has; others hold an evaluation.
-STEP_RECORD = "reward/mean"
 
 
 class MetricsFile:
@@ -261,43 +256,3 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-# A bfloat16 sampler beside a float32 trainer differs by about 0.03 nats a token.
-_SAMPLER_GAP = 0.1
-
-
-class Alarms:
-    """Says when a run is inert; each alarm rings when its condition has held for `patience` steps in a row."""
-
-    def __init__(self, patience: int = 3) -> None:
-        self._patience = patience
-        self._held: dict[str, int] = {}
-
-    def check(self, metrics: Mapping[str, float]) -> list[str]:
-        """Messages for the metrics of one step."""
-        # Of a saved record, what is missing was not finite.
-        m = defaultdict(lambda: math.nan, metrics)
-        conditions = {
-            "every group is all right or all wrong, so no rollout teaches anything: change the task's difficulty, the "
-            "temperature or sampling.group_size": m["groups/mixed"] == 0,
-            "every response hits sampling.max_new_tokens: raise it or ask for shorter answers": m["response/truncated_share"]
-            == 1,
-            "no answer could be extracted from any response: check the prompt (data.system_prompt, data.prompt_suffix, "
-            "data.examples) and reward.type": m["format/no_answer_share"] == 1,
-            "the gradient is exactly 0": m["grad/norm"] == 0,
-            "the loss or the gradient is not finite; the update was skipped": m["train/nonfinite"] > 0,
-            "the grader failed on some responses": m["reward/grader_errors"] > 0,
-            f"sampler and trainer differ by more than {_SAMPLER_GAP:g} nats a token (sampler/logprob_gap): the weights may not "
-            "reach the sampler; compare sampling.dtype with model.dtype, or set sampling.importance_cap": m[
-                "sampler/logprob_gap"
-            ]
-            > _SAMPLER_GAP,
-        }
-        messages = []
-        for text, holds in conditions.items():
-            self._held[text] = self._held.get(text, 0) + 1 if holds else 0
-            immediate = "finite" in text or "grader" in text
-            if holds and (self._held[text] == self._patience or (immediate and self._held[text] == 1)):
-                messages.append(f"ALARM: {text}")
-        return messages

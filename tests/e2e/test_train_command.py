@@ -149,7 +149,7 @@ def test_bad_input_is_one_line_and_touches_nothing(tmp_path):
         ("--model.attention flash_attention_2", "cannot be loaded"),
         ("--train.layout shared --model.gradient_checkpointing true", "under gradient checkpointing"),
         ("--train.parallel fsdp2 --model.lora.rank 4", "does not go with model.lora"),
-        ("--resume", "nothing to resume"),
+        ("--force", "goes with --resume alone"),
     ]
     for arguments, message in cases:
         result = train(run, arguments, check=False)

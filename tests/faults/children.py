@@ -17,7 +17,7 @@ from small_runs import HERE, recipe
 # What a run does, and the functions in which it does it.
 PHASES = {
     "emptying": ["realrl.train:_empty"],
-    "config": ["realrl.train:write_whole", "realrl.train:record_environment"],
+    "config": ["realrl.train:write_recipe", "realrl.train:record_environment"],
     "rewinding": ["realrl.train:MetricsFile", "realrl.train:take_back_alarms"],
     "sampling": ["realrl.train.rollouts:Collector._sample"],
     "grading": ["realrl.rewards:Grading.verdicts"],

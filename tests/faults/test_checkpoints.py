@@ -134,12 +134,16 @@ def test_where_checkpoints_were_due_and_are_gone_nothing_is_touched(copy, tiny_f
 
 
 def test_what_was_changed_is_said_what_was_taken_out_included(tiny_folder, tmp_path, capsys):
-    before = {"train": {"steps": 2}, "reward": {"threshold": 0.5}}
+    before = {"train": {"steps": 2}, "eval": {"top_p": 0.5}}
     train(config(tiny_folder, tmp_path / "run", **before))
     capsys.readouterr()
     train(config(tiny_folder, tmp_path / "run", train={"steps": 3}, optim={"lr": 2e-3}), resume=True)
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("resuming")]
-    assert sorted(line.partition("changed: ")[2].split(", ")) == ["optim.lr", "reward.threshold", "train.steps"]
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("changed after step 2: ")]
+    assert sorted(line.removeprefix("changed after step 2: ") for line in lines) == [
+        "eval.top_p = 0.5 → None",
+        "optim.lr = 0.001 → 0.002",
+        "train.steps = 2 → 3",
+    ]
 
 
 def test_a_finished_run_says_how_it_would_go_on_and_stays_what_it_is(copy, tiny_folder, capsys):

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "realrl"
-BASE = {"types", "errors", "seeding", "memory", "files", "readers", "hub", "lock", "system", "hardware"}
+BASE = {"alarms", "types", "errors", "seeding", "memory", "files", "readers", "hub", "lock", "system", "hardware"}
 CONFIG = BASE | {"config", "objectives"}
 ALLOWED = {
+    "alarms": set(),
     "types": set(),
     "errors": set(),
     "seeding": set(),
@@ -23,6 +24,7 @@ ALLOWED = {
     "config": BASE | {"objectives"},
     "precision": CONFIG,
     "modes": set(),
+    "segments": CONFIG,
     "head": BASE | {"modes"},
     "prefix": set(),
     "layouts": BASE | {"head", "prefix"},
@@ -35,9 +37,22 @@ ALLOWED = {
     "sampling": CONFIG | {"head", "modes", "prefix", "trial"},
     "eval": CONFIG | {"precision", "logprobs", "rewards", "data", "models", "sampling", "logging"},
     "train": CONFIG
-    | {"precision", "prefix", "head", "modes", "logprobs", "rewards", "data", "models", "sampling", "logging", "eval"},
+    | {
+        "segments",
+        "precision",
+        "prefix",
+        "head",
+        "modes",
+        "logprobs",
+        "rewards",
+        "data",
+        "models",
+        "sampling",
+        "logging",
+        "eval",
+    },
     "sweep": CONFIG | {"precision", "models", "eval", "logging"},
-    "analysis": CONFIG | {"eval", "models", "rewards", "sweep"},
+    "analysis": CONFIG | {"segments", "eval", "models", "rewards", "sweep"},
     "integrations": CONFIG | {"modes", "precision", "rewards", "data", "models"},
     "cli": CONFIG | {"logging", "rewards", "data", "train", "eval", "analysis", "integrations", "sweep"},
     "__main__": {"cli"},

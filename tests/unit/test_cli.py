@@ -19,15 +19,14 @@ def test_the_commands_that_a_stopped_run_prints_keep_its_overrides(tmp_path, mon
     """Without them --resume would go on in another folder, or train something else."""
     recipe = tmp_path / "tiny.toml"
     recipe.write_text('[model]\npath = "tiny-adder"\n[data]\ntrain = "column_addition"\n[log]\nfigure = false\n')
-    stopped = Summary(Path("runs/a b"), 3, 9, 2, Path("runs/a b/checkpoints/step_3"), [])
+    stopped = Summary(Path("runs/a b"), 3, 9, 2, Path("runs/a b/checkpoints/step_3"))
     monkeypatch.setattr("realrl.train.train", lambda config, **_: stopped)
     overrides = ["--run.dir", "runs/a b", "--objective.tau", "0.25"]
     result = CliRunner().invoke(app, ["train", str(recipe), *overrides, "--overwrite"])
     printed = [line.rpartition("realrl ")[2] for line in result.output.splitlines() if "realrl train" in line]
-    command = ["train", str(recipe), *overrides]
     assert [shlex.split(line) for line in printed] == [
-        [*command, "--resume"],
-        [*command, "--run.dir", "runs/other", "--run.seed", "1"],
+        ["train", str(recipe), *overrides, "--resume"],
+        ["train", str(recipe), "--run.dir", "runs/a b-seed1", "--objective.tau", "0.25", "--run.seed", "1"],
     ]
     assert result.exit_code == 130
 

@@ -56,6 +56,16 @@ def report_data(folders: Sequence[Path]) -> dict[str, Any]:
             "charts": charts_of(runs),
             "common": _common_facts(runs),
             "differences": _differences([group.config for group in groups]),
+            "changes": [
+                {
+                    "run": run.name,
+                    "step": change.step,
+                    "key": change.key,
+                    "values": [None if value is None else as_text(value) for value in (change.before, change.after)],
+                }
+                for run in runs
+                for change in run.changes
+            ],
             "heldOut": [row for group in groups for row in held_out_rows(group)],
             "benchmarks": [benchmark_row(folder) for folder in evaluated],
             "paper": paper_tables(),
@@ -110,25 +120,7 @@ def _common_facts(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
 
 
 def _facts(run: RunRecord) -> list[tuple[str, str]]:
-    c = run.config
-    off = c.get("objective.kl.target") == "none"
-    objective = [
-        f"{key.removeprefix('objective.')} = {as_text(value)}"
-        for key, value in c.items()
-        if key.startswith("objective.") and key != "objective.type" and not (off and key.startswith("objective.kl."))
-    ]
-    facts = [
-        ("Model", f"{c.get('model.path')}, {c.get('model.dtype')}"),
-        ("Data", f"{c.get('data.train')}; held out: {', '.join(map(as_text, c.get('data.eval') or ['none']))}"),
-        ("Reward", str(c.get("reward.type"))),
-        ("Objective", f"{c.get('objective.type')} ({', '.join(objective)})"),
-        (
-            "Batch",
-            f"{c.get('train.prompts_per_step')} prompts × {c.get('sampling.group_size')} rollouts a step, "
-            f"{c.get('train.mini_batch_prompts')} prompts an optimizer step",
-        ),
-        ("Optimizer", f"{c.get('optim.type')}, lr {c.get('optim.lr')}, {c.get('optim.schedule')}"),
-    ]
+    facts = _over_segments(run)
     if run.broken:
         facts.append(("Left out", broken_lines(run)))
     if not run.environment:
@@ -145,6 +137,39 @@ def _facts(run: RunRecord) -> list[tuple[str, str]]:
         ("System", str(e.get("platform"))),
         ("Versions", f"realrl {e.get('realrl')}, Python {e.get('python')}, {packages}"),
         ("Commit", f"{commit}{' with changes' if e.get('changed') else ''}" if commit else "not a git checkout"),
+    ]
+
+
+def _over_segments(run: RunRecord) -> list[tuple[str, str]]:
+    """What the recipe says, with its former values where the run was resumed with others."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for until, config in [*((f" (to step {last})", recipe) for last, recipe in run.earlier), ("", run.config)]:
+        for name, value in _recipe_facts(config):
+            values = found.setdefault(name, [])
+            if values and values[-1][0] == value:
+                values.pop()
+            values.append((value, until))
+    return [(name, "; then ".join(value + until for value, until in values)) for name, values in found.items()]
+
+
+def _recipe_facts(c: Mapping[str, Any]) -> list[tuple[str, str]]:
+    off = c.get("objective.kl.target") == "none"
+    objective = [
+        f"{key.removeprefix('objective.')} = {as_text(value)}"
+        for key, value in c.items()
+        if key.startswith("objective.") and key != "objective.type" and not (off and key.startswith("objective.kl."))
+    ]
+    return [
+        ("Model", f"{c.get('model.path')}, {c.get('model.dtype')}"),
+        ("Data", f"{c.get('data.train')}; held out: {', '.join(map(as_text, c.get('data.eval') or ['none']))}"),
+        ("Reward", str(c.get("reward.type"))),
+        ("Objective", f"{c.get('objective.type')} ({', '.join(objective)})"),
+        (
+            "Batch",
+            f"{c.get('train.prompts_per_step')} prompts × {c.get('sampling.group_size')} rollouts a step, "
+            f"{c.get('train.mini_batch_prompts')} prompts an optimizer step",
+        ),
+        ("Optimizer", f"{c.get('optim.type')}, lr {c.get('optim.lr')}, {c.get('optim.schedule')}"),
     ]
 
 

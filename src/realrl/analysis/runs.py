@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from realrl.config import Config, flatten, load_config, read_toml
 from realrl.errors import ConfigError, DataError
+from realrl.segments import Change, changes_between, earlier_recipes
 
 _STEP = re.compile(r"step_(\d+)\.parquet")
 # Columns of saved rollouts and evaluations that are no text.
@@ -32,7 +33,8 @@ class RunRecord:
 
     `config` has dotted keys; `metrics` holds, for each name, the finite values by step, in the order of steps; `times` the Unix
     seconds of every record; `environment` one entry for each start (train/environment.py); `alarms` pairs of step and text;
-    `broken` the lines of metrics.jsonl that are no record, but for a last one that a crash tore or that is being written.
+    `broken` the lines of metrics.jsonl that are no record, but for a last one that a crash tore or that is being written;
+    `earlier` the recipes of a run that was resumed with another one, each with its last step, dotted keys too.
     """
 
     folder: Path
@@ -42,6 +44,7 @@ class RunRecord:
     environment: list[dict[str, Any]]
     alarms: list[tuple[int, str]]
     broken: list[int]
+    earlier: list[tuple[int, dict[str, Any]]]
 
     @property
     def name(self) -> str:
@@ -59,6 +62,11 @@ class RunRecord:
         return sorted(
             name.removeprefix(start).removesuffix(end) for name in self.metrics if name.startswith(start) and name.endswith(end)
         )
+
+    @property
+    def changes(self) -> list[Change]:
+        """Keys of the recipe that a resumed start changed."""
+        return changes_between(self.earlier, self.config)
 
     def series(self, name: str) -> dict[int, float]:
         """Step → value of one metric; empty where it was never recorded."""
@@ -105,6 +113,10 @@ def read_run(folder: Path) -> RunRecord:
     except (OSError, ConfigError) as error:
         raise DataError(f"{folder / 'config.toml'} cannot be read: {error}") from error
     _check_links(folder)
+    try:
+        earlier = [(step, flatten(recipe)) for step, recipe in earlier_recipes(folder)]
+    except (OSError, ConfigError) as error:
+        raise DataError(f"a former recipe of {folder} cannot be read: {error}") from error
     metrics: dict[str, dict[int, float]] = {}
     times = []
     records, broken = read_records(folder / "metrics.jsonl")
@@ -118,14 +130,16 @@ def read_run(folder: Path) -> RunRecord:
                 times.append(number)
             else:
                 metrics.setdefault(name, {})[step] = number
-    return RunRecord(folder, flatten(config), metrics, sorted(times), _environment(folder), _alarms(folder), broken)
+    return RunRecord(
+        folder, flatten(config), metrics, sorted(times), _environment(folder), read_alarms(folder), broken, earlier
+    )
 
 
 def group_runs(runs: Sequence[RunRecord]) -> list[RunGroup]:
     """Runs by recipe, in the order given; raises ConfigError for two runs of one recipe and one seed."""
     groups: dict[str, list[RunRecord]] = {}
     for run in runs:
-        members = groups.setdefault(json.dumps(_recipe(run.config), sort_keys=True, default=str), [])
+        members = groups.setdefault(json.dumps([_recipe(run.config), *_before(run)], sort_keys=True, default=str), [])
         for member in members:
             seed = run.config.get("run.seed")
             if member.config.get("run.seed") == seed:
@@ -135,7 +149,10 @@ def group_runs(runs: Sequence[RunRecord]) -> list[RunGroup]:
                 )
         members.append(run)
     labels = _labels([members[0].config for members in groups.values()])
-    return [RunGroup(label, tuple(members)) for label, members in zip(labels, groups.values(), strict=True)]
+    return [
+        RunGroup(", ".join([label, *(f"changed after step {step}" for step, _ in _before(members[0]))]), tuple(members))
+        for label, members in zip(labels, groups.values(), strict=True)
+    ]
 
 
 def broken_lines(run: RunRecord) -> str:
@@ -239,6 +256,11 @@ def _recipe(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if not key.startswith(_NOT_THE_RECIPE)}
 
 
+def _before(run: RunRecord) -> list[tuple[int, dict[str, Any]]]:
+    """The earlier recipes of a run that differ from its newest in more than seeds may."""
+    return [(step, found) for step, recipe in run.earlier if (found := _recipe(recipe)) != _recipe(run.config)]
+
+
 def _labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """A short name for each recipe: the objective, and what differs among recipes of the same objective."""
     labels = []
@@ -271,7 +293,8 @@ def _start(entry: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _alarms(folder: Path) -> list[tuple[int, str]]:
+def read_alarms(folder: Path) -> list[tuple[int, str]]:
+    """(step, text) of each line of alarms.txt that is an alarm; none without the file."""
     try:
         lines = (folder / "alarms.txt").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -72,7 +72,7 @@ class Progress:
         return [run for run in wanted if self.look(run).state in ("new", "unfinished")]
 
     def rows(self) -> list[dict[str, Any]]:
-        """One record for each run that `only` names: name, status, accuracy, seconds, detail."""
+        """One record for each run that `only` names: name, status, accuracy, seconds, step of a collapse or 0, detail."""
         return [self._row(name) for name in self._names() if fnmatch.fnmatch(name, self._only)]
 
     def _names(self) -> list[str]:
@@ -97,6 +97,7 @@ class Progress:
             "status": status,
             "accuracy": found.accuracy,
             "seconds": round(found.seconds, 1),
+            "collapsed": found.collapsed,
             "detail": detail,
         }
 
@@ -113,7 +114,8 @@ class Progress:
         rows = []
         for row in self.rows():
             accuracy = "-" if row["accuracy"] is None else f"{row['accuracy']:.3f}"
-            rows.append([row["name"], row["status"], accuracy, clock(row["seconds"]), printable(row["detail"])[:120]])
+            status = row["status"] + (f", collapsed at step {row['collapsed']}" if row["collapsed"] else "")
+            rows.append([row["name"], status, accuracy, clock(row["seconds"]), printable(row["detail"])[:120]])
         return Table(["run", "status", "held-out accuracy", "training time", "detail"], rows)
 
 
@@ -171,6 +173,7 @@ def _run_stage(progress: Progress, runs: Sequence[PlannedRun], jobs: int, logs: 
         if found.state == "finished":
             walls.append(job.seconds)
             text += f", held-out accuracy {found.accuracy:.3f}" if found.accuracy is not None else ""
+            text += f", collapsed at step {found.collapsed}" if found.collapsed else ""
             if not progress.plan.file.checkpoints:
                 shutil.rmtree(job.run.folder / "checkpoints", ignore_errors=True)
         elif not interrupt.count:

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, Literal
 
+from realrl.alarms import Alarms
 from realrl.config import dump_config, flatten, load_config
 from realrl.errors import ConfigError
 from realrl.lock import is_run_folder
@@ -23,7 +24,8 @@ State = Literal["new", "unfinished", "finished", "refused"]
 class Outcome:
     """`accuracy`: the last step's, sampled, mean over the held-out sets. `seconds`: of its training steps.
 
-    A run is refused whose folder holds another config, or is no run folder; `detail` says why and what to do.
+    `collapsed`: the step of its first alarm of that kind, 0 without. A run is refused whose folder holds another config, or is
+    no run folder; `detail` says why and what to do.
     """
 
     state: State
@@ -31,6 +33,7 @@ class Outcome:
     accuracy: float | None = None
     seconds: float = 0.0
     detail: str = ""
+    collapsed: int = 0
 
 
 def outcome(run: PlannedRun, *, checkpoints: bool) -> Outcome:
@@ -55,7 +58,13 @@ def outcome(run: PlannedRun, *, checkpoints: bool) -> Outcome:
         step=max(trained, default=0),
         accuracy=mean(accuracies) if complete and accuracies else None,
         seconds=sum(trained.values()),
+        collapsed=_collapse(records),
     )
+
+
+def _collapse(records: Iterable[Mapping[str, Any]]) -> int:
+    alarms = Alarms()
+    return next((record["step"] for record in records for alarm in alarms.check(record) if alarm.kind == "collapse"), 0)
 
 
 def can_resume(folder: Path) -> bool:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import shutil
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from realrl.config import Config, dump_config, flatten
+from realrl.config import Config
 from realrl.errors import ConfigError
-from realrl.eval.runner import EvalResult
-from realrl.files import write_whole
 from realrl.lock import LOCK, RunLock, is_run_folder
 from realrl.logging import Display, MetricsFile, check_trackers, last_step, take_back_alarms
 from realrl.precision import settle_as_before
+from realrl.segments import check_comparable, write_recipe
 from realrl.train.checkpoint import list_checkpoints, load_optimizer, newest_whole, read_state, tidy
 from realrl.train.distributed import World, join_world
 from realrl.train.environment import record_environment
@@ -29,7 +27,7 @@ __all__ = ["Summary", "estimate", "train"]
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """How a run ended: finished steps, the newest checkpoint and the evaluations (step, data set, mode, result).
+    """How a run ended: finished steps and the newest checkpoint; its folder has the rest.
 
     `signum` is the signal that stopped it before its last step, or 0.
     """
@@ -39,29 +37,29 @@ class Summary:
     total: int
     signum: int
     checkpoint: Path | None
-    evaluations: list[tuple[int, str, str, EvalResult]]
 
 
-def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> Summary | None:
+def train(config: Config, *, resume: bool = False, overwrite: bool = False, force: bool = False) -> Summary | None:
     """Run a recipe, with its peers where torchrun started several (then None on all ranks but the first). An existing run
-    folder is refused unless `resume` or `overwrite` is given; `resume` begins again where no checkpoint was due yet.
+    folder is refused unless `resume` or `overwrite` is given; `resume` begins where there is no folder or no checkpoint was due
+    yet, and with `force` goes on with a recipe whose steps cannot be compared with those before.
 
     Raises ConfigError or DataError for input that cannot be used, before anything is written, and TrainingError for a run
     that must stop.
     """
     with join_world() as world, RunLock(Path(config.run.dir)) as lock:
-        summary = _train(config, world, lock, resume=resume, overwrite=overwrite)
+        summary = _train(config, world, lock, resume=resume, overwrite=overwrite, force=force)
         return summary if world.is_main else None
 
 
-def _train(config: Config, world: World, lock: RunLock, *, resume: bool, overwrite: bool) -> Summary:
+def _train(config: Config, world: World, lock: RunLock, *, resume: bool, overwrite: bool, force: bool) -> Summary:
     folder = Path(config.run.dir)
-    _check_folder(folder, resume=resume, overwrite=overwrite)
+    _check_folder(folder, resume=resume, overwrite=overwrite, force=force)
     again = "give the same command again" if resume or overwrite else "start again with --overwrite"
     if world.is_main and folder.exists():
         with writing(folder, again):
             lock.take()
-    newest, warnings = None, []
+    newest, warnings, changes = None, [], []
     if resume:
         newest, warnings = world.of_main(_resumable(folder, config) if world.is_main else (None, []))
     check_trackers(config.log)
@@ -69,11 +67,11 @@ def _train(config: Config, world: World, lock: RunLock, *, resume: bool, overwri
     start = int(state.get("step", 0))
     if newest:
         config = settle_as_before(config, folder)
+        changes = check_comparable(folder, start, config, force=force)
     run = prepare(config, world, weights=str(newest) if newest else None, start=start)
     config = run.config
     if newest:
         load_optimizer(newest, run.model, run.optimizer)
-    changed = _changed_keys(folder, config) if newest else []
     with writing(folder, again):
         recorder = _recorder(run, folder, lock, state)
     try:
@@ -81,7 +79,9 @@ def _train(config: Config, world: World, lock: RunLock, *, resume: bool, overwri
         for note in [*run.notes, *lock.notes, *warnings]:
             recorder.line(note)
         if newest:
-            recorder.line(f"resuming {newest} at step {start}" + (f"; changed: {', '.join(changed)}" if changed else ""))
+            recorder.line(f"resuming {newest} at step {start}")
+        for change in changes:
+            recorder.line(f"changed after step {start}: {change}")
         if start >= config.train.steps:
             recorder.line(f"the run has its {start} steps; it goes on with --train.steps {start + 1} or more")
         if state.get("evaluation_due", not newest and config.eval.at_start):
@@ -92,7 +92,7 @@ def _train(config: Config, world: World, lock: RunLock, *, resume: bool, overwri
         recorder.close()
         run.grader.close()
     stopped_by = stop.signum if steps < config.train.steps or recorder.evaluation_due else 0
-    return Summary(folder, steps, config.train.steps, stopped_by, recorder.last_checkpoint, recorder.evaluations)
+    return Summary(folder, steps, config.train.steps, stopped_by, recorder.last_checkpoint)
 
 
 def _recorder(run: Run, folder: Path, lock: RunLock, state: dict[str, Any]) -> Recorder:
@@ -114,7 +114,7 @@ def _recorder(run: Run, folder: Path, lock: RunLock, state: dict[str, Any]) -> R
     tidy(folder / "checkpoints", start, config.checkpoint.keep)
     take_back_alarms(folder / "alarms.txt", start)
     if start < config.train.steps:
-        write_whole(folder / "config.toml", dump_config(config))
+        write_recipe(folder, start, config)
     record_environment(folder, world.size, run.rates)
     metrics = MetricsFile(folder / "metrics.jsonl", start, evaluation_due=bool(state.get("evaluation_due")))
     return Recorder(folder, world, Display(config.train.steps, start, rich=config.log.rich), metrics, config.log)
@@ -130,10 +130,12 @@ def _empty(folder: Path) -> None:
             path.unlink()
 
 
-def _check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
+def _check_folder(folder: Path, *, resume: bool, overwrite: bool, force: bool) -> None:
     """ConfigError for a folder that this start may not write to."""
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other")
+    if force and not resume:
+        raise ConfigError("--force goes with --resume alone: it goes on with a recipe that cannot be compared")
     if resume:
         return
     if folder.exists() and not overwrite:
@@ -146,19 +148,16 @@ def _check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
 
 
 def _resumable(folder: Path, config: Config) -> tuple[Path | None, list[str]]:
-    """The checkpoint to go on from, and what is to be said of it; None where the run came to none: to go on is to begin again.
+    """The checkpoint to go on from, and what is to be said of it; None where the run has not begun or came to none: to go on
+    is to begin.
 
     Raises TrainingError where one was due and none is whole.
     """
+    if not folder.exists():
+        return None, [f"nothing to resume in {folder}, which does not exist: the run begins"]
     checkpoints = folder / "checkpoints"
     begun = folder.exists() and is_run_folder(folder) and not list_checkpoints(checkpoints)
     # The first is due with its own step's record, or where there are no others at the end.
     if begun and last_step(folder / "metrics.jsonl") <= (config.checkpoint.every or config.train.steps - 1):
         return None, ["no checkpoint was made yet: the run begins again"]
     return newest_whole(checkpoints)
-
-
-def _changed_keys(folder: Path, config: Config) -> list[str]:
-    """Dotted keys whose value differs from the recipe that the run began with, those that only one of them has included."""
-    before, now = (flatten(tomllib.loads(text)) for text in ((folder / "config.toml").read_text(), dump_config(config)))
-    return [key for key in before | now if before.get(key) != now.get(key)]

@@ -194,8 +194,7 @@ def newest_whole(folder: Path) -> tuple[Path, list[str]]:
     """
     found = list_checkpoints(folder)
     if not found:
-        how = "with --overwrite" if folder.parent.exists() else "without --resume"
-        raise TrainingError(f"nothing to resume: no checkpoint in {folder}; start {how}")
+        raise TrainingError(f"nothing to resume: no checkpoint in {folder}; start with --overwrite")
     faults: dict[Path, str] = {}
     for checkpoint in reversed(found):
         faults[checkpoint] = _fault(checkpoint)

@@ -15,7 +15,6 @@ import torch
 
 from realrl.config import Config
 from realrl.errors import TrainingError
-from realrl.logging import Alarms
 from realrl.memory import return_freed_memory
 from realrl.precision import sampling_dtype, training_dtype
 from realrl.sampling import whole
@@ -28,6 +27,7 @@ from realrl.train.recorder import Recorder
 from realrl.train.rollouts import Collector
 from realrl.train.setup import Run
 from realrl.train.step import GradientStep, StepReport, StepSettings, settings_of
+from realrl.train.verdicts import fault_of
 from realrl.types import Batch
 
 # Nats a token. In float32 a right sampler is below 1e-5; a wrong position or a missing layer is above 1.
@@ -38,12 +38,10 @@ def train_loop(run: Run, collector: Collector, recorder: Recorder, stop: StopReq
     """Train from step `start` (counted from 0) to the recipe's last; returns the number of finished steps.
 
     A `stop` request ends it after the step in progress, which is saved; an evaluation that is due then is left to the resumed
-    run. Raises TrainingError after too many non-finite updates in a row.
+    run. Raises TrainingError after too many non-finite updates in a row, for verdicts that nothing can be learned from, and at
+    an alarm of `train.stop_on`.
     """
     config, seed = run.config, run.config.run.seed
-    alarms = Alarms()
-    for metrics in recorder.past:
-        alarms.check(metrics)
     bad_in_a_row = recorder.bad_in_a_row
     for step in range(start, config.train.steps):
         torch.manual_seed(derive_seed(seed, "torch", step))
@@ -52,6 +50,9 @@ def train_loop(run: Run, collector: Collector, recorder: Recorder, stop: StopReq
         collected = collector.collect(step)
         return_freed_memory()
         clock.lap("collect")
+        if fault := fault_of(collected.verdicts, config):
+            recorder.alarm(step + 1, f"ALARM: {fault}")
+            raise TrainingError(f"step {step + 1}: {fault}; mend it, then --resume")
         recorder.phase("updating")
         batch = make_batch(collected.prompts, collected.rollouts, collected.verdicts, run.device)
         learning_rate = set_learning_rate(run, step)
@@ -60,9 +61,7 @@ def train_loop(run: Run, collector: Collector, recorder: Recorder, stop: StopReq
         clock.lap("update")
         collector.update_sampler()
         clock.lap("sync")
-        metrics = recorder.step(step + 1, batch, collected, updates, learning_rate, clock.seconds)
-        for message in alarms.check(metrics):
-            recorder.alarm(step + 1, message)
+        recorder.step(step + 1, batch, collected, updates, learning_rate, clock.seconds)
         if run.micro_batch_tokens != budget:
             text = (
                 f"out of memory: micro-batches have at most {run.micro_batch_tokens} tokens from here on; the step was repeated"
@@ -79,6 +78,9 @@ def train_loop(run: Run, collector: Collector, recorder: Recorder, stop: StopReq
         recorder.evaluation_due = last or bool(config.eval.every and (step + 1) % config.eval.every == 0)
         if recorder.evaluation_due and not stop.agreed(run):
             recorder.evaluate(run, step + 1)
+        if config.train.stop_on and (rung := run.world.of_main(recorder.stopping)):
+            kept = recorder.last_checkpoint or "none yet"
+            raise TrainingError(f"stopped after step {step + 1} by train.stop_on (newest checkpoint: {kept}): {rung}")
         stopping = stop.agreed(run)
         if last or stopping or (config.checkpoint.every and (step + 1) % config.checkpoint.every == 0):
             recorder.checkpoint(run, step + 1)

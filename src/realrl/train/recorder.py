@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from realrl.alarms import Alarm, Alarms
 from realrl.config import Config, LogSection
 from realrl.errors import TrainingError
-from realrl.eval.runner import EvalResult, evaluate
+from realrl.eval.runner import evaluate
 from realrl.files import file_name
-from realrl.logging import STEP_RECORD, Display, MetricsFile, Trackers, printable, write_rollouts
+from realrl.logging import Display, MetricsFile, Trackers, printable, write_rollouts
 from realrl.memory import return_freed_memory
 from realrl.rewards import last_boxed
 from realrl.seeding import derive_seed
@@ -23,6 +24,7 @@ from realrl.train.debug import save_bad_update
 from realrl.train.distributed import World
 from realrl.train.rollouts import Collected, SharedSampler
 from realrl.train.setup import Run, sampling_params
+from realrl.train.verdicts import failures_of
 from realrl.types import Batch, Rollout, Verdict
 
 if TYPE_CHECKING:
@@ -47,7 +49,8 @@ def writing(path: Path, remedy: str) -> Iterator[None]:
 class Recorder:
     """Owns the run folder: everything that a run writes or prints passes here.
 
-    Every rank calls the same methods; only the first writes and prints, and only it has a display and files.
+    Every rank calls the same methods; only the first writes and prints, and only it has a display and files. `stopping` is the
+    text of an alarm that `train.stop_on` names, once it has rung.
     """
 
     def __init__(
@@ -61,8 +64,7 @@ class Recorder:
         self.folder = folder
         self._world = world
         self.last_checkpoint: Path | None = None
-        self.evaluations: list[tuple[int, str, str, EvalResult]] = []
-        self.past = [record for record in metrics.kept if STEP_RECORD in record] if metrics else []
+        self.stopping = ""
         self.evaluation_due = False
         self.skipped_updates = 0
         self.bad_in_a_row = 0
@@ -71,6 +73,10 @@ class Recorder:
         self._trackers: Trackers | None = None
         self._newest_step = 0
         self._log = log
+        self._stop_on: Collection[str] = ()
+        self._alarms = Alarms()
+        for record in metrics.kept if metrics else ():
+            self._alarms.check(record)
 
     def begin(self, config: Config, checkpoint: Path | None, state: dict[str, Any]) -> None:
         """Start the trackers, and take up the counters of the checkpoint that the run resumes from."""
@@ -78,6 +84,7 @@ class Recorder:
         self._newest_step = int(state.get("step", 0))
         self.skipped_updates = int(state.get("skipped_updates", 0))
         self.bad_in_a_row = int(state.get("bad_in_a_row", 0))
+        self._stop_on = config.train.stop_on
         if self._world.is_main:
             self._trackers = Trackers(self._log, self.folder, config, lambda text: self.alarm(self._newest_step, text))
 
@@ -90,6 +97,7 @@ class Recorder:
             self._display.line(printable(text))
 
     def alarm(self, step: int, message: str) -> None:
+        message = printable(message)
         self.line(f"step {step}: {message}")
         if self._world.is_main:
             with self._writing("alarms.txt") as path, path.open("a") as file:
@@ -103,7 +111,7 @@ class Recorder:
         updates: Sequence[Update],
         learning_rate: float,
         seconds: dict[str, float],
-    ) -> dict[str, float]:
+    ) -> None:
         """Metrics of a finished step (names and units: docs/metrics.md), written, sent to the trackers and shown."""
         metrics = {
             **_reward_metrics(batch, collected.rollouts, collected.verdicts),
@@ -121,13 +129,13 @@ class Recorder:
         self._write(step, metrics)
         if self._display:
             self._display.step(step, metrics)
+        self._ring(step, self._alarms.check(metrics, failures_of(collected.verdicts)))
         if self._log.rollouts and self._world.is_main:
             rows = _rollout_rows(step, batch, collected.rollouts, collected.verdicts, updates)
             if self._log.tokens:
                 rows = [row | tokens for row, tokens in zip(rows, _token_columns(batch, updates), strict=True)]
             with self._writing(f"rollouts/step_{step:06}.parquet") as path:
                 write_rollouts(path, rows)
-        return metrics
 
     def bad_updates(self, step: int, updates: Sequence[Update]) -> None:
         """Keep the mini-batches of updates that were skipped, the first few of a run."""
@@ -154,25 +162,23 @@ class Recorder:
                     seed=derive_seed(config.run.seed, "eval", name),
                 )
                 return_freed_memory()
-                self.evaluations.append((step, name, mode, result))
                 if not self._world.is_main:
                     continue
                 prefix = f"eval/{name}/{mode}"
-                self._write(
-                    step,
-                    {
-                        f"{prefix}/accuracy": result.accuracy,
-                        f"{prefix}/standard_error": result.standard_error,
-                        f"{prefix}/boxed_share": result.boxed_share,
-                        f"{prefix}/truncated_share": result.truncated_share,
-                    },
-                )
+                metrics = {
+                    f"{prefix}/accuracy": result.accuracy,
+                    f"{prefix}/standard_error": result.standard_error,
+                    f"{prefix}/boxed_share": result.boxed_share,
+                    f"{prefix}/truncated_share": result.truncated_share,
+                }
+                self._write(step, metrics)
                 with self._writing(f"eval/{file_name(name)}_{mode}_step_{step:06}.parquet") as path:
                     write_rollouts(path, result.samples)
                 self.line(
                     f"eval step {step}: {name} {mode} accuracy {result.accuracy:.3f} ± {result.standard_error:.3f} "
                     f"(boxed {result.boxed_share:.2f}, {len(result.samples)} samples of {len(prompts)} problems)"
                 )
+                self._ring(step, self._alarms.check(metrics))
 
     def checkpoint(self, run: Run, step: int) -> None:
         """Save model and trainer state; the newest `checkpoint.keep` stay. A run resumed from it begins with an evaluation
@@ -196,6 +202,12 @@ class Recorder:
                 run.config.checkpoint.keep,
                 run.world,
             )
+
+    def _ring(self, step: int, alarms: Sequence[Alarm]) -> None:
+        for alarm in alarms if self._world.is_main else ():
+            self.alarm(step, f"ALARM: {alarm.text}")
+            if alarm.kind in self._stop_on:
+                self.stopping = alarm.text
 
     def close(self) -> None:
         if self._trackers:

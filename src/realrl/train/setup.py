@@ -28,6 +28,7 @@ from realrl.train.distributed import World, shard
 from realrl.train.footprint import free_disk, free_memory
 from realrl.train.forecast import Outlook, lengths_of, lengths_so_far, sketch_of
 from realrl.train.optim import build_optimizer
+from realrl.train.verdicts import try_verifier
 from realrl.types import Problem, Prompt
 
 # Problems of a generated task among which held-out ones are looked for, at most; about a second.
@@ -83,7 +84,7 @@ def prepare(config: Config, world: World, weights: str | None = None, start: int
     held_out = {name: _held_out(config, name, tokenizer, notes) for name in config.data.eval}
     notes += _shared_problems(config, prompts, held_out)
     notes[:0] = _outlook(config, rates, shown, held_out, start, world)
-    grader = build_verifier(config.reward)
+    grader = _verifier(config, [shown[0].problem, shown[-1].problem], notes)
     objective = build_objective(config.objective)
     model = load_policy(config, device, weights, notes)
     reference = _load_reference(config, device, model) if objective.needs_ref else None
@@ -119,6 +120,17 @@ def prepare(config: Config, world: World, weights: str | None = None, start: int
         notes=notes,
         world=world,
     )
+
+
+def _verifier(config: Config, problems: Sequence[Problem], notes: list[str]) -> Grader:
+    """The grader of the recipe, once it has been tried on the problems; ConfigError for one that cannot be had or used."""
+    grader = build_verifier(config.reward)
+    try:
+        notes += try_verifier(grader, config, problems)
+    except BaseException:
+        grader.close()
+        raise
+    return grader
 
 
 def _check_layout(config: Config, models: Sequence[PreTrainedModel], longest_prompt: int) -> None:

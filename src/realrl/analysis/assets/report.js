@@ -125,13 +125,17 @@
   }
 
   function alarmsAndDifferences() {
+    const shown = (value) => (value === null ? "–" : visible(value));
     byId("alarm-list").replaceChildren(data.alarms.length
       ? table(["Step", "Run", "Alarm"], data.alarms.map((alarm) => ({ cells: [String(alarm.step), visible(alarm.run), visible(alarm.text)] })), "Alarms raised")
       : quiet("No alarm was raised."));
     byId("differences").replaceChildren(data.differences.length
       ? table(["Key", ...data.series.map((series) => visible(series.label))],
-        data.differences.map((row) => ({ cells: [row.key, ...row.values.map((value) => (value === null ? "–" : visible(value)))] })), "Keys whose values differ")
+        data.differences.map((row) => ({ cells: [row.key, ...row.values.map(shown)] })), "Keys whose values differ")
       : quiet(data.series.length ? "All runs have the same recipe, but for folder and seed." : "No runs."));
+    byId("changes").hidden = !data.changes.length;
+    byId("changes").replaceChildren(table(["After step", "Run", "Key", "Before", "Then"],
+      data.changes.map((row) => ({ cells: [String(row.step), visible(row.run), visible(row.key), ...row.values.map(shown)] })), "Changed when a run was resumed"));
   }
 
   /** First and last step of the page's curves, whatever the chart. */

@@ -83,6 +83,7 @@ LEFT_OUT = {
     "train.layout": "TRL pads",
     "train.shuffle_rollouts": "RealTrainer keeps groups together; the gradient is the same",
     "train.max_nonfinite_steps": "TRL does not stop at gradients that are not finite",
+    "train.stop_on": "TRL has no alarms",
     "eval.top_p": "TRL evaluates with sampling.top_p",
     "eval.greedy": "TRL evaluates with samples",
     "log.rich": "TRL has its own progress bar",

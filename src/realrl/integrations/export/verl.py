@@ -97,6 +97,7 @@ LEFT_OUT = {
     "train.parallel": "verl always shards (FSDP2); the result is the same",
     "train.shuffle_rollouts": "verl balances the rows of a mini-batch over its ranks; the gradient is the same",
     "train.max_nonfinite_steps": "verl skips updates that are not finite and does not stop",
+    "train.stop_on": "verl has no alarms",
     "eval.greedy": "verl evaluates with samples",
     "log.rich": "verl prints to the console",
     "log.figure": "verl draws none",
