@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import mean, median
-from typing import Literal
+from typing import Any, Literal
 
 # What `train.stop_on` may name.
 Kind = Literal["collapse", "entropy", "length", "gradient"]
@@ -20,10 +20,10 @@ _PATIENCE = 3
 _SAMPLER_GAP = 0.1
 # Rounds whose mean counts: a single round's reward moves by its few prompts alone.
 _WINDOW = 10
-# Learning never halves an accuracy that was there. Chance does on small sets and rounds, so the fall has to exceed the noise, too.
+# Learning never halves an accuracy that was there. Chance does on small sets, so the fall has to exceed the noise, too.
 _FALL = 0.5
-# In standard errors. A run has few evaluations and many windows: of 480 simulated runs of 1,000 rounds at a constant accuracy 11
-# rang at 5 errors, none at 6.
+# In standard errors. A run has few evaluations and many windows: of 480 simulated runs of 1,000 rounds at a constant accuracy
+# 11 rang at 5 errors, none at 6.
 _HELD_OUT_ERRORS = 4.0
 _REWARD_ERRORS = 6.0
 # A policy that learns its task loses entropy, to 0.16 of its start in our recipes; one that repeats itself keeps next to none.
@@ -38,6 +38,8 @@ _LENGTH_RISE = 2.0
 _JUMP = 10.0
 _NORMS = 20
 _FEWEST_NORMS = 10
+# Its square is still a number.
+_LARGEST = 1e100
 
 _REMEDY = "lower optim.lr or take fewer optimizer steps a round, and begin again or at a checkpoint from before it"
 HELD_OUT = "held-out accuracy collapsed"
@@ -61,8 +63,8 @@ class _Track:
         self._count = 0
         self._squares = 0.0
 
-    def add(self, value: float) -> None:
-        if not math.isfinite(value):
+    def add(self, value: float | None) -> None:
+        if value is None:
             return
         if self.recent:
             self._squares += (value - self.recent[-1]) ** 2
@@ -93,9 +95,9 @@ class _Past:
         self.reward.add(record[STEP_RECORD])
         # Where no rollout was computed there is no entropy, and no gradient.
         if record.get("compute/rollouts_share", 1) > 0:
-            self.entropy.add(record.get("policy/entropy", math.nan))
-            self.norm.add(record.get("grad/norm", math.nan))
-        self.length.add(record.get("response/length_mean", math.nan))
+            self.entropy.add(record.get("policy/entropy"))
+            self.norm.add(record.get("grad/norm"))
+        self.length.add(record.get("response/length_mean"))
 
     def is_(self, name: str, value: float) -> bool:
         return self.now.get(name) == value
@@ -207,9 +209,10 @@ class Alarms:
         self._held: dict[str, int] = {}
         self._best: dict[str, tuple[float, float]] = {}
 
-    def check(self, record: Mapping[str, float], failures: str = "") -> list[Alarm]:
+    def check(self, record: Mapping[str, Any], failures: str = "") -> list[Alarm]:
         """The alarms of one record, of a round or of an evaluation; `failures`: how many responses the grader failed on, and
-        the first reason."""
+        the first reason. What is no finite number counts as not recorded."""
+        record = {name: value for name, value in record.items() if isinstance(value, int | float) and abs(value) < _LARGEST}
         if STEP_RECORD not in record:
             return list(self._held_out(record))
         self._past.add(record)
@@ -236,7 +239,7 @@ class Alarms:
             if value > best:
                 self._best[name] = value, error
             if self._rings(name, _fell(value, best, _HELD_OUT_ERRORS * math.hypot(error, best_error)), 1, once=True):
-                data_set, mode = name.removeprefix("eval/").removesuffix("/accuracy").rsplit("/", 1)
+                data_set, _, mode = name.removeprefix("eval/").removesuffix("/accuracy").rpartition("/")
                 yield Alarm(
                     f"{HELD_OUT}: {data_set}, {mode}, is {value:.3f} ± {error:.3f} and was {best:.3f}; {_REMEDY}", "collapse"
                 )

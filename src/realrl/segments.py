@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from realrl.config import Config, dump_config, flatten, read_toml
+from realrl.config import Config, dump_config, flatten, load_config, read_toml
 from realrl.errors import ConfigError
 from realrl.files import write_whole
 
@@ -45,13 +44,13 @@ def earlier_recipes(folder: Path) -> list[tuple[int, dict[str, Any]]]:
 
 
 def changes_between(recipes: Sequence[tuple[int, Mapping[str, Any]]], newest: Mapping[str, Any]) -> list[Change]:
-    """What differs from each recipe to the next, `newest` being the last."""
-    flat = [_flat(recipe) for _, recipe in recipes] + [_flat(newest)]
+    """What differs from each recipe to the next, `newest` being the last; not the folder, as a run may be moved."""
+    flat = [flatten(recipe) for recipe in (*(recipe for _, recipe in recipes), newest)]
     return [
         Change(step, key, before.get(key), after.get(key))
         for (step, _), before, after in zip(recipes, flat, flat[1:], strict=False)
         for key in before | after
-        if before.get(key) != after.get(key)
+        if before.get(key) != after.get(key) and key != "run.dir"
     ]
 
 
@@ -60,7 +59,7 @@ def check_comparable(folder: Path, step: int, config: Config, *, force: bool) ->
 
     Raises ConfigError where steps before and after could not be compared, unless `force` is given.
     """
-    changes = changes_between([(step, read_toml(_recipe_of(folder, step)))], tomllib.loads(dump_config(config)))
+    changes = _changes(folder, step, config)
     grave = [change for change in changes if change.key.startswith(_COMPARED) and change.key not in _NOT_COMPARED]
     if grave and not force:
         raise ConfigError(
@@ -76,20 +75,19 @@ def write_recipe(folder: Path, step: int, config: Config) -> None:
     Killed anywhere within it and called again, it comes to the same.
     """
     stale = [path for last, path in _earlier_files(folder) if last >= step]
-    if step:
-        text = _recipe_of(folder, step).read_text(encoding="utf-8")
-        if _flat(tomllib.loads(text)) != _flat(tomllib.loads(dump_config(config))):
-            kept = folder / f"config_until_step_{step:06}.toml"
-            write_whole(kept, text)
-            stale = [path for path in stale if path != kept]
+    if step and _changes(folder, step, config):
+        kept = folder / f"config_until_step_{step:06}.toml"
+        write_whole(kept, dump_config(_recipe_of(folder, step)))
+        stale = [path for path in stale if path != kept]
     write_whole(folder / "config.toml", dump_config(config))
     for path in stale:
         path.unlink()
 
 
-def _flat(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe with dotted keys, without the folder: a run may be moved."""
-    return {key: value for key, value in flatten(recipe).items() if key != "run.dir"}
+def _changes(folder: Path, step: int, config: Config) -> list[Change]:
+    # As this version has them: a key that is new in it is no change.
+    before, now = (recipe.model_dump(mode="json", exclude_none=True) for recipe in (_recipe_of(folder, step), config))
+    return changes_between([(step, before)], now)
 
 
 def _earlier_files(folder: Path) -> list[tuple[int, Path]]:
@@ -97,6 +95,6 @@ def _earlier_files(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for match, path in found if match)
 
 
-def _recipe_of(folder: Path, step: int) -> Path:
-    """The file that holds the recipe of round `step`."""
-    return next((path for last, path in _earlier_files(folder) if step <= last), folder / "config.toml")
+def _recipe_of(folder: Path, step: int) -> Config:
+    """The recipe of round `step`."""
+    return load_config(next((path for last, path in _earlier_files(folder) if step <= last), folder / "config.toml"))

@@ -16,6 +16,8 @@ from commands import mutations, refused_or_fine, run
 from made_runs import make_run, rollout
 from safetensors.torch import load_file, save_file
 
+from realrl.alarms import Alarms
+from realrl.analysis.closing import closing_lines
 from realrl.analysis.page import render_page
 from realrl.analysis.report import report_data
 from realrl.config import dump_config, load_config, parse_config
@@ -220,8 +222,9 @@ def test_run_folders(tmp_path):
             [{"started": 1000.0, "gpus": ["A"], "packages": {"torch": "2"}, "ranks": 1, "commit": "abc", "changed": True}]
         )
     )
-    names = ["metrics.jsonl", "config.toml", "alarms.txt", "environment.json", "rollouts/step_000002.parquet"]
-    for number, name in enumerate(names):
+    shutil.copy(run_folder / "config.toml", run_folder / "config_until_step_000001.toml")
+    names = ["metrics.jsonl", "config.toml", "config_until_step_000001.toml", "alarms.txt", "environment.json"]
+    for number, name in enumerate([*names, "rollouts/step_000002.parquet"]):
         file = run_folder / name
         whole = file.read_bytes()
         for _, damaged in each(whole, seed=number, count=1000 if CAMPAIGN else 7 if name.endswith(".parquet") else 12):
@@ -232,6 +235,7 @@ def test_run_folders(tmp_path):
                 continue
             assert "<html" in page
             assert isinstance(read_metrics(run_folder), list)
+            assert isinstance(closing_lines(run_folder, 1), list)
         file.write_bytes(whole)
 
 
@@ -252,6 +256,10 @@ def test_odd_records_of_metrics(tmp_path, record):
     with (run_folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(record) + "\n{}\n")
     render_page(report_data([run_folder]))
+    closing_lines(run_folder, 1)
+    alarms = Alarms()
+    for line in (run_folder / "metrics.jsonl").read_text().splitlines():
+        alarms.check(json.loads(line))
 
 
 @pytest.mark.parametrize(

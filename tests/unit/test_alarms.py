@@ -54,8 +54,8 @@ def test_each_held_out_set_and_mode_has_its_own_best():
 
 def test_a_reward_that_falls_rings_when_the_mean_of_ten_rounds_is_below_half_of_the_best_ten():
     rewards = [0.6 + 0.02 * (-1) ** i for i in range(20)] + [0.1 + 0.02 * (-1) ** i for i in range(20)]
-    # The mean of ten rounds, k of them low, is 0.6 - 0.05 k: below 0.3 from k = 7 on, at round 27. Neighbours differ by 0.04, at
-    # the fall by 0.46: σ² = (25 · 0.04² + 0.46²) / 52; the error of a difference is √(2 σ² / 10) = 0.031, six of them 0.19.
+    # The mean of ten rounds, k of them low, is 0.6 - 0.05 k: below 0.3 from k = 7 on, at round 27. Neighbours differ by 0.04,
+    # at the fall by 0.46: σ² = (25 · 0.04² + 0.46²) / 52; the error of a difference is √(2 σ² / 10) = 0.031, six of them 0.19.
     assert rung(rounds(reward=rewards)) == [(27, "the reward collapsed", "collapse")]
 
 
@@ -81,6 +81,12 @@ def test_entropy_length_and_gradient():
     # Rounds without a computed rollout have no entropy and no gradient: their 0 counts for neither.
     idle = [record | {"compute/rollouts_share": float(record["step"] <= 10)} for record in rounds(entropy=ten + [0.0] * 20)]
     assert rung(idle) == []
+
+
+def test_odd_values_ring_nothing():
+    odd = [math.inf, "x", None, [], 10**400, 1e200, -1e200, True]
+    assert rung([{"step": 1, "reward/mean": value, "grad/norm": value, "eval/a/accuracy": value} for value in odd * 5]) == []
+    assert rung([{"step": 1, "eval/a/b/c/accuracy": value} for value in odd]) == []
 
 
 def test_a_value_that_is_not_finite_is_as_one_that_was_not_recorded():

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from realrl.analysis.curves import is_accuracy
-from realrl.analysis.runs import read_alarms, read_columns, read_records
+from realrl.analysis.runs import as_number, read_alarms, read_columns, read_records
 from realrl.files import file_name
 
 # Different alarms that are shown; alarms.txt has all.
@@ -17,7 +17,7 @@ def closing_lines(folder: Path, examples: int) -> list[str]:
     """Held-out accuracy before and after, `examples` problems with both answers, and what rang."""
     evaluations: dict[str, dict[int, dict[str, Any]]] = {}
     for record in read_records(folder / "metrics.jsonl")[0]:
-        for name in filter(is_accuracy, record):
+        for name in (name for name, value in record.items() if is_accuracy(name) and as_number(value) is not None):
             evaluations.setdefault(name.removesuffix("/accuracy"), {})[record["step"]] = record
     lines = []
     for prefix, records in evaluations.items():
@@ -26,7 +26,10 @@ def closing_lines(folder: Path, examples: int) -> list[str]:
             continue
         name, mode = prefix.removeprefix("eval/").rsplit("/", 1)
         before, after = (
-            {key: records[step].get(f"{prefix}/{key}", 0.0) for key in ("accuracy", "standard_error", "boxed_share")}
+            {
+                key: as_number(records[step].get(f"{prefix}/{key}")) or 0.0
+                for key in ("accuracy", "standard_error", "boxed_share")
+            }
             for step in (first, last)
         )
         lines.append(

@@ -123,7 +123,7 @@ def read_run(folder: Path) -> RunRecord:
     for record in sorted(records, key=lambda record: record["step"]):
         step = record["step"]
         for name, value in record.items():
-            number = _number(value)
+            number = as_number(value)
             if name == "step" or number is None:
                 continue
             if name == "time":
@@ -198,7 +198,7 @@ def _is_number(kind: pa.DataType) -> bool:
     return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
 
 
-def _number(value: object) -> float | None:
+def as_number(value: object) -> float | None:
     """A finite number that a float can hold; None for anything else."""
     if not isinstance(value, int | float) or not abs(value) < 1e300:
         return None
@@ -287,7 +287,7 @@ def _start(entry: dict[str, Any]) -> dict[str, Any]:
     """One entry of environment.json, with `started`, `gpus` and `packages` of the types that they are written with."""
     gpus, packages = entry.get("gpus"), entry.get("packages")
     return entry | {
-        "started": _number(entry.get("started")),
+        "started": as_number(entry.get("started")),
         "gpus": gpus if isinstance(gpus, list) else [],
         "packages": packages if isinstance(packages, dict) else {},
     }
