@@ -143,8 +143,8 @@ RULES = (
         lambda past: past.is_("format/no_answer_share", 1),
     ),
     Rule(
-        "responses hold token ids that the tokenizer does not know (response/unknown_token_share), so that their text lacks them: "
-        "take the tokenizer that belongs to the model; models have such ids for the size of their matrices",
+        "responses hold token ids that the tokenizer does not know (response/unknown_token_share), so that their text lacks "
+        "them: take the tokenizer that belongs to the model; models have such ids for the size of their matrices",
         lambda past: past.above("response/unknown_token_share", 0),
         patience=1,
     ),

@@ -80,8 +80,8 @@ class Recorder:
             self._alarms.check(record)
 
     def begin(self, config: Config, checkpoint: Path | None, state: dict[str, Any], known_ids: int) -> None:
-        """Start the trackers, and take up the counters of the checkpoint that the run resumes from; `known_ids` counts the token
-        ids that the tokenizer knows."""
+        """Start the trackers, and take up the counters of the checkpoint that the run resumes from; `known_ids` counts the
+        token ids that the tokenizer knows."""
         self._known_ids = known_ids
         self.last_checkpoint = checkpoint
         self._newest_step = int(state.get("step", 0))
