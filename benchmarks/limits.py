@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from machine import cpu_model, forget_peak, peak_bytes, versions
-from made_up import HIDDEN, LAYERS, PROMPT, gradient_step, make_batch, make_model, make_sampler, never_end, sample
+from made_up import HIDDEN, LAYERS, PROMPT, gradient_step, make_batch, make_model, make_sampler, sample
 
 
 def seconds(function: Callable[[], object]) -> float:
@@ -355,7 +355,6 @@ def main() -> None:
         "repeats": arguments.repeats,
         **versions(["torch", "transformers"]),
     }
-    never_end()
     for name in arguments.sections.split(","):
         report[name] = SECTIONS[name](arguments.repeats)
         print(f"{name}: done", file=sys.stderr)

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from realrl.objectives import build_objective
-from realrl.sampling import HFSampler, SamplingParams, hf
+from realrl.sampling import HFSampler, SamplingParams
 from realrl.train.step import GradientStep, StepSettings
 from realrl.types import Batch, Problem, Prompt
 
@@ -18,7 +18,7 @@ PROMPT = 32
 
 
 def make_model(vocabulary: int, device: Any = "cpu", dtype: torch.dtype = torch.float32, **sizes: Any) -> Qwen2ForCausalLM:
-    """A random Qwen2; `sizes` override the small one's."""
+    """A random Qwen2; `sizes` override the small one's. Its end token is never drawn: no rollout ends early."""
     torch.manual_seed(0)
     shape = {
         "hidden_size": HIDDEN,
@@ -28,7 +28,7 @@ def make_model(vocabulary: int, device: Any = "cpu", dtype: torch.dtype = torch.
         "num_key_value_heads": KV_HEADS,
         "max_position_embeddings": 32768,
     }
-    config = Qwen2Config(**(shape | sizes), vocab_size=vocabulary, eos_token_id=0, dtype=dtype)
+    config = Qwen2Config(**(shape | sizes), vocab_size=vocabulary, eos_token_id=vocabulary, dtype=dtype)
     with torch.device(device):
         model = Qwen2ForCausalLM(config)
     torch.nn.Module.to(model, dtype)
@@ -63,19 +63,8 @@ def gradient_step(model: Any, objective: Any = "real", **settings: Any) -> Gradi
 
 def make_sampler(model: Any) -> HFSampler:
     """HFSampler with a tokenizer that knows no word: only token ids matter."""
-    core = Tokenizer(models.WordLevel({"<eos>": 0}, unk_token="<eos>"))
+    core = Tokenizer(models.WordLevel({"<eos>": model.config.eos_token_id}, unk_token="<eos>"))
     return HFSampler(model, PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>"))
-
-
-def never_end() -> None:
-    """Keep the end token, 0, from ever being drawn, so that every rollout has the whole length."""
-    plain_draw = hf.draw
-
-    def draw(logits, uniforms, params):
-        logits[:, 0] = -1e9
-        return plain_draw(logits, uniforms, params)
-
-    hf.draw = draw
 
 
 def sample(sampler: HFSampler, batch: Batch, length: int, group_size: int | None = None) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from machine import forget_peak, known_peak, measured_peak, peak_bytes, seconds, unless_out_of_memory
-from made_up import gradient_step, make_batch, make_model, make_sampler, never_end, sample
+from made_up import gradient_step, make_batch, make_model, make_sampler, sample
 
 from gpu_parts.part import Part
 from realrl.config import OptimSection
@@ -83,7 +83,6 @@ def run(part: Part) -> None:
                 training.append(train_at(model, part.device, sizes, length, layout, checkpointing, peak))
                 part.add("training", training)
     del reserved
-    never_end()
     for length in sizes.lengths:
         if part.time_for(f"sampling, {length} tokens", 10):
             sampling.append(sample_at(model, part.device, sizes, length))
