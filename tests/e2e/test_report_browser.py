@@ -222,7 +222,10 @@ def test_hostile_text_is_text(browser, tmp_path):
     names = ("prompt", "response", "extracted", "answer", "reason", "problem_id", "verdict")
     run = make_run(tmp_path / "run<img src=x>", steps=2, rows=lambda step: [rollout(step, **dict.fromkeys(names, text))])
     (run / "alarms.txt").write_text("step 1: ALARM: <img src=x onerror=\"window.hacked = 'alarm'\">\n")
+    recipe = (run / "config.toml").read_text()
+    (run / "config_until_step_000001.toml").write_text(recipe.replace('"tiny-adder"', '"<i>other"'))
     open_report(browser, [run], tmp_path / "report.html")
+    assert "1 run<img src=x> model.path <i>other tiny-adder" in find(browser, "#changes").text
     shown = find(browser, "#response").text
     assert shown.startswith("<img src=x onerror=\"window.hacked = 'img'\"> </script><script>window.hacked = 'script'</script>")
     assert "␛[31mred␛]0;title␇" in shown and "⟨U+202E⟩esrever ⟨U+2028⟩ & ${title}" in shown
