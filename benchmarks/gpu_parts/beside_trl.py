@@ -15,7 +15,6 @@ from plain import gradient_of
 
 from gpu_parts.part import Part
 from gpu_parts.sizes import REAL, REPEATS, ROWS, TINY, build
-from realrl.logprobs import left_pad
 
 
 def run(part: Part) -> None:
@@ -96,7 +95,11 @@ def trl_step(model: Any, batch: Any, part: Part) -> Callable[[], object]:
         processing_class=PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>", pad_token="<eos>"),
     )
     trainer.current_gradient_accumulation_steps = 1
-    prompt_ids, prompt_mask = left_pad([batch.prompts[group].token_ids for group in batch.group_ids.tolist()], part.device)
+    prompts = [torch.tensor(batch.prompts[group].token_ids, device=part.device) for group in batch.group_ids.tolist()]
+    prompt_ids, prompt_mask = (
+        torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_side="left")
+        for rows in (prompts, [torch.ones_like(row) for row in prompts])
+    )
     step = gradient_step(model, "grpo")
     inputs = {
         "prompt_ids": prompt_ids,

@@ -142,6 +142,12 @@ RULES = (
         "data.examples) and reward.type",
         lambda past: past.is_("format/no_answer_share", 1),
     ),
+    Rule(
+        "responses hold token ids that the tokenizer does not know (response/unknown_token_share), so that their text lacks "
+        "them: take the tokenizer that belongs to the model; models have such ids for the size of their matrices",
+        lambda past: past.above("response/unknown_token_share", 0),
+        patience=1,
+    ),
     Rule("the gradient is exactly 0", lambda past: past.is_("grad/norm", 0)),
     Rule(
         "the loss or the gradient is not finite; the update was skipped",

@@ -173,3 +173,23 @@ def test_a_disk_that_is_too_small_is_said_before_the_first_step(tmp_path):
     error = train(tmp_path / "run", "--train.steps 10000000 --checkpoint.every 1 --checkpoint.keep 1000000", status=1)
     assert re.search(r"run.dir = .* needs about [\d.]+ GiB of [\d.]+ GiB free: checkpoints .*lower checkpoint.keep", error)
     assert not (tmp_path / "run").exists()
+
+
+def test_token_ids_that_the_tokenizer_does_not_know_ring(tmp_path):
+    """Rows that fill a matrix, made as probable as any token."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from realrl.models import resolve_model
+
+    base = resolve_model("tiny-adder")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(len(tokenizer) + 8)
+    torch.nn.init.zeros_(model.get_output_embeddings().weight)
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "wide")
+    out = train(tmp_path / "run", "--train.steps 1 --eval.every 0", f"--model.path {tmp_path / 'wide'}")
+    assert "ALARM: responses hold token ids that the tokenizer does not know" in out
+    ids = {len(tokenizer) + extra for extra in range(8)}
+    assert ids and 0 < records(tmp_path / "run")[1]["response/unknown_token_share"] <= 1

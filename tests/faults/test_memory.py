@@ -9,7 +9,7 @@ import torch
 from small_runs import config, records
 
 import realrl.train.setup as setup
-from realrl.errors import TrainingError
+from realrl.errors import ModelError, TrainingError
 from realrl.models import load_model
 from realrl.train import train
 
@@ -90,7 +90,7 @@ def test_other_errors_are_not_taken_for_it(tiny_folder, faulty):
         raise RuntimeError("shape mismatch")
 
     faulty(Faulty(other, calls=(1,)))
-    with pytest.raises(RuntimeError, match="shape mismatch"):
+    with pytest.raises(ModelError, match="shape mismatch"):
         three_steps(tiny_folder, {"type": "real"})
 
 

@@ -54,7 +54,8 @@ ALLOWED = {
     "sweep": CONFIG | {"precision", "models", "eval", "logging"},
     "analysis": CONFIG | {"segments", "eval", "models", "rewards", "sweep"},
     "integrations": CONFIG | {"modes", "precision", "rewards", "data", "models"},
-    "cli": CONFIG | {"logging", "rewards", "data", "train", "eval", "analysis", "integrations", "sweep"},
+    "check": CONFIG | {"logprobs", "models", "sampling", "train"},
+    "cli": CONFIG | {"logging", "rewards", "data", "train", "eval", "analysis", "integrations", "sweep", "check"},
     "__main__": {"cli"},
 }
 FILES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")

@@ -1,5 +1,7 @@
 """A model is exact in a layout and with its cache, or refused by name: models that are wrong in one way each."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from test_adapters import config_of
@@ -190,23 +192,24 @@ def test_a_sampler_is_tried_again_for_longer_rows(tiny_folder):
 
 
 def test_a_sampler_of_other_weights_stops_the_run_at_its_first_step(tiny_folder):
-    from realrl.train.batching import make_batch
+    from realrl.train.batching import make_batch, select_rows
     from realrl.train.distributed import World
-    from realrl.train.loop import update_policy
+    from realrl.train.loop import check_sampler, update_policy
     from realrl.train.rollouts import Collector
     from realrl.train.setup import prepare
 
-    config = config_of(tiny_folder, sampling={"steps_ahead": 1})
-    run = prepare(config, World())
-    with torch.no_grad():
-        for parameter in run.sampler._model.parameters():
-            parameter.add_(torch.randn_like(parameter))
-    before = [parameter.clone() for parameter in run.model.parameters()]
-    with Collector(run) as collector:
-        collected = collector.collect(0)
-    run.grader.close()
-    batch = make_batch(collected.prompts, collected.rollouts, collected.verdicts, run.device)
-    batch.rewards[::2] = 1 - batch.rewards[::2]
-    with pytest.raises(TrainingError, match="differ by .* nats a token on the first rollouts.*check-model"):
-        update_policy(run, batch, 0, 0)
-    assert all(torch.equal(*pair) for pair in zip(before, run.model.parameters(), strict=True))
+    for wrong in (False, True):
+        config = config_of(tiny_folder, sampling={"steps_ahead": 1, "dtype": "same"}, model={"autocast": "none"})
+        run = prepare(config, World())
+        if wrong:
+            with torch.no_grad():
+                for parameter in run.sampler._model.parameters():
+                    parameter.add_(torch.randn_like(parameter))
+        with Collector(run) as collector:
+            collected = collector.collect(0)
+        run.grader.close()
+        batch = make_batch(collected.prompts, collected.rollouts, collected.verdicts, run.device)
+        batch.rewards[::2] = 1 - batch.rewards[::2]
+        first = update_policy(run, batch, 0, 0)[0][0]
+        with pytest.raises(TrainingError, match="nats a token on the first rollouts.*check-model") if wrong else nullcontext():
+            check_sampler(run.config, select_rows(batch, first.rows), first.report)

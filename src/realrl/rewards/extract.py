@@ -149,7 +149,12 @@ def _set_off(line: str) -> str | None:
 
 
 def _counted(line: str) -> str | None:
-    """The one number of the last sentence, where it ends with it: "So she pays $18.", "It takes 18 minutes."."""
+    """The one number of the last sentence, where it ends with it: "So she pays $18.", "It takes 18 minutes.".
+
+    The sentence has to be whole: what was cut off in the middle states nothing.
+    """
+    if not re.search(r"[.!][\s*]*$", line) or "\\boxed" in line:
+        return None
     sentence = re.split(r"[.!]\s+", line.strip(" .!*"))[-1]
     match = None if _NO_RESULT.search(sentence) else _COUNTED.fullmatch(sentence)
     return match[1] if match else None

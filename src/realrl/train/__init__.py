@@ -75,7 +75,7 @@ def _train(config: Config, world: World, lock: RunLock, *, resume: bool, overwri
     with writing(folder, again):
         recorder = _recorder(run, folder, lock, state)
     try:
-        recorder.begin(config, newest, state)
+        recorder.begin(config, newest, state, known_ids=max(run.tokenizer.get_vocab().values()) + 1)
         for note in [*run.notes, *lock.notes, *warnings]:
             recorder.line(note)
         if newest:

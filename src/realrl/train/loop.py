@@ -59,6 +59,8 @@ def train_loop(run: Run, collector: Collector, recorder: Recorder, stop: StopReq
         budget = run.micro_batch_tokens
         updates, bad_in_a_row = update_policy(run, batch, step, bad_in_a_row, on_policy=collected.updates_behind == 0)
         clock.lap("update")
+        if step == 0 and collected.updates_behind == 0:
+            check_sampler(config, select_rows(batch, updates[0].rows), updates[0].report)
         collector.update_sampler()
         clock.lap("sync")
         recorder.step(step + 1, batch, collected, updates, learning_rate, clock.seconds)
@@ -141,8 +143,6 @@ def update_policy(run: Run, batch: Batch, step: int, bad_in_a_row: int, *, on_po
         run.optimizer.zero_grad(set_to_none=True)
         old, ref = None if fresh else old_NT[rows, :width], None if ref_NT is None else ref_NT[rows, :width]
         report = fitting(run, gradient, mini, partial(gradient.backward, mini, old, ref))
-        if step == 0 and fresh:
-            check_sampler(run.config, mini, report)
         work = gradient.forwards - before[0], gradient.backwards - before[1]
         before = gradient.forwards, gradient.backwards
         grad_norm = 0.0

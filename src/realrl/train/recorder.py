@@ -68,6 +68,7 @@ class Recorder:
         self.evaluation_due = False
         self.skipped_updates = 0
         self.bad_in_a_row = 0
+        self._known_ids = 0
         self._display = display
         self._metrics = metrics
         self._trackers: Trackers | None = None
@@ -78,8 +79,10 @@ class Recorder:
         for record in metrics.kept if metrics else ():
             self._alarms.check(record)
 
-    def begin(self, config: Config, checkpoint: Path | None, state: dict[str, Any]) -> None:
-        """Start the trackers, and take up the counters of the checkpoint that the run resumes from."""
+    def begin(self, config: Config, checkpoint: Path | None, state: dict[str, Any], known_ids: int) -> None:
+        """Start the trackers, and take up the counters of the checkpoint that the run resumes from; `known_ids` counts the
+        token ids that the tokenizer knows."""
+        self._known_ids = known_ids
         self.last_checkpoint = checkpoint
         self._newest_step = int(state.get("step", 0))
         self.skipped_updates = int(state.get("skipped_updates", 0))
@@ -115,6 +118,7 @@ class Recorder:
         """Metrics of a finished step (names and units: docs/metrics.md), written, sent to the trackers and shown."""
         metrics = {
             **_reward_metrics(batch, collected.rollouts, collected.verdicts),
+            "response/unknown_token_share": float((batch.response_ids >= self._known_ids).any(dim=1).float().mean()),
             **_update_metrics(batch, updates),
             "sampler/updates_behind": float(collected.updates_behind),
             "optim/lr": learning_rate,
