@@ -333,9 +333,9 @@ def _same_words(answer: str, gold: str) -> bool | None:
         return True
     choice = re.fullmatch(r"\(?([a-z])\)?", b)
     if choice and gold.strip("⟦⟧() ").isupper():
-        found = re.match(r"⟦?\(?([A-Z])(?:[).:⟧]|$)|\(([a-z])\)$", answer.strip())
+        found = re.match(r"⟦?\(?([A-Z])(?:[).:⟧]|$)", answer.strip())
         if found:
-            return (found[1] or found[2]).lower() == choice[1]
+            return found[1].lower() == choice[1]
     marked = [text.startswith("⟦") and text.endswith("⟧") for text in (answer, gold)]
     wordy = [
         bool(re.fullmatch(r"[a-z][a-z .\-]*[a-z.]", text) and re.search("[a-z]{2}", text)) and "\\" not in raw

@@ -39,8 +39,6 @@ _NUMBER_WORDS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "  # noqa: SIM905
     "nineteen twenty".split()
 )
-
-
 _INTEGER_LETTER = re.compile(
     r"(?<![a-zA-Z\\])([a-zA-Z])\s{0,3}\\in\s{0,3}(?:\\math(?:bb|bf)\s{0,3}\{?\s{0,3}Z\s{0,3}\}?|ℤ)[\s$)]{0,3}$"
 )
@@ -49,18 +47,6 @@ _TEXT_AT_END = re.compile(r"(?:\\q?quad|\\text\s{0,3}\{[^{}]{0,40}\})$")
 
 def _digits(match: re.Match[str]) -> str:
     return str(_NUMBER_WORDS.index(match[1].lower()))
-
-
-def _family(text: str) -> str:
-    r"""`n\pi, n \in \mathbb{Z}` → `k\pi`: the whole number of a family of answers goes by one name."""
-    found = _INTEGER_LETTER.search(text) if "Z" in text or "ℤ" in text else None
-    if found is None:
-        return text
-    before = _TEXT_AT_END.sub("", text[: found.start()].rstrip(" ,;(")).rstrip(" ,;(")
-    letter = re.compile(rf"(?<![\\a-zA-Z]){found[1]}(?![a-zA-Z])")
-    if not letter.search(before):
-        return text
-    return before if re.search(r"(?<![\\a-zA-Z])k(?![a-zA-Z])", before) else letter.sub("k", before)
 
 
 # What becomes of a text before its words are marked: names of sets, Python's fractions, Chinese words.
@@ -107,6 +93,7 @@ _RULES = [
         (r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]", ""),
         (r"(?<=\d)\s*⟦?\s*(hundred|thousand|million|billion|trillion|dozen)(?![a-zA-Z])\s*", _multiplied),
         (r"⟦⟧", ""),
+        (r"^⟦?(?i:(?:the )?(?:final )?(?:answer|result|solution|value)s? (?:is|are)):?\s*⟧?\s*(?=\S)", ""),
         (r"[€£¥₹₩]|\b(?:USD|EUR|GBP|INR|Rs\.?)\s*(?=\d)", ""),
         (r"⟦\(?\s*mod\s*⟧|(?<=[\s(])mod(?=\s+\d)", r"\\mod "),
         (r"⟦(?:negative|minus)⟧\s*(?=[\d\\(])|\b(?:negative|minus) (?=\d)", "-"),
@@ -181,6 +168,18 @@ def normalise(text: str) -> str:
     return _join_groups(text)
 
 
+def _family(text: str) -> str:
+    r"""`n\pi, n \in \mathbb{Z}` → `k\pi`: the whole number of a family of answers goes by one name."""
+    found = _INTEGER_LETTER.search(text) if "Z" in text or "ℤ" in text else None
+    if found is None:
+        return text
+    before = _TEXT_AT_END.sub("", text[: found.start()].rstrip(" ,;(")).rstrip(" ,;(")
+    letter = re.compile(rf"(?<![\\a-zA-Z]){found[1]}(?![a-zA-Z])")
+    if not letter.search(before):
+        return text
+    return before if re.search(r"(?<![\\a-zA-Z])k(?![a-zA-Z])", before) else letter.sub("k", before)
+
+
 def _join_groups(text: str) -> str:
     r"""`2,220\pi` → `2220\pi`. Inside of brackets that are read as a tuple or a set, and in a subscript, a comma separates."""
     if ";" in text:
@@ -210,9 +209,9 @@ def _mark_words(text: str) -> str:
                 faces += 1
                 continue
             inside = text[position + 1 : end].strip()
-            # A bold letter is a vector, and no unit.
-            vector = _BOLD.match(match[0]) and inside.isalpha() and len(inside) == 1
-            parts.append(f" {inside} " if vector else _marked(inside))
+            # A bold letter is a vector, and no unit; what is bold and has an operator is a formula.
+            formula = _BOLD.match(match[0]) and ((inside.isalpha() and len(inside) == 1) or re.search(r"[\^+*/=<>]", inside))
+            parts.append(f" {inside} " if formula else _marked(inside))
             position = end + 1
     return "".join([*parts, text[position:]])
 
