@@ -113,7 +113,19 @@ def test_what_some_systems_lack_is_used_in_one_place(path):
 
 
 def test_the_grading_workers_stay_free_of_torch():
-    for name in ("extract", "judges", "pool", "latex", "words", "units", "expression", "structure", "names", "equivalence"):
+    for name in (
+        "extract",
+        "judges",
+        "pool",
+        "latex",
+        "words",
+        "units",
+        "intervals",
+        "expression",
+        "structure",
+        "names",
+        "equivalence",
+    ):
         assert not {module.split(".")[0] for module in imports(SOURCE / "rewards" / f"{name}.py")} & {
             "torch",
             "transformers",

@@ -13,6 +13,7 @@ from fractions import Fraction
 from typing import Any
 
 from realrl.rewards import expression
+from realrl.rewards.intervals import merged
 from realrl.rewards.latex import closing_brace, normalise, plain_words
 from realrl.rewards.names import by_name, names_agree, usual_order
 from realrl.rewards.structure import Value, read
@@ -38,6 +39,7 @@ _BARE_WORDS = re.compile(
     r"((?!(?:or|and|mod|pi|if|for|sin|cos|tan|log|ln|sqrt|exp|to)(?![a-zA-Z]))"
     r"(?:[a-zA-Z]{2,}|[mgshLNJWVAK](?![a-zA-Z]))(?:[ /*.-]+[a-zA-Z]+)*(?:\s*\^\s*\{?\d\}?)?)"
 )
+_ELLIPSIS = re.compile(r"\\[lcd]?dots|\.\.\.|…")
 _LONG_DECIMAL = re.compile(r"-?\d*\.\d{12,}")
 _BASE = re.compile(r"\(?(?P<digits>\d[0-9A-Fa-f]*|[0-9A-F]+)\)?_\{?(?P<base>\d{1,2})\}?")
 _EMPTY = {
@@ -162,7 +164,10 @@ def same(a: Value, b: Value) -> bool | None:
         return a.brackets == b.brackets and _in_order(a.items, b.items)
     kinds = {a.kind, b.kind}
     if kinds <= {"list", "set"} or kinds == {"union"} or (kinds == {"union", "list"} and "or" in (a.brackets, b.brackets)):
-        return _any_order(a.items, b.items)
+        equal = _any_order(a.items, b.items)
+        return equal or _same_set(a, b) or equal if "union" in kinds else equal
+    if "union" in kinds and kinds <= {"union", "tuple", "set"}:
+        return _same_set(a, b)
     if kinds == {"tuple"}:
         # Long square and round brackets are both lists; two items in them may be an interval.
         alike = a.brackets == b.brackets or not (a.brackets and b.brackets) or len(a.items) > 2
@@ -201,6 +206,12 @@ def _renamed(text: str, old: str, new: str) -> str:
     return re.sub(rf"(?<![\\a-zA-Z]){old}(?![a-zA-Z])", new, text)
 
 
+def _same_set(a: Value, b: Value) -> bool | None:
+    """Two unions as sets of numbers; None where an end is no number."""
+    left, right = merged(a), merged(b)
+    return None if left is None or right is None else left == right
+
+
 def _in_order(a: Sequence[Value], b: Sequence[Value]) -> bool | None:
     if len(a) != len(b):
         return False
@@ -224,6 +235,8 @@ def same_scalar(answer: str, gold: str) -> bool | None:
         return words
     if contradict(answer, gold) or said_otherwise(*(_BEFORE.match(text)[0] for text in (answer, gold))):  # pyright: ignore[reportOptionalSubscript]
         return False
+    if bool(_ELLIPSIS.search(answer)) != bool(_ELLIPSIS.search(gold)):
+        return False
     if any(len(_QUANTITY.findall(text)) > 1 for text in (answer, gold)):
         return _same_quantities(answer, gold)
     (a, unit_a), (b, unit_b) = (_without_unit(text) for text in (answer, gold))
@@ -238,6 +251,8 @@ def same_scalar(answer: str, gold: str) -> bool | None:
     percent = [text.endswith("%") for text in (a, b)]
     # Within a sine the parser reads degrees as what they are.
     degrees = ["°" in text and not _OF_ANGLE.search(text) for text in (a, b)]
+    if any(percent[k] and degrees[1 - k] for k in (0, 1)):
+        return False
     a, b = (text.rstrip("% ").replace("°", "" if alone else "°") for text, alone in zip((a, b), degrees, strict=True))
     x, y = expression.parse(a), expression.parse(b)
     if x is None or y is None:
@@ -256,6 +271,10 @@ def same_scalar(answer: str, gold: str) -> bool | None:
         radian = ("div", ("const", "pi"), ("num", Fraction(180)))
         x, y = (("mul", x, radian), y) if degrees[0] else (x, ("mul", y, radian))
         return _same_value(x, y, "", "")
+    if not equal and [expression.variables(tree) & {"c", "C"} for tree in (x, y)] in ([{"c"}, {"C"}], [{"C"}, {"c"}]):
+        # The constant of an integral.
+        renamed = expression.parse(_renamed(a, "c", "C") if "c" in expression.variables(x) else _renamed(a, "C", "c"))
+        return equal if renamed is None else _same_value(renamed, y, "", "")
     if not equal and "\\pi" in a and "\\pi" in b:
         # The whole number in a family of angles goes by several names.
         letters = [expression.variables(tree) & set("kmn") for tree in (x, y)]
@@ -318,7 +337,10 @@ def _same_words(answer: str, gold: str) -> bool | None:
         if found:
             return found[1].lower() == choice[1]
     marked = [text.startswith("⟦") and text.endswith("⟧") for text in (answer, gold)]
-    wordy = [bool(re.fullmatch(r"[a-z][a-z .\-]*[a-z.]", text)) and "\\" not in raw for text, raw in ((a, answer), (b, gold))]
+    wordy = [
+        bool(re.fullmatch(r"[a-z][a-z .\-]*[a-z.]", text) and re.search("[a-z]{2}", text)) and "\\" not in raw
+        for text, raw in ((a, answer), (b, gold))
+    ]
     if not any(wordy) and not all(marked):
         return None
     if a.strip("() ") == b.strip("() "):

@@ -28,12 +28,27 @@ _WORDS = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|tt|sc|up|md|normal)?|emph|math(?:rm|bf|bb|cal|it|sf|tt|normal)|boldsymbol|bm|pmb|underline|mbox|hbox|rm|"
     r"operatorname)(?![a-zA-Z])\*?\s*"
 )
+_BOLD = re.compile(r"\\(?:mathbf|boldsymbol|bm|pmb)(?![a-zA-Z])")
 # What only changes how an answer looks.
 _LOOKS = re.compile(
     r"\\(?:text)?color\s*\{[^{}]*\}|\\(?:[hv]space|tag|label)\*?\s*\{[^{}]*\}|"
     r"\\(?:(?:display|text|script)style|bfseries|bf|it|sf|tt|tiny|small|normalsize|[lL]arge|LARGE|[hH]uge|checkmark|qed|blacksquare|strut)"
     r"(?![a-zA-Z])|[✓✔✅∎■`]|(?<![\^_a-zA-Z}\]])\{\s*\}"
 )
+_NUMBER_WORDS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "  # noqa: SIM905
+    "nineteen twenty".split()
+)
+_INTEGER_LETTER = re.compile(
+    r"(?<![a-zA-Z\\])([a-zA-Z])\s{0,3}\\in\s{0,3}(?:\\math(?:bb|bf)\s{0,3}\{?\s{0,3}Z\s{0,3}\}?|ℤ)[\s$)]{0,3}$"
+)
+_TEXT_AT_END = re.compile(r"(?:\\q?quad|\\text\s{0,3}\{[^{}]{0,40}\})$")
+
+
+def _digits(match: re.Match[str]) -> str:
+    return str(_NUMBER_WORDS.index(match[1].lower()))
+
+
 # What becomes of a text before its words are marked: names of sets, Python's fractions, Chinese words.
 _FIRST = [
     (re.compile(rule), by)
@@ -42,6 +57,15 @@ _FIRST = [
         (r"\\mathbb\s*\{?\s*R(?![a-zA-Z])\s*\}?|ℝ|\\R(?![a-zA-Z])|^all (?:real numbers|reals)$", r"(-\\infty,\\infty)"),
         (r"\\[lr]angle(?![a-zA-Z])", lambda match: "(" if match[0] == "\\langle" else ")"),
         (r"\b(?:Fraction|Rational)\((-?\d+),\s*(\d+)\)", r"\\frac{\1}{\2}"),
+        (r"(?<![a-zA-Z\\])C\((\d+),\s*(\d+)\)", r"\\binom{\1}{\2}"),
+        (r"^\(?([-+]?[\d.]+[-+][\d.]*)j\)?$", r"\1i"),
+        # What holds for all of a letter that has no condition.
+        (
+            r"(?<=\S)[,;]?\s{0,3}(?:\\text\s{0,3}\{\s{0,3}for (?:all|any|every|each)(?: real)?\s{0,3}\}|\\forall|for all)"
+            r"\s{0,3}\$?[a-zA-Z]\$?\s{0,3}(?:\\in\s{0,3}\(-\\infty,\\infty\))?$",
+            "",
+        ),
+        (rf"^(?:\\text\s?\{{)?(?i:({'|'.join(_NUMBER_WORDS)}))\}}?$", _digits),
         (r"或|\\lor(?![a-zA-Z])", r"\\text{or}"),
         (r"[且和与]|\\land(?![a-zA-Z])", r"\\text{and}"),
         (r"(?<![\u4e00-\u9fff{])[\u4e00-\u9fff]+(?![\u4e00-\u9fff}])", r"\\text{\g<0>}"),
@@ -69,6 +93,7 @@ _RULES = [
         (r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]", ""),
         (r"(?<=\d)\s*⟦?\s*(hundred|thousand|million|billion|trillion|dozen)(?![a-zA-Z])\s*", _multiplied),
         (r"⟦⟧", ""),
+        (r"^⟦?(?i:(?:the )?(?:final )?(?:answer|result|solution|value)s? (?:is|are)):?\s*⟧?\s*(?=\S)", ""),
         (r"[€£¥₹₩]|\b(?:USD|EUR|GBP|INR|Rs\.?)\s*(?=\d)", ""),
         (r"⟦\(?\s*mod\s*⟧|(?<=[\s(])mod(?=\s+\d)", r"\\mod "),
         (r"⟦(?:negative|minus)⟧\s*(?=[\d\\(])|\b(?:negative|minus) (?=\d)", "-"),
@@ -82,6 +107,7 @@ _RULES = [
         (r"\\[,;:> ]|~", " "),
         # The rules below try a run of spaces at each of its places; none means more by a long run than by three.
         (r"\s{4,}", "   "),
+        (rf"(?<=_)\{{?⟦({'|'.join(_NUMBER_WORDS)})⟧\}}?$", _digits),
         (r"(?<=\d)\s*\^?\s*\{?\s*⟦?(?:st|nd|rd|th)⟧?\s*\}?(?![a-zA-Z])", ""),
         (
             r"(?<![\d.,])(?<!\{,\})[1-9]\d{0,2}(?:\s*(?:\{,\s*\}|,\\!|\\!,)\s*\d{3})+(?!\d)",
@@ -128,6 +154,7 @@ def normalise(text: str) -> str:
     # Row separators of a matrix; elsewhere a doubled backslash is one that was escaped twice.
     text = text.replace("\\\\", "⏎" if "\\begin" in text else "\\")
     text = text.translate(_UNICODE)
+    text = _family(text)
     # Most rules match nothing, which `search` says faster than `sub`.
     for rule, by in _FIRST:
         if rule.search(text):
@@ -139,6 +166,18 @@ def normalise(text: str) -> str:
     text = _LETTER.sub(r"\1", " ".join(text.split()).strip().rstrip("\\"))
     text = text.rstrip(".,;: ") if not text.endswith("\\.") else text
     return _join_groups(text)
+
+
+def _family(text: str) -> str:
+    r"""`n\pi, n \in \mathbb{Z}` → `k\pi`: the whole number of a family of answers goes by one name."""
+    found = _INTEGER_LETTER.search(text) if "Z" in text or "ℤ" in text else None
+    if found is None:
+        return text
+    before = _TEXT_AT_END.sub("", text[: found.start()].rstrip(" ,;(")).rstrip(" ,;(")
+    letter = re.compile(rf"(?<![\\a-zA-Z]){found[1]}(?![a-zA-Z])")
+    if not letter.search(before):
+        return text
+    return before if re.search(r"(?<![\\a-zA-Z])k(?![a-zA-Z])", before) else letter.sub("k", before)
 
 
 def _join_groups(text: str) -> str:
@@ -169,7 +208,10 @@ def _mark_words(text: str) -> str:
             if faces < 3 and not match[0].startswith("\\text") and _WORDS.search(text, position, end):
                 faces += 1
                 continue
-            parts.append(_marked(text[position + 1 : end].strip()))
+            inside = text[position + 1 : end].strip()
+            # A bold letter is a vector, and no unit; what is bold and has an operator is a formula.
+            formula = _BOLD.match(match[0]) and ((inside.isalpha() and len(inside) == 1) or re.search(r"[\^+*/=<>]", inside))
+            parts.append(f" {inside} " if formula else _marked(inside))
             position = end + 1
     return "".join([*parts, text[position:]])
 

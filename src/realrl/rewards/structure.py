@@ -22,6 +22,7 @@ _OR = re.compile(r"⟦\s*(?i:or)\s*⟧|(?<![a-zA-Z])or(?![a-zA-Z])")
 _MODULUS = re.compile(r"\s*\(?\\(?:pmod|bmod|mod)(?![a-zA-Z])\s*(\{[^{}]*\}|\d+)\)?")
 # A letter that an inequality may be solved for.
 _UNKNOWN = re.compile(r"[a-zA-Z](?:\([a-zA-Z]\))?|\\(?!pi|infty)[a-zA-Z]+")
+_DISTANCE = re.compile(r"\|\s*[a-zA-Z]\s*([+-][\s\d./]+)?\|")
 _MAX_ITEMS = 60
 _MAX_DEPTH = 8
 _CLOSE = {"(": ")]", "[": ")]", "\\{": ("\\}",), "{": "}"}
@@ -205,7 +206,26 @@ def _signs(text: str, parts: Sequence[str]) -> list[str]:
     return signs
 
 
+def _read_distance(parts: Sequence[str], sign: str, depth: int) -> Value | None:
+    """`|x - 1| < 2` as the interval that it is, `|x| > 2` as a union; None for other inequalities."""
+    match = _DISTANCE.fullmatch(parts[0])
+    size = expression.parse(parts[1])
+    value = None if size is None else expression.exact(size)
+    if match is None or value is None or value <= 0 or sign not in ("<", "\\le", ">", "\\ge"):
+        return None
+    centre = f"-({match[1]})" if match[1] else "0"
+    low, high = f"{centre}-({parts[1]})", f"{centre}+{parts[1]}"
+    if sign in ("<", "\\le"):
+        return _read_items("tuple", [low, high], depth, "()" if sign == "<" else "[]")
+    ends = ("(", ")") if sign == ">" else ("[", "]")
+    outer = [("-\\infty", low, "(" + ends[1]), (high, "\\infty", ends[0] + ")")]
+    values = [_read_items("tuple", [a, b], depth, brackets) for a, b, brackets in outer]
+    return Value("union", items=tuple(value for value in values if value))
+
+
 def _read_inequality(parts: Sequence[str], signs: Sequence[str], depth: int) -> Value | None:
+    if len(parts) == 2 and (value := _read_distance(parts, signs[0], depth)):
+        return value
     if all(sign in (">", "\\ge") for sign in signs):
         parts, signs = parts[::-1], [{">": "<", "\\ge": "\\le"}[sign] for sign in signs][::-1]
     if signs == ["\\ne"] and _UNKNOWN.fullmatch(parts[0]) and (union := _line_without([Value("scalar", parts[1])])):
