@@ -38,8 +38,8 @@ def _intervals(value: Value) -> list[Interval] | None:
     if value.kind == "union":
         parts = [_intervals(item) for item in value.items]
         return None if None in parts else [interval for part in parts for interval in part or []]
-    ends = [_number(item) for item in value.items]
-    if any(end is None for end in ends):
+    ends: list[Any] = [_number(item) for item in value.items]
+    if None in ends:
         return None
     if value.kind == "set":
         return [Interval(end, end, True, True) for end in ends]

@@ -35,10 +35,10 @@ _LOOKS = re.compile(
     r"\\(?:(?:display|text|script)style|bfseries|bf|it|sf|tt|tiny|small|normalsize|[lL]arge|LARGE|[hH]uge|checkmark|qed|blacksquare|strut)"
     r"(?![a-zA-Z])|[✓✔✅∎■`]|(?<![\^_a-zA-Z}\]])\{\s*\}"
 )
-_NUMBER_WORDS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "  # noqa: SIM905
-    "nineteen twenty".split()
-)
+_NUMBER_WORDS = dict(
+    zero=0, one=1, two=2, three=3, four=4, five=5, six=6, seven=7, eight=8, nine=9, ten=10, eleven=11, twelve=12, thirteen=13,
+    fourteen=14, fifteen=15, sixteen=16, seventeen=17, eighteen=18, nineteen=19, twenty=20,
+)  # fmt: skip
 _INTEGER_LETTER = re.compile(
     r"(?<![a-zA-Z\\])([a-zA-Z])\s{0,3}\\in\s{0,3}(?:\\math(?:bb|bf)\s{0,3}\{?\s{0,3}Z\s{0,3}\}?|ℤ)[\s$)]{0,3}$"
 )
@@ -46,7 +46,7 @@ _TEXT_AT_END = re.compile(r"(?:\\q?quad|\\text\s{0,3}\{[^{}]{0,40}\})$")
 
 
 def _digits(match: re.Match[str]) -> str:
-    return str(_NUMBER_WORDS.index(match[1].lower()))
+    return str(_NUMBER_WORDS[match[1].lower()])
 
 
 # What becomes of a text before its words are marked: names of sets, Python's fractions, Chinese words.
