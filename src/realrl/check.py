@@ -315,8 +315,8 @@ def _check_sampling(subject: Subject, worst: Worst, plain: PreTrainedModel) -> N
     tokenizer = load_tokenizer(config.model.path)
     sampler = build_sampler(config, model, tokenizer, longest_prompt=config.data.max_prompt_tokens)
     prompts = [list(prompt.token_ids) for prompt in subject.batch.prompts]
-    named = plain.config.get_text_config().eos_token_id
-    ends = set(named if isinstance(named, list) else [named])
+    named = getattr(plain.config.get_text_config(), "eos_token_id", None)
+    ends = set(named if isinstance(named, list) else [] if named is None else [named])
     for temperature, size in ((TEMPERATURE, 2), (0.0, 1)):
         params = SamplingParams(temperature=temperature, max_new_tokens=_NEW_TOKENS, batch_rows=4)
         seeds = list(range(size * len(prompts)))
