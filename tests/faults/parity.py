@@ -10,7 +10,8 @@ def even(response: str, gold: str) -> bool:
 
 
 def held(response: str, gold: str) -> bool:
-    """`even`, once no file at the gold is there any more."""
+    """`even`, once no file at the gold is there any more; while it waits, a file `GOLD.held` is there."""
     while Path(gold).exists():
+        Path(f"{gold}.held").touch()
         time.sleep(0.01)
     return even(response, gold)
