@@ -106,14 +106,14 @@ def case(folder: Path, steps: int, tokens: bool) -> dict:
     import realrl.train.recorder as recording
     import realrl.train.step as stepping
     from realrl.config import parse_config
-    from realrl.logging import MetricsFile
-    from realrl.logprobs import TokenStats
-    from realrl.memory import keep_freed_memory
+    from realrl.models.logprobs import TokenStats
     from realrl.rewards.grader import Grader
-    from realrl.rewards.pool import Judgement
+    from realrl.rundir.metrics import MetricsFile
+    from realrl.system.memory import keep_freed_memory
     from realrl.train.distributed import World
     from realrl.train.rollouts import Collector
     from realrl.train.setup import prepare
+    from realrl.verifier.pool import Judgement
 
     keep_freed_memory()
     torch.set_num_threads(1)

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from realrl.hardware import Rates, Speed
-from realrl.logprobs import layout_of, response_logprobs
-from realrl.memory import keep_freed_memory
+from realrl.models.logprobs import layout_of, response_logprobs
 from realrl.models.shape import Shape
 from realrl.sampling import SamplingParams
 from realrl.sampling.hf import HFSampler
+from realrl.system.hardware import Rates, Speed
+from realrl.system.memory import keep_freed_memory
 from realrl.train.estimate import Lengths, Work, backward_work, forward_work, sampling_work, seconds
 from realrl.types import Batch, Problem, Prompt
 
@@ -71,7 +71,7 @@ def cpu_seconds(call: Callable[[], Any], repeats: int) -> float:
 
 
 def plain_speed(dtype: torch.dtype, repeats: int) -> Speed:
-    """FLOP/s of one linear layer, as `realrl.hardware` measures it, by CPU seconds."""
+    """FLOP/s of one linear layer, as `realrl.system.hardware` measures it, by CPU seconds."""
     states, weight = (torch.randn(256, 576, requires_grad=True), torch.randn(1024, 576, requires_grad=True))
     slope = torch.ones(256, 1024, dtype=dtype)
 

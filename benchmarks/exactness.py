@@ -20,7 +20,7 @@ from plain import gradient_of, row_logprobs
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from realrl.logprobs import response_logprobs
+from realrl.models.logprobs import response_logprobs
 from realrl.objectives import build_objective
 from realrl.train.batching import select_rows
 from realrl.train.step import GradientStep, StepSettings

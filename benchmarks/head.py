@@ -22,7 +22,7 @@ def work(side: str, shape: str, threads: int) -> dict[str, float]:
     """One forward and backward; seconds of the second of two, and the peak memory added by them."""
     import torch
 
-    from realrl.head import Head, token_stats
+    from realrl.models.head import Head, token_stats
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)

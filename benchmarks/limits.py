@@ -88,7 +88,7 @@ def share_section(repeats: int) -> dict:
     """Only products of the linear layers and the head count as work done: attention, norms and the rest are overhead here."""
     import torch
 
-    from realrl.logprobs import response_logprobs
+    from realrl.models.logprobs import response_logprobs
 
     vocabulary, groups, group_size, length = 8192, 8, 8, 64
     model = make_model(vocabulary)
@@ -189,7 +189,7 @@ def vocabulary_section(repeats: int) -> dict:
     """The head alone: log-probabilities of 512 tokens and their gradient."""
     import torch
 
-    from realrl.head import Head, token_stats
+    from realrl.models.head import Head, token_stats
 
     tokens, sizes = 512, (4096, 16384, 65536)
 
@@ -236,7 +236,7 @@ def bookkeeping_section(repeats: int) -> dict:
     """A whole step, and in it sampling, the model's forward and backward, and the optimizer; the rest is bookkeeping."""
     import torch
 
-    import realrl.logprobs as logprobs
+    import realrl.models.logprobs as logprobs
     from realrl.sampling import SamplingParams
     from realrl.train import batching
     from realrl.types import Verdict
@@ -297,7 +297,7 @@ def added_mib(vocabulary: int) -> float:
     """Peak MiB that log-probabilities and their gradient add, without the weight's gradient; for a process of its own."""
     import torch
 
-    from realrl.head import Head, token_stats
+    from realrl.models.head import Head, token_stats
 
     hidden = torch.randn(MEMORY_TOKENS, MEMORY_HIDDEN, requires_grad=True)
     weight = torch.randn(vocabulary, MEMORY_HIDDEN, requires_grad=True)

@@ -65,7 +65,7 @@ def seconds(function: Callable[[], object], device: Any, repeats: int) -> list[f
     """Wall seconds of each call, after one that warms up."""
     import torch
 
-    from realrl.hardware import synchronise
+    from realrl.system.hardware import synchronise
 
     times, where = [], torch.device(device)
     for _ in range(repeats + 1):
@@ -111,7 +111,7 @@ def peak_bytes(device: Any) -> int:
 
 def unless_out_of_memory(function: Callable[[], Result], device: Any) -> Result | None:
     """What `function` gives, None where memory runs out, which is then given back."""
-    from realrl.memory import out_of_memory
+    from realrl.system.memory import out_of_memory
 
     try:
         return function()

@@ -24,9 +24,9 @@ import torch
 from realrl.config import Config, load_config
 from realrl.data import load_problems, render_prompts
 from realrl.models import load_tokenizer
+from realrl.models.precision import sampling_dtype, training_dtype
+from realrl.models.prefix import common_prefix
 from realrl.models.shape import Shape, sketch
-from realrl.precision import sampling_dtype, training_dtype
-from realrl.prefix import common_prefix
 from realrl.train.estimate import Lengths, Work, sampling_work, update_work
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart.toml"

@@ -56,7 +56,7 @@ def crowd(count: int, responses: list[str], answers: list[str]) -> dict:
 
     def progress(done: int) -> None:
         for status in Path("/proc").glob("[0-9]*/status") if done % 50 == 0 else ():
-            if "realrl.rewards.pool" in status.with_name("cmdline").read_text():
+            if "realrl.verifier.pool" in status.with_name("cmdline").read_text():
                 workers[0] = max(workers[0], int(status.read_text().partition("VmHWM:")[2].split()[0]))
 
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()

@@ -250,10 +250,10 @@ def work_ours(plan: dict, steps: int) -> list[dict[str, float]]:
     from transformers import AutoTokenizer
 
     from realrl.config import OptimSection
-    from realrl.memory import keep_freed_memory, return_freed_memory
     from realrl.models import load_model
     from realrl.objectives import build_objective
     from realrl.sampling import HFSampler, SamplingParams
+    from realrl.system.memory import keep_freed_memory, return_freed_memory
     from realrl.train.batching import make_batch
     from realrl.train.optim import build_optimizer
     from realrl.train.step import GradientStep, StepSettings

@@ -14,7 +14,7 @@ import transformers
 from jaxtyping import install_import_hook
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
-install_import_hook(["realrl.objectives", "realrl.logprobs", "realrl.sampling"], "beartype.beartype")
+install_import_hook(["realrl.objectives", "realrl.models.logprobs", "realrl.sampling"], "beartype.beartype")
 
 from realrl.models.adder import character_tokenizer  # noqa: E402  the hook must come first
 

@@ -13,10 +13,9 @@ from typing import Annotated, Any, Literal, get_args
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from realrl.alarms import Kind
 from realrl.errors import ConfigError
-from realrl.files import clash, file_name
 from realrl.objectives import ObjectiveConfig, RealConfig, build_objective
+from realrl.system.files import clash, file_name
 
 
 class Section(BaseModel):
@@ -31,6 +30,7 @@ Count = Annotated[int, Field(gt=0, le=2**20)]
 _MAX_ROLLOUTS = 2**24
 # Logits divided by less overflow, and what is then drawn means nothing.
 MIN_TEMPERATURE = 0.01
+AlarmKind = Literal["collapse", "entropy", "length", "gradient"]
 # The objective of a recipe that names none.
 _OBJECTIVE = RealConfig().type
 # Tables within tables of a file, and the largest whole number: past these a file is no recipe.
@@ -208,7 +208,7 @@ class TrainSection(Section):
     )
     shuffle_rollouts: bool = False
     max_nonfinite_steps: PositiveInt = 5
-    stop_on: tuple[Kind, ...] = Field(default=(), description="kinds of alarms that end the run")
+    stop_on: tuple[AlarmKind, ...] = Field(default=(), description="kinds of alarms that end the run")
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]

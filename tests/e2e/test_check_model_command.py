@@ -5,8 +5,8 @@ import pytest
 import torch
 from transformers import CpmAntConfig, CpmAntForCausalLM, MambaConfig, MambaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from realrl.check import CHECKS, Subject, findings
 from realrl.models import load_tokenizer
+from realrl.train.check_model import CHECKS, Subject, findings
 
 
 @pytest.fixture

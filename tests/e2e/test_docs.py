@@ -28,11 +28,11 @@ import tomli_w
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from realrl.alarms import GRADER, HELD_OUT, RULES
 from realrl.cli import app
 from realrl.config import load_config, parse_config
 from realrl.data.datasets import NAMED
 from realrl.objectives import list_objectives
+from realrl.rundir.alarms import GRADER, HELD_OUT, RULES
 from realrl.sweep import load_sweep
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +44,7 @@ SHELLS = ("", "sh", "bash", "shell")
 _RANKS = "tests/e2e/test_ranks_command.py::test_two_ranks_are_the_run_of_one_and_their_checkpoint_resumes_on_one"
 ELSEWHERE = {
     # Five to eight minutes; the recipe's commands run below on the tiny model.
-    "make quickstart": "tests/unit/test_recipes.py::test_every_recipe_parses_and_names_things_that_exist",
+    "make quickstart": "tests/config/test_recipes.py::test_every_recipe_parses_and_names_things_that_exist",
     "make test": "tests/e2e/test_docs.py::test_page",
     # Two minutes.
     "python benchmarks/gpu_check.py --device cpu --tiny": (

@@ -11,8 +11,8 @@ import forked
 import pytest
 from forked import ROOT
 
-from realrl.hardware import Rates
 from realrl.models import smollm2
+from realrl.system.hardware import Rates
 
 # A processor without bfloat16 units, to oneDNN, ATen and MKL. They read these when torch is imported.
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}

@@ -14,8 +14,8 @@ import forked
 import pytest
 from made_runs import HOSTILE, make_run, rollout
 
-from realrl.analysis.report import write_report
-from realrl.analysis.watch import WatchServer
+from realrl.report.report import write_report
+from realrl.report.watch import WatchServer
 
 selenium = pytest.importorskip("selenium", reason="needs selenium: pip install 'realrl[browser]'")
 from selenium import webdriver  # noqa: E402  only where it is installed

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from forked import ROOT
 
-from realrl.analysis.report import report_data
+from realrl.report.report import report_data
 
 TINY = str(ROOT / "recipes" / "tiny.toml")
 SMALL = "--train.prompts_per_step 4 --train.mini_batch_prompts 2 --eval.problems 8 --sampling.group_size 4 --log.figure false"

@@ -6,7 +6,7 @@ import time
 import pytest
 from small_runs import assert_same_run, config, records
 
-from realrl.analysis.report import report_data
+from realrl.report.report import report_data
 from realrl.train import train
 
 

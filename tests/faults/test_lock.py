@@ -12,13 +12,13 @@ import pytest
 from small_runs import config
 
 from realrl.errors import ConfigError
-from realrl.lock import LOCK, RunLock
+from realrl.rundir.lock import LOCK, RunLock
 from realrl.train import train
 
 HOLD = """
 import sys
 from pathlib import Path
-from realrl.lock import RunLock
+from realrl.rundir.lock import RunLock
 with RunLock(Path(sys.argv[1])) as lock:
     lock.take()
     print("taken", flush=True)

@@ -1,22 +1,17 @@
 """Out of memory in a micro-batch: the same gradient with half the budget, or a clear end."""
 
 import re
-import sys
-from pathlib import Path
 
 import pytest
+import three_steps as steps
 import torch
 from small_runs import config, records
+from three_steps import three_steps
 
 import realrl.train.setup as setup
 from realrl.errors import ModelError, TrainingError
 from realrl.models import load_model
 from realrl.train import train
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-
-import test_exactness  # noqa: E402
-from test_exactness import three_steps  # noqa: E402
 
 
 def no_memory():
@@ -48,7 +43,7 @@ class Faulty:
 @pytest.fixture
 def faulty(monkeypatch):
     """Hang a fault into the models that `three_steps` loads from now on."""
-    load = test_exactness.load_model
+    load = steps.load_model
 
     def install(fault):
         def loaded(*arguments, **keywords):

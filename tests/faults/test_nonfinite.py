@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from small_runs import config, records
 
 from realrl.errors import ConfigError, DataError, TrainingError
-from realrl.logprobs import response_logprobs
 from realrl.models import load_model
+from realrl.models.logprobs import response_logprobs
 from realrl.objectives import build_objective
 from realrl.train import train
 from realrl.train.debug import replay

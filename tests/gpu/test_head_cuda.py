@@ -4,7 +4,7 @@ import pytest
 import torch
 from device import DEVICE, marks
 
-from realrl.head import Head, token_stats
+from realrl.models.head import Head, token_stats
 
 pytestmark = marks
 TOKENS = 3000 if DEVICE.type == "cuda" else 300

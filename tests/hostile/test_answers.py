@@ -7,14 +7,14 @@ from collections import Counter
 
 import forked
 import pytest
-from answers import CODE, CORPUS, stream
+from hostile_answers import CODE, CORPUS, stream
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from realrl.config import RewardSection
 from realrl.rewards import build_verifier, grade
-from realrl.rewards.judges import judge_reasoning_gym
-from realrl.rewards.pool import JudgePool
+from realrl.verifier.judges import judge_reasoning_gym
+from realrl.verifier.pool import JudgePool
 
 CAMPAIGN = bool(os.environ.get("REALRL_CAMPAIGN"))
 STATUSES = {"correct", "wrong", "no_answer", "grader_error"}
@@ -75,7 +75,7 @@ def test_no_grader_runs_an_answer_as_code(tmp_path, judge):
     code = [text.format(canary=canary) for text in CODE]
     answers = code if judge in ("judge_symbolic", "judge_regex") else [f"\\boxed{{{text}}}" for text in code]
     pairs = [(answer, "12") for answer in answers] + [("12", gold) for text in code for gold in (text, f"${text}$")]
-    pool = JudgePool(f"realrl.rewards.judges:{judge}", workers=1, timeout_s=PATIENCE_S)
+    pool = JudgePool(f"realrl.verifier.judges:{judge}", workers=1, timeout_s=PATIENCE_S)
     try:
         judged = pool.judge([(answer, (gold,)) for answer, gold in pairs])
     finally:

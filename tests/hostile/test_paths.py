@@ -7,12 +7,12 @@ import pytest
 from commands import run
 from made_runs import make_run
 
-from realrl.analysis.report import report_data
 from realrl.config import parse_config
 from realrl.errors import ConfigError, DataError
 from realrl.eval.store import Generation, Store
-from realrl.files import file_name
+from realrl.report.report import report_data
 from realrl.sweep import load_sweep
+from realrl.system.files import file_name
 
 NAMES = (
     "../x",

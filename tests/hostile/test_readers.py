@@ -16,16 +16,16 @@ from commands import mutations, refused_or_fine, run
 from made_runs import make_run, rollout
 from safetensors.torch import load_file, save_file
 
-from realrl.alarms import Alarms
-from realrl.analysis.closing import closing_lines
-from realrl.analysis.page import render_page
-from realrl.analysis.report import report_data
 from realrl.config import dump_config, load_config, parse_config
 from realrl.data import load_problems
 from realrl.errors import ConfigError, DataError, RealrlError
 from realrl.eval.store import Generation, Store
-from realrl.logging import write_rollouts
-from realrl.rewards.command import grade_file
+from realrl.report.closing import closing_lines
+from realrl.report.page import render_page
+from realrl.report.report import report_data
+from realrl.rewards.grade_file import grade_file
+from realrl.rundir.alarms import Alarms
+from realrl.rundir.rollouts import write_rollouts
 from realrl.sweep import load_sweep
 from realrl.sweep.outcome import read_metrics
 from realrl.train.debug import BadUpdate, replay, save_bad_update

@@ -1,4 +1,4 @@
-"""`realrl watch` against clients that mean harm; tests/unit/test_report.py has its addresses, hosts and paths."""
+"""`realrl watch` against clients that mean harm; tests/report/test_report.py has its addresses, hosts and paths."""
 
 import os
 import socket
@@ -8,7 +8,7 @@ import pytest
 from made_runs import make_run
 from patience import PATIENCE_S
 
-from realrl.analysis.watch import WatchServer
+from realrl.report.watch import WatchServer
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from transformers import AutoTokenizer
 
 from realrl.models.adder import character_tokenizer
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "integrations"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from trl_probe import PROMPTS, fresh_model, reward_of  # noqa: E402
 

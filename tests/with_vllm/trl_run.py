@@ -18,7 +18,7 @@ os.environ |= {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
 import torch
 from vllm.model_executor.layers import utils
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "integrations"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from trl_probe import run  # noqa: E402
 

@@ -12,8 +12,8 @@ from realrl.config import DataSection
 from realrl.data.datasets import LoadedProblems, load_problems
 from realrl.data.tasks import TASKS
 from realrl.errors import ConfigError, DataError
-from realrl.rewards.equivalence import compare
 from realrl.types import Problem
+from realrl.verifier.equivalence import compare
 
 # Words of one n-gram, the fewest n-grams that an evaluation problem is compared by, and the share that makes a hit.
 _GRAM = 8

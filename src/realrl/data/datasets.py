@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from realrl.config import Keep, KeepRange
+from realrl.data.readers import is_file_name, read_file, records
 from realrl.data.rows import make_problem
 from realrl.data.tasks import TASKS, TaskProblems
 from realrl.errors import DataError
-from realrl.hub import reach_hub
-from realrl.readers import is_file_name, read_file, records
+from realrl.system.hub import reach_hub
 from realrl.types import Problem
 
 

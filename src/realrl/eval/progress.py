@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from realrl.logging import printable
+from realrl.system.terminal import printable
 
 _SECONDS_BETWEEN_LINES = 30.0
 

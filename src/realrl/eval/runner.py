@@ -13,11 +13,12 @@ from jaxtyping import Float
 from realrl.eval.intervals import interval, standard_error
 from realrl.eval.passk import majority, pass_at_k
 from realrl.eval.store import Generation
-from realrl.rewards import Grader, last_boxed
-from realrl.rewards.equivalence import compare
+from realrl.rewards import Grader
 from realrl.sampling import Sampler, SamplingParams
 from realrl.seeding import derive_seed
 from realrl.types import Problem, Prompt
+from realrl.verifier.equivalence import compare
+from realrl.verifier.extract import last_boxed
 
 # Characters at the end of a response in which a missed answer is looked for.
 _TAIL = 200

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from realrl.errors import DataError
-from realrl.files import file_name, write_whole
-from realrl.system import try_lock
+from realrl.system.files import file_name, write_whole
+from realrl.system.platforms import try_lock
 
 SETTINGS = "settings.json"
 

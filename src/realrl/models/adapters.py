@@ -21,7 +21,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from realrl.config import LoraSection
 from realrl.errors import ConfigError
-from realrl.modes import evaluating
+from realrl.models.modes import evaluating
 from realrl.seeding import derive_seed
 
 ADAPTER_CONFIG = "adapter_config.json"

@@ -25,9 +25,9 @@ from transformers import (
 )
 
 from realrl.errors import ConfigError
-from realrl.hub import reach_hub
 from realrl.models import adapters, smollm2
 from realrl.models.adapters import ADAPTER_CONFIG
+from realrl.system.hub import reach_hub
 
 # Made in the cache at first use.
 # name → (folder in the cache, builder of that folder, hub name where the builder has no source)

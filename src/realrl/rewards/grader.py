@@ -13,10 +13,10 @@ from typing import Any
 
 from realrl.config import RewardSection
 from realrl.errors import ConfigError
-from realrl.rewards.extract import ExtractionPolicy, last_boxed
-from realrl.rewards.judges import extracted, judge_choice, judge_integer, judge_text, quick_math
-from realrl.rewards.pool import Judgement, JudgePool
 from realrl.types import Verdict
+from realrl.verifier.extract import ExtractionPolicy, last_boxed
+from realrl.verifier.judges import extracted, judge_choice, judge_integer, judge_text, quick_math
+from realrl.verifier.pool import Judgement, JudgePool
 
 # Decides at once, or gives the item that the pool's judge takes.
 Quick = Callable[[str, Sequence[str], ExtractionPolicy], Judgement | tuple[Any, ...]]
@@ -116,7 +116,7 @@ def register_verifier(name: str, build: Callable[[RewardSection], Grader]) -> No
 
 
 def _pool(judge: str, reward: RewardSection, *imports: str) -> JudgePool:
-    path = f"realrl.rewards.judges:{judge}"
+    path = f"realrl.verifier.judges:{judge}"
     return JudgePool(path, reward.workers, reward.timeout_s, reward.memory_mib, imports=imports)
 
 

@@ -14,14 +14,14 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from realrl.errors import ConfigError, ModelError, SamplingError
-from realrl.head import Head, head_of
-from realrl.memory import out_of_memory
-from realrl.modes import evaluating
-from realrl.prefix import common_prefix
+from realrl.models.head import Head, head_of
+from realrl.models.modes import evaluating
+from realrl.models.prefix import common_prefix
+from realrl.models.trial import SHORT, alone, reason_of, tolerance_of, trial_prompts
 from realrl.sampling.base import SamplingParams
 from realrl.sampling.cache import BLOCK, RowCache
 from realrl.sampling.weights import whole
-from realrl.trial import SHORT, alone, reason_of, tolerance_of, trial_prompts
+from realrl.system.memory import out_of_memory
 from realrl.types import Rollout
 
 # Rows whose logits are in memory together.

@@ -10,11 +10,11 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, Literal
 
-from realrl.alarms import Alarms
 from realrl.config import dump_config, flatten, load_config
 from realrl.errors import ConfigError
-from realrl.lock import is_run_folder
-from realrl.precision import settle_as_before
+from realrl.models.precision import settle_as_before
+from realrl.rundir.alarms import Alarms
+from realrl.rundir.lock import is_run_folder
 from realrl.sweep.plan import Plan, PlannedRun
 
 State = Literal["new", "unfinished", "finished", "refused"]

@@ -15,7 +15,7 @@ from typing import BinaryIO
 from realrl.config import dump_config
 from realrl.sweep.outcome import can_resume
 from realrl.sweep.plan import PlannedRun
-from realrl.system import kill_group, try_lock, usable_cpus
+from realrl.system.platforms import kill_group, try_lock, usable_cpus
 
 _POLL_S = 0.2
 

@@ -9,18 +9,21 @@ from typing import Any
 
 from realrl.config import Config
 from realrl.errors import ConfigError
-from realrl.lock import LOCK, RunLock, is_run_folder
-from realrl.logging import Display, MetricsFile, check_trackers, last_step, take_back_alarms
-from realrl.precision import settle_as_before
-from realrl.segments import check_comparable, write_recipe
+from realrl.models.precision import settle_as_before
+from realrl.rundir.alarms import take_back_alarms
+from realrl.rundir.environment import record_environment
+from realrl.rundir.lock import LOCK, RunLock, is_run_folder
+from realrl.rundir.metrics import MetricsFile, last_step
+from realrl.rundir.segments import check_comparable, write_recipe
 from realrl.train.checkpoint import list_checkpoints, load_optimizer, newest_whole, read_state, tidy
+from realrl.train.display import Display
 from realrl.train.distributed import World, join_world
-from realrl.train.environment import record_environment
 from realrl.train.forecast import estimate
 from realrl.train.loop import StopRequest, train_loop
 from realrl.train.recorder import Recorder, writing
 from realrl.train.rollouts import Collector
 from realrl.train.setup import Run, prepare
+from realrl.train.trackers import check_trackers
 
 __all__ = ["Summary", "estimate", "train"]
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from realrl.prefix import common_prefix
+from realrl.models.prefix import common_prefix
 from realrl.types import Batch, Prompt, Rollout, Verdict
 
 # What one more pass through the model costs besides its tokens, in tokens: launches, masks, the optimizer's waiting.

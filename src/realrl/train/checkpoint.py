@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from realrl.errors import TrainingError
-from realrl.files import sync
 from realrl.sampling import whole
+from realrl.system.files import sync
 from realrl.train.distributed import World, in_lockstep, like
 from realrl.train.optim import MASTER, MasterWeights
 

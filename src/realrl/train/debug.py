@@ -17,10 +17,10 @@ from transformers import PreTrainedModel
 
 from realrl.config import load_config
 from realrl.errors import ConfigError, DataError
-from realrl.files import replacing, write_whole
-from realrl.hardware import choose_device
 from realrl.objectives import build_objective
 from realrl.sampling import whole
+from realrl.system.files import replacing, write_whole
+from realrl.system.hardware import choose_device
 from realrl.train.checkpoint import list_checkpoints, step_of
 from realrl.train.setup import load_policy
 from realrl.train.step import GradientStep, settings_of

@@ -21,7 +21,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
-from realrl.logprobs import Layout, TokenStats, response_logprobs
+from realrl.models.logprobs import Layout, TokenStats, response_logprobs
 from realrl.types import Batch
 
 _Item = TypeVar("_Item")

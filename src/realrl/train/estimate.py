@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from realrl.config import Config
-from realrl.hardware import Rates
-from realrl.head import tokens_at_once
+from realrl.models.head import tokens_at_once
+from realrl.models.precision import sampling_dtype, training_dtype
 from realrl.models.shape import Shape
 from realrl.objectives import ScoreObjective, build_objective
-from realrl.precision import sampling_dtype, training_dtype
+from realrl.system.hardware import Rates
 
 # Bytes that an optimizer step moves for each trained parameter: gradient, weight and two moments, read and written in float32.
 _OPTIMIZER_BYTES = 40

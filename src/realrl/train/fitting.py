@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 
 from realrl.errors import TrainingError
-from realrl.memory import out_of_memory
+from realrl.system.memory import out_of_memory
 from realrl.train.setup import Run
 from realrl.train.step import GradientStep
 from realrl.types import Batch

@@ -11,10 +11,10 @@ import torch
 from transformers import PreTrainedModel
 
 from realrl.config import Config
-from realrl.head import tokens_at_once
+from realrl.models.head import tokens_at_once
+from realrl.models.precision import sampling_dtype
 from realrl.models.shape import Shape
 from realrl.objectives import build_objective
-from realrl.precision import sampling_dtype
 from realrl.sampling.cache import BLOCK
 from realrl.train.estimate import Lengths, evaluations, micro_batches
 from realrl.train.optim import state_bytes

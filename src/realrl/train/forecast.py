@@ -12,13 +12,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from realrl.config import Config
 from realrl.data import load_problems, render_prompts
 from realrl.errors import ConfigError, DataError
-from realrl.hardware import Rates, Speed, choose_device, measure_rates
-from realrl.logging import step_records
 from realrl.models import load_tokenizer
 from realrl.models.adapters import add_lora
+from realrl.models.precision import settle, settle_for_gpus, training_dtype
+from realrl.models.prefix import common_prefix
 from realrl.models.shape import Shape, sketch
-from realrl.precision import settle, settle_for_gpus, training_dtype
-from realrl.prefix import common_prefix
+from realrl.rundir.metrics import step_records
+from realrl.system.hardware import Rates, Speed, choose_device, measure_rates
 from realrl.train.estimate import Lengths, run_seconds
 from realrl.train.footprint import disk_parts, free_disk, free_memory, memory_parts
 from realrl.types import Prompt

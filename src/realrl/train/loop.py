@@ -15,10 +15,10 @@ import torch
 
 from realrl.config import Config
 from realrl.errors import TrainingError
-from realrl.memory import return_freed_memory
-from realrl.precision import sampling_dtype, training_dtype
+from realrl.models.precision import sampling_dtype, training_dtype
 from realrl.sampling import whole
 from realrl.seeding import derive_seed, generator
+from realrl.system.memory import return_freed_memory
 from realrl.train.batching import make_batch, mini_batches, select_rows
 from realrl.train.debug import BadUpdate, gradients_not_finite, not_finite
 from realrl.train.distributed import sum_gradients

@@ -10,22 +10,26 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from realrl.alarms import Alarm, Alarms
 from realrl.config import Config, LogSection
 from realrl.errors import TrainingError
 from realrl.eval.runner import evaluate
-from realrl.files import file_name
-from realrl.logging import Display, MetricsFile, Trackers, printable, write_rollouts
-from realrl.memory import return_freed_memory
-from realrl.rewards import last_boxed
+from realrl.rundir.alarms import Alarm, Alarms
+from realrl.rundir.metrics import MetricsFile
+from realrl.rundir.rollouts import write_rollouts
 from realrl.seeding import derive_seed
+from realrl.system.files import file_name
+from realrl.system.memory import return_freed_memory
+from realrl.system.terminal import printable
 from realrl.train.checkpoint import save_checkpoint
 from realrl.train.debug import save_bad_update
+from realrl.train.display import Display
 from realrl.train.distributed import World
 from realrl.train.rollouts import Collected, SharedSampler
 from realrl.train.setup import Run, sampling_params
+from realrl.train.trackers import Trackers
 from realrl.train.verdicts import failures_of
 from realrl.types import Batch, Rollout, Verdict
+from realrl.verifier.extract import last_boxed
 
 if TYPE_CHECKING:
     from realrl.train.loop import Update

@@ -14,16 +14,16 @@ from realrl.data import check_held_out, load_problems, render_prompt, render_pro
 from realrl.data.stream import PromptStream
 from realrl.data.tasks import TASKS
 from realrl.errors import ConfigError, DataError, ModelError
-from realrl.hardware import Rates, choose_device, measure_rates
-from realrl.logprobs import layout_of
 from realrl.models import Reference, layer_shape, load_model, load_tokenizer, too_long_for
 from realrl.models.adapters import add_lora, check_same_lora, merge_adapters
+from realrl.models.logprobs import layout_of
+from realrl.models.modes import train_without_noise
+from realrl.models.precision import precision_notes, sampling_dtype, settle, training_dtype
 from realrl.models.rotary import fix_rotary
-from realrl.modes import train_without_noise
 from realrl.objectives import Objective, build_objective
-from realrl.precision import precision_notes, sampling_dtype, settle, training_dtype
 from realrl.rewards import Grader, build_verifier
 from realrl.sampling import Sampler, SamplingParams, build_sampler
+from realrl.system.hardware import Rates, choose_device, measure_rates
 from realrl.train.distributed import World, shard
 from realrl.train.footprint import free_disk, free_memory
 from realrl.train.forecast import Outlook, lengths_of, lengths_so_far, sketch_of

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from realrl.config import Config
-from realrl.logprobs import Layout, TokenStats
+from realrl.models.logprobs import Layout, TokenStats
 from realrl.objectives import AdditiveObjective, Objective, ScoreObjective, totals_of
 from realrl.objectives.base import score_proper
 from realrl.objectives.scores import masked_token_mean

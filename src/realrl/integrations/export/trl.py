@@ -19,7 +19,7 @@ from realrl.integrations.export.common import (
     refuse,
     refused_keys,
 )
-from realrl.precision import settle_for_gpus
+from realrl.models.precision import settle_for_gpus
 
 # Keys of a recipe → what they become; `section.*` is every key of a section.
 MAPPED = {

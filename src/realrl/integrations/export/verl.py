@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 
 from realrl.config import Config
 from realrl.data import chat_messages
-from realrl.files import file_name
 from realrl.integrations.export.common import (
     Export,
     Machines,
@@ -30,8 +29,9 @@ from realrl.integrations.export.common import (
 )
 from realrl.integrations.problems import held_out_problems, problems_to_train
 from realrl.models import load_tokenizer
+from realrl.models.precision import settle_for_gpus
 from realrl.objectives import build_objective
-from realrl.precision import settle_for_gpus
+from realrl.system.files import file_name
 from realrl.types import Problem
 
 logger = logging.getLogger(__name__)

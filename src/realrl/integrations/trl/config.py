@@ -12,8 +12,8 @@ from typing import Any
 from trl.trainer.grpo_config import GRPOConfig
 
 from realrl.errors import ConfigError
-from realrl.hardware import choose_device, measure_rates
 from realrl.objectives import Objective, build_objective
+from realrl.system.hardware import choose_device, measure_rates
 
 # Would change the loss behind the objective's back: option → the only value that goes, and what to do instead.
 _REFUSED: dict[str, tuple[Any, str]] = {

@@ -25,7 +25,7 @@ from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, uns
 from realrl.errors import ConfigError, TrainingError
 from realrl.integrations.engines import check_signature
 from realrl.integrations.trl.config import RealConfig
-from realrl.modes import noise_of
+from realrl.models.modes import noise_of
 from realrl.objectives import AdditiveObjective, ScoreObjective
 from realrl.objectives.kl import kl_estimate
 from realrl.objectives.scores import masked_token_mean, step_totals

@@ -1,1 +1,0 @@
-"""Pictures of a run; a leaf that only the command line imports."""

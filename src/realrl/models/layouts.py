@@ -1,0 +1,156 @@
+"""Log-probabilities of response tokens in three layouts, which give the same values and gradients.
+
+shared   one row without padding, in which the prompt of a group stands once, and what all prompts begin with stands once, too;
+         attention lets each response follow its prompt (`prefix.py`)
+packed   one row without padding, in which each response follows a prompt of its own; position ids that start again at 0
+         keep them apart
+padded   a row of its own for each prompt and response, with padding at its end, which a causal model never looks at
+
+Only response tokens reach the head, and that in tiles (`head.py`).
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from realrl.models.head import Head, head_of, token_stats
+from realrl.models.prefix import Level, Tree, common_prefix
+from realrl.types import Batch
+
+Layout = Literal["shared", "packed", "padded"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenStats:
+    """Per response token: log-probability (nats, with gradient), entropy of its distribution (nats, without gradient) and
+    `top1`, 1 where no other token is more probable, else 0 (without gradient).
+
+    All are 0 on padding.
+    """
+
+    logprobs: Float[Tensor, "N T"]
+    entropy: Float[Tensor, "N T"]
+    top1: Float[Tensor, "N T"]
+
+
+def stats_in(model: PreTrainedModel, batch: Batch, temperature: float, layout: Layout) -> TokenStats:
+    """In the layout `layout`, whether or not the model keeps rows apart in it."""
+    head = head_of(model)
+    states_M, cells_M = {"shared": _shared, "packed": _packed, "padded": _padded}[layout](model, head, batch)
+    ids_M = batch.response_ids.flatten()[cells_M]
+    values = token_stats(head, states_M, ids_M, temperature) if head else _eager_stats(states_M, ids_M, temperature)
+    empty = torch.zeros(batch.loss_mask.numel(), device=cells_M.device)
+    return TokenStats(*(empty.index_copy(0, cells_M, value).view(batch.loss_mask.shape) for value in values))
+
+
+def plain_options(model: PreTrainedModel, **wanted: Any) -> dict[str, Any]:
+    """Those of the options that the model's forward pass names, and no cache where it can be told so."""
+    parameters = inspect.signature(model.forward).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    cache = {"use_cache": False} if takes_any or "use_cache" in parameters else {}
+    return cache | {name: value for name, value in wanted.items() if name in parameters}
+
+
+def _states(model: PreTrainedModel, head: Head | None, at_M: Tensor, **inputs: Any) -> Tensor:
+    """Hidden states (logits, where the head is not known) at `at_M`, places in all rows, one row after the other."""
+    width = inputs["input_ids"].shape[1]
+    if head is not None:
+        states = model.base_model(**inputs, use_cache=False).last_hidden_state
+    else:
+        columns, of_M = (at_M % width).unique(return_inverse=True)
+        options = plain_options(model, logits_to_keep=columns)
+        states = model(**inputs, **options).logits
+        if "logits_to_keep" in options:
+            at_M = at_M // width * len(columns) + of_M
+    return states.flatten(0, 1).index_select(0, at_M)
+
+
+class _Prompts:
+    """The prompts of a batch, right-padded; a response's own by `of_row`; `common` first tokens are the same in all."""
+
+    def __init__(self, batch: Batch) -> None:
+        device = batch.response_ids.device
+        groups, self.of_row_N = torch.unique(batch.group_ids, return_inverse=True)
+        sequences = [batch.prompts[group].token_ids for group in groups.tolist()]
+        self.common = common_prefix(sequences)
+        rows = [torch.tensor(sequence, dtype=torch.long) for sequence in sequences]
+        self.ids_PL = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
+        self.lengths_P = torch.tensor([len(row) for row in rows], device=device)
+        self.mask_PL = torch.arange(self.ids_PL.shape[1], device=device) < self.lengths_P[:, None]
+
+
+def _padded(model: PreTrainedModel, head: Head | None, batch: Batch) -> tuple[Tensor, Tensor]:
+    """One pass over rows of their own. No mask is needed, and positions are places in the row."""
+    prompts, tokens = _Prompts(batch), batch.response_ids.shape[1]
+    lengths_N1 = prompts.lengths_P[prompts.of_row_N, None]
+    places_NT = lengths_N1 + torch.arange(tokens, device=lengths_N1.device)
+    ids_NW = torch.nn.functional.pad(prompts.ids_PL, (0, tokens))[prompts.of_row_N].scatter(1, places_NT, batch.response_ids)
+    ids_NW = ids_NW[:, : int((lengths_N1[:, 0] + batch.loss_mask.sum(dim=1)).max())]
+    # The state before a token predicts it.
+    before_NT = places_NT - 1 + ids_NW.shape[1] * torch.arange(len(ids_NW), device=ids_NW.device)[:, None]
+    return _states(model, head, before_NT[batch.loss_mask], input_ids=ids_NW), batch.loss_mask.flatten().nonzero()[:, 0]
+
+
+def _packed(model: PreTrainedModel, head: Head | None, batch: Batch) -> tuple[Tensor, Tensor]:
+    """One pass over one row of all prompts and responses; no state is wanted after the last token of a response."""
+    prompts = _Prompts(batch)
+    width = prompts.ids_PL.shape[1]
+    real = torch.cat([prompts.mask_PL[prompts.of_row_N], batch.loss_mask[:, 1:]], dim=1)
+    ids = torch.cat([prompts.ids_PL[prompts.of_row_N], batch.response_ids[:, :-1]], dim=1)
+    # The state at the last token of a prompt and at each of a response but the last.
+    wanted = real.clone()
+    wanted[:, :width] = torch.arange(width, device=real.device) == prompts.lengths_P[prompts.of_row_N, None] - 1
+    states_M = _states(
+        model,
+        head,
+        wanted[real].nonzero()[:, 0],
+        input_ids=ids[real][None],
+        position_ids=(real.cumsum(dim=1) - 1)[real][None],
+    )
+    return states_M, batch.loss_mask.flatten().nonzero()[:, 0]
+
+
+def _shared(model: PreTrainedModel, head: Head | None, batch: Batch) -> tuple[Tensor, Tensor]:
+    """One pass over one row: what all prompts begin with, the rest of every prompt, every response but for its last token."""
+    prompts, rest_NT = _Prompts(batch), batch.loss_mask[:, 1:]
+    common, device = prompts.common, rest_NT.device
+    levels = [
+        Level(prompts.ids_PL[:, common:], prompts.mask_PL[:, common:], torch.zeros_like(prompts.lengths_P)),
+        Level(batch.response_ids[:, :-1], rest_NT, prompts.of_row_N),
+    ]
+    if common:
+        levels.insert(
+            0, Level(prompts.ids_PL[:1, :common], prompts.mask_PL[:1, :common], torch.zeros_like(prompts.lengths_P[:1]))
+        )
+    tree = Tree(levels)
+    # A response's first token is predicted at the end of its prompt, the others in its own part of the row.
+    ends_P = tree.ends(len(levels) - 2)
+    length = len(tree.ids_S)
+    with tree.attention(model):
+        states_M = _states(
+            model,
+            head,
+            torch.cat([ends_P[prompts.of_row_N], torch.arange(int(ends_P[-1]) + 1, length, device=device)]),
+            input_ids=tree.ids_S[None],
+            position_ids=tree.positions_S[None],
+        )
+    cells_NT = torch.arange(batch.loss_mask.numel(), device=device).view_as(batch.loss_mask)
+    return states_M, torch.cat([cells_NT[:, 0], cells_NT[:, 1:][rest_NT]])
+
+
+def _eager_stats(logits: Float[Tensor, "M V"], ids: Int[Tensor, " M"], temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """For a model whose head is not known: through its own logits."""
+    scaled = logits.float() / temperature
+    normaliser = scaled.logsumexp(dim=-1)
+    own = scaled.gather(1, ids[:, None])[:, 0]
+    with torch.no_grad():
+        entropy = normaliser - (scaled.softmax(dim=-1) * scaled).sum(dim=-1)
+        top1 = (own >= scaled.amax(dim=-1)).float()
+    return own - normaliser, entropy, top1

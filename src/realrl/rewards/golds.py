@@ -1,0 +1,32 @@
+"""The self-test of a data set: its gold answers against themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from realrl.config import RewardSection
+from realrl.rewards.grader import build_verifier
+from realrl.types import Problem, Verdict
+from realrl.verifier.equivalence import is_words, readable
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """Golds held against themselves: how many, which fail and why, and which are accepted as text only, not understood."""
+
+    total: int
+    failures: list[tuple[Problem, Verdict]]
+    text_only: list[Problem]
+
+
+def check_golds(
+    problems: Sequence[Problem], reward: RewardSection | None = None, progress: Callable[[int], None] | None = None
+) -> CheckReport:
+    """The self-test of a data set: a response that boxes the gold has to be right, for every problem."""
+    with build_verifier(reward or RewardSection()) as grader:
+        verdicts = grader.score([f"\\boxed{{{p.answer}}}" for p in problems], [p.answer for p in problems], progress)
+    failures = [(p, verdict) for p, verdict in zip(problems, verdicts, strict=True) if verdict.status != "correct"]
+    failed = {id(problem) for problem, _ in failures}
+    text_only = [p for p in problems if id(p) not in failed and not (readable(p.answer) or is_words(p.answer))]
+    return CheckReport(len(problems), failures, text_only)

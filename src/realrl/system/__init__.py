@@ -1,0 +1,1 @@
+"""What the project asks of the machine: files, memory, hardware, the hub, the operating system."""
