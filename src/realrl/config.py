@@ -14,7 +14,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from realrl.errors import ConfigError
-from realrl.objectives import ObjectiveConfig, RealConfig, build_objective
+from realrl.objectives import ObjectiveConfig, RealConfig, options_of
 from realrl.system.files import clash, file_name
 
 
@@ -306,7 +306,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _labels(self) -> Config:
-        if build_objective(self.objective).needs_labels and self.reward.format_weight and self.reward.threshold is None:
+        if self.objective.needs_labels and self.reward.format_weight and self.reward.threshold is None:
             raise ValueError(
                 f"reward.format_weight = {self.reward.format_weight} makes rewards between 0 and 1, and objective.type = "
                 f"{self.objective.type!r} needs labels 0 or 1; set reward.threshold, or choose an advantage-based objective "
@@ -316,7 +316,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _route(self) -> Config:
-        if self.train.gradient_route == "direct" and not build_objective(self.objective).sums_over_groups:
+        if self.train.gradient_route == "direct" and not self.objective.sums_over_groups:
             raise ValueError(
                 f"train.gradient_route = 'direct' is not exact for objective.type = {self.objective.type!r}, whose trust "
                 "region couples all groups of a mini-batch; leave it out"
@@ -464,7 +464,7 @@ def _known_keys(location: list[str], document: dict[str, Any]) -> list[str]:
     model: type[BaseModel] = Config
     for depth, name in enumerate(location):
         if depth == 0 and name == "objective":
-            model = type(build_objective({"type": document["objective"]["type"]}).config)
+            model = options_of(document["objective"]["type"])
             continue
         annotation = model.model_fields[name].annotation if name in model.model_fields else None
         # An optional section is a union with None.
