@@ -14,6 +14,7 @@ ALLOWED = {
     "seeding": set(),
     "system": {"errors"},
     "objectives": set(),
+    "testing": {"objectives"},
     "config": {"errors", "system", "objectives"},
     "rundir": BASE,
     "verifier": {"system"},

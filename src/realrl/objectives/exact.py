@@ -8,7 +8,7 @@ additive   objectives that are a sum over rollouts once advantages are known: an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -115,7 +115,7 @@ class Plan:
         """Advantages, or dL/ds of each rollout's score; None for an objective that is neither additive nor of scores."""
         return self._weights.rollout
 
-    def loss(self, policy: Float[Tensor, "K t"], rows: Int[Tensor, " K"]) -> Float[Tensor, ""]:
+    def loss(self, policy: Float[Tensor, "K t"], rows: Tensor | Sequence[int]) -> Float[Tensor, ""]:
         """The part of the rollouts `rows` (numbers or a mask, a list too), whose log-probabilities are `policy`, with gradient.
 
         `policy` may be narrower than the mini-batch: columns that it leaves out must be padding. Raises ValueError for shapes
