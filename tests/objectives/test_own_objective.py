@@ -1,6 +1,8 @@
 """Objectives of one's own: by class, in a recipe, and the check that finds what is wrong with them."""
 
+import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,35 +13,13 @@ from realrl.errors import ConfigError
 from realrl.objectives import build_objective, list_objectives
 from realrl.testing import check_exact
 
-# The page "Your own objective in 30 lines" has this.
-SOURCE = '''
-import torch
-from pydantic import Field
-from torch.nn.functional import softplus
-
-import realrl
-
-
-class Margin(realrl.ScoreObjective):
-    """Per group the mean of softplus(margin − (s̄_right − s̄_wrong)) over its pairs, averaged over all groups."""
-
-    type: str = "my_losses:Margin"
-    margin: float = Field(default=0.1, ge=0, description="how far apart right and wrong have to be")
-
-    def loss_from_scores(self, scores_N, groups, whole):
-        right_N = groups.rewards == 1
-        same_NN = groups.index[:, None] == groups.index[None, :]
-        pairs = (same_NN & right_N[:, None] & ~right_N[None, :]).nonzero()
-        loss_M = softplus(self.margin - (scores_N[pairs[:, 0]] - scores_N[pairs[:, 1]]))
-        group_M = groups.index[pairs[:, 0]]
-        count_P = torch.zeros(groups.count, dtype=scores_N.dtype).index_add(0, group_M, torch.ones_like(loss_M))
-        return (loss_M / count_P[group_M]).sum() / whole.count
-'''
+PAGE = Path(__file__).parents[2] / "docs" / "own_objective.md"
 
 
 @pytest.fixture
 def my_losses(tmp_path, monkeypatch):
-    (tmp_path / "my_losses.py").write_text(SOURCE)
+    (source,) = re.findall(r"```python\n(# my_losses.py.*?)```", PAGE.read_text(), re.DOTALL)
+    (tmp_path / "my_losses.py").write_text(source)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield "my_losses:Margin"
     sys.modules.pop("my_losses", None)

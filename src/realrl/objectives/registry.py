@@ -57,7 +57,9 @@ def build_objective(config: Mapping[str, Any] | BaseModel) -> Objective:
     if isinstance(config, Objective):
         return config
     fields = config.model_dump() if isinstance(config, BaseModel) else dict(config)
-    name = str(fields.get("type"))
+    name = fields.get("type")
+    if not isinstance(name, str):
+        raise ValueError(f'unknown objective type {name!r}; give type = "real", or another of {", ".join(list_objectives())}')
     cls: Any = _load(CLASSES[name]) if name in CLASSES else _own_class(name)
     unknown = [key for key in fields if key not in cls.model_fields]
     if unknown:
