@@ -119,8 +119,7 @@ def list_sets() -> list[tuple[str, str, str]]:
     """Every named set: its name, its local file or "" where there is none, and its name on the hub."""
     found = []
     for name, known in NAMED.items():
-        local = next((folder / known.file for folder in _data_folders() if (folder / known.file).is_file()), None)
-        found.append((name, str(local or ""), known.hub))
+        found.append((name, str(local_file(name) or ""), known.hub))
     return found
 
 
@@ -137,9 +136,8 @@ def _open(name: str) -> tuple[Iterable[tuple[str, Any]], str, Mapping[str, str]]
         raise DataError(f"no file at {name}; data.train and data.eval take a path, a named set or a generated task")
     if name in NAMED:
         known = NAMED[name]
-        for folder in _data_folders():
-            if (folder / known.file).is_file():
-                return read_file(folder / known.file), str(folder / known.file), known.columns
+        if file := local_file(name):
+            return read_file(file), str(file), known.columns
         columns = {**known.columns, **known.hub_columns}
         return _read_hub(known.hub, known.configuration, known.split, name), known.hub, columns
     if "/" in name:
@@ -150,12 +148,15 @@ def _open(name: str) -> tuple[Iterable[tuple[str, Any]], str, Mapping[str, str]]
     raise DataError(f"unknown data set {name!r}; {hint}known: {', '.join(names)}; or give a path or a hub name (owner/name)")
 
 
-def _data_folders() -> list[Path]:
-    """Where named sets are looked for: REALRL_DATA, else shared/data beside a folder above the current one."""
-    if os.environ.get("REALRL_DATA"):
-        return [Path(os.environ["REALRL_DATA"])]
-    here = Path.cwd()
-    return [folder / "shared" / "data" for folder in (here, *here.parents)]
+def local_file(name: str) -> Path | None:
+    """The file of a named set in the folder REALRL_DATA, or None; DataError where REALRL_DATA is not a folder."""
+    folder = os.environ.get("REALRL_DATA")
+    if not folder:
+        return None
+    if not Path(folder).is_dir():
+        raise DataError(f"REALRL_DATA = {folder!r} is not a folder; set it to the folder of the named sets, or unset it")
+    file = Path(folder) / NAMED[name].file
+    return file if file.is_file() else None
 
 
 def _read_hub(hub: str, configuration: str | None, split: str, name: str | None = None) -> Iterable[tuple[str, Any]]:
