@@ -1,9 +1,9 @@
 """Verifications a second on MATH-500's golds, ours beside plain math-verify, alternating in one run; prints JSON.
 
-Each gold is held against itself, against another spelling of itself, and against the next problem's gold. Set REALRL_DATA to the folder of the sets.
-With `--crowd N` instead: N such answers, one in twenty replaced by a hostile one (a bomb, deep nesting, what may hang), once;
-their throughput, the growth of this process and the largest worker's memory, and how many of the others got another verdict
-than alone.
+Each gold is held against itself, against another spelling of itself, and against the next problem's gold.
+REALRL_DATA names the folder of the sets. With `--crowd N` instead: N such answers, one in twenty replaced by a hostile one
+(a bomb, deep nesting, what may hang), once; their throughput, the growth of this process and the largest worker's memory, and
+how many of the others got another verdict than alone.
 """
 
 import argparse

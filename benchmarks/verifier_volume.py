@@ -1,7 +1,7 @@
 """Count the verifier's errors on real golds: harmless rewritings must be right, changed values wrong; prints JSON.
 
 Every gold of the evaluation sets (and of each `--train` set) is rewritten and changed in every way that applies. GSM8K's golds
-also stand in templates. `--show N` lists N errors of each kind. Set REALRL_DATA to the folder of the sets.
+also stand in templates. `--show N` lists N errors of each kind. REALRL_DATA names the folder of the sets.
 """
 
 import argparse

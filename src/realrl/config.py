@@ -172,7 +172,7 @@ class RewardSection(Section):
 
 
 class SamplingSection(Section):
-    engine: Literal["hf", "vllm"] = "hf"
+    engine: str = Field(default="hf", description='hf, vllm, or a sampler of your own as "module:Class"')
     group_size: Count = 8
     temperature: float = Field(default=1.0, ge=MIN_TEMPERATURE)
     top_p: float = Field(default=1.0, gt=0, le=1)

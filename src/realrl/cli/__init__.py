@@ -171,7 +171,9 @@ def evaluate(
     max_new_tokens: Annotated[int | None, typer.Option(min=1, max=2**20, help="Default: the recipe's, or 8192.")] = None,
     reward: Annotated[str | None, typer.Option(help="Verifier; default: the recipe's, or math.")] = None,
     recipe: Annotated[str | None, typer.Option(help="Take prompt, sampling and reward from this recipe.")] = None,
-    engine: Annotated[str, typer.Option(help="auto (vllm on a GPU where installed, else hf), hf or vllm.")] = "auto",
+    engine: Annotated[
+        str, typer.Option(help='auto (vllm on a GPU where installed, else hf), hf, vllm, or a class as "module:Class".')
+    ] = "auto",
     endpoint: Annotated[
         str | None, typer.Option(help="URL of an OpenAI-compatible server (…/v1); its key: OPENAI_API_KEY of the environment.")
     ] = None,
