@@ -19,7 +19,7 @@ from math_verify import parse, verify
 
 from realrl.config import RewardSection
 from realrl.data import load_problems
-from realrl.rewards import build_verifier
+from realrl.rewards import build_grader
 
 REPEATS = 5
 HOSTILE = [
@@ -47,7 +47,7 @@ def plain(response: str, gold: str) -> bool:
 
 def crowd(count: int, responses: list[str], answers: list[str]) -> dict:
     """The figures of `--crowd`."""
-    rng, grader = random.Random(0), build_verifier(RewardSection())
+    rng, grader = random.Random(0), build_grader(RewardSection())
     alone = [verdict.status for verdict in grader.score(responses, answers)]
     places = [n % len(responses) for n in range(count)]
     hostile = [rng.random() < 0.05 for _ in range(count)]
@@ -87,7 +87,7 @@ def main() -> None:
         print(json.dumps(crowd(arguments.crowd, responses, answers)))
         return
     start = time.perf_counter()
-    grader = build_verifier(RewardSection())
+    grader = build_grader(RewardSection())
     grader.score([r"\boxed{\sum_{k=1}^{3} k}"] * 2, ["6", "7"])
     start_up = time.perf_counter() - start
     ours, theirs = [], []

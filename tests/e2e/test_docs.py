@@ -2,7 +2,7 @@
 
 shell     `realrl …` runs here, in one folder a document and in the document's order, with stand-ins for models, data and sizes
 python    runs; a comment behind an expression that begins with a value holds it: `pass_at_k(2, 1, 1)  # 0.5`
-toml      parses as a recipe, or with `base = …` as a sweep, whose grid a later block of the page may replace
+toml      parses as a recipe, or with `base` and `dir` as a sweep, whose grid a later block of the page may replace
 json      each line is a problem
 text      output and formulas
 
@@ -197,6 +197,10 @@ def test_page(page, desk):
                 ast.parse(text)
         elif language == "toml":
             document = tomllib.loads(text)
+            if "base" in document and "dir" not in document:
+                Path("page.toml").write_text(text)
+                load_config("page.toml")
+                continue
             if sweep or "base" in document:
                 sweep = (
                     document if "base" in document else {key: sweep[key] for key in sweep if key not in ("grid", "reference")}

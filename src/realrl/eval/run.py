@@ -22,7 +22,7 @@ from realrl.eval.store import Generation, Store, prompt_digest, read_graded
 from realrl.eval.tables import average, details_table, notes, summary_table
 from realrl.models import layer_shape, load_tokenizer, weights_fingerprint
 from realrl.models.precision import precision_notes
-from realrl.rewards import Grader, build_verifier
+from realrl.rewards import Grader, build_grader
 from realrl.rundir.rollouts import write_rollouts
 from realrl.sampling import ENGINES, EngineOptions, SamplingParams, TextEngine, TextRequest, build_engine
 from realrl.seeding import derive_seed
@@ -112,7 +112,7 @@ def run_eval(request: EvalRequest) -> str:
         "data": config.data.model_dump(mode="json", exclude={"train", "eval", "strict", "max_prompt_tokens"}),
         "benchmarks": {b.name: {"problems": len(b.problems), "of": b.total, "samples": samples} for b in benchmarks},
     }
-    with build_verifier(config.reward) as grader, Store(folder) as store:
+    with build_grader(config.reward) as grader, Store(folder) as store:
         if not request.endpoint:
             settings |= {"dtype": _dtype(request, store)}
         store.keep_settings(settings)
@@ -154,7 +154,7 @@ def _regrade(request: EvalRequest) -> str:
         for benchmark in benchmarks:
             _check_problems(benchmark, folder)
         settings = settings | {"benchmarks": {name: settings["benchmarks"][name] for name in names}}
-        with build_verifier(config.reward) as grader:
+        with build_grader(config.reward) as grader:
             return _report(store, benchmarks, settings, config, grader, show_paper=request.show_paper)
 
 

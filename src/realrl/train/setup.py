@@ -20,8 +20,8 @@ from realrl.models.logprobs import layout_of
 from realrl.models.modes import train_without_noise
 from realrl.models.precision import precision_notes, sampling_dtype, settle, training_dtype
 from realrl.models.rotary import fix_rotary
-from realrl.objectives import Objective, build_objective
-from realrl.rewards import Grader, build_verifier
+from realrl.objectives import Groups, Objective, build_objective
+from realrl.rewards import Grader, build_grader
 from realrl.sampling import SAMPLERS, Sampler, SamplingParams, build_sampler
 from realrl.system.hardware import Rates, choose_device, measure_rates
 from realrl.train.distributed import World, shard
@@ -126,7 +126,7 @@ def prepare(config: Config, world: World, weights: str | None = None, start: int
 
 def _verifier(config: Config, problems: Sequence[Problem], notes: list[str]) -> Grader:
     """The grader of the recipe, once it has been tried on the problems; ConfigError for one that cannot be had or used."""
-    grader = build_verifier(config.reward)
+    grader = build_grader(config.reward)
     try:
         notes += try_verifier(grader, config, problems)
     except BaseException:
@@ -331,7 +331,7 @@ def _arithmetic(config: Config, model: PreTrainedModel, objective: Objective, sa
             f"weights larger than {512 * config.optim.lr:.0e} (512 × optim.lr), so nearly all; set optim.master_weights = true"
         )
     # One right and one wrong response, each a group of its own.
-    apart = objective.teaching_groups(torch.tensor([1.0, 0.0]), torch.tensor([0, 1]), None)
+    apart = objective.teaching_groups(Groups(torch.tensor([1.0, 0.0]), torch.tensor([0, 1]), torch.tensor([1, 1])))
     if group_size == 1 and not apart.any():
         lines.append(
             f"WARNING: sampling.group_size = 1: a group of one is always all right or all wrong, and objective.type = "
