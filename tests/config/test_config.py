@@ -183,7 +183,7 @@ def test_a_section_s_own_default_goes_before_its_class_s():
 
 def test_every_key_of_a_recipe_has_a_row_in_the_docs_with_its_default():
     documented = {}
-    for key, default in re.findall(r"^\| `(.+?)` \| (.+?) \|", PAGE.read_text(), re.MULTILINE):
+    for key, default in re.findall(r"^\| `(\w+\.[^`]+)` \| (.+?) \|", PAGE.read_text(), re.MULTILINE):
         documented[key] = None if default in ("required", "absent") else tomllib.loads(f"value = {default}")["value"]
     sections = {name: field.annotation for name, field in Config.model_fields.items() if name != "objective"}
     sections["model.lora"] = LoraSection
