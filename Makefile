@@ -33,6 +33,8 @@ help:
 quickstart: $(QUICKSTART)
 	$(BIN)/realrl train recipes/quickstart.toml --overwrite
 
+# Data sets that lie beside the checkout are found; without them the tests that read them are skipped.
+test: export REALRL_DATA ?= $(abspath $(wildcard ../shared/data))
 test: $(INSTALLED)
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 

@@ -1,9 +1,9 @@
 """Verifications a second on MATH-500's golds, ours beside plain math-verify, alternating in one run; prints JSON.
 
-Each gold is held against itself, against another spelling of itself, and against the next problem's gold. Needs ../shared/data.
-With `--crowd N` instead: N such answers, one in twenty replaced by a hostile one (a bomb, deep nesting, what may hang), once;
-their throughput, the growth of this process and the largest worker's memory, and how many of the others got another verdict
-than alone.
+Each gold is held against itself, against another spelling of itself, and against the next problem's gold.
+REALRL_DATA names the folder of the sets. With `--crowd N` instead: N such answers, one in twenty replaced by a hostile one
+(a bomb, deep nesting, what may hang), once; their throughput, the growth of this process and the largest worker's memory, and
+how many of the others got another verdict than alone.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from math_verify import parse, verify
 
 from realrl.config import RewardSection
 from realrl.data import load_problems
-from realrl.rewards import build_verifier
+from realrl.rewards import build_grader
 
 REPEATS = 5
 HOSTILE = [
@@ -47,7 +47,7 @@ def plain(response: str, gold: str) -> bool:
 
 def crowd(count: int, responses: list[str], answers: list[str]) -> dict:
     """The figures of `--crowd`."""
-    rng, grader = random.Random(0), build_verifier(RewardSection())
+    rng, grader = random.Random(0), build_grader(RewardSection())
     alone = [verdict.status for verdict in grader.score(responses, answers)]
     places = [n % len(responses) for n in range(count)]
     hostile = [rng.random() < 0.05 for _ in range(count)]
@@ -87,7 +87,7 @@ def main() -> None:
         print(json.dumps(crowd(arguments.crowd, responses, answers)))
         return
     start = time.perf_counter()
-    grader = build_verifier(RewardSection())
+    grader = build_grader(RewardSection())
     grader.score([r"\boxed{\sum_{k=1}^{3} k}"] * 2, ["6", "7"])
     start_up = time.perf_counter() - start
     ours, theirs = [], []

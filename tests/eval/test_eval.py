@@ -18,7 +18,7 @@ from realrl.eval.run import EvalRequest, run_eval
 from realrl.eval.runner import answer_missed, evaluate, grade_generations
 from realrl.eval.store import Generation, Store
 from realrl.eval.tables import Table, average, notes, summary_table
-from realrl.rewards import build_verifier
+from realrl.rewards import build_grader
 from realrl.rundir.rollouts import write_rollouts
 from realrl.sampling import SamplingParams
 from realrl.types import Problem, Prompt, Rollout
@@ -118,7 +118,7 @@ PROMPTS = [Prompt(Problem(f"p{i}", f"question {i}", answer), f"question {i}", (i
 
 
 def run_evaluate(sampler, samples):
-    with build_verifier(RewardSection(type="exact_integer")) as grader:
+    with build_grader(RewardSection(type="exact_integer")) as grader:
         params = SamplingParams(temperature=1.0)
         return evaluate(sampler, PROMPTS, grader, samples=samples, params=params, seed=0)
 
@@ -236,7 +236,7 @@ def test_other_settings_are_refused_and_further_benchmarks_are_not(tmp_path):
 def graded(texts, samples=2):
     problems = [prompt.problem for prompt in PROMPTS]
     generations = [generation(p.id, i, texts[n][i]) for n, p in enumerate(problems) for i in range(samples)]
-    with build_verifier(RewardSection(type="exact_integer")) as grader:
+    with build_grader(RewardSection(type="exact_integer")) as grader:
         return grade_generations(problems, generations, grader, samples=samples)
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from realrl.config import RewardSection
-from realrl.rewards import build_verifier, grade
+from realrl.rewards import build_grader, grade
 from realrl.verifier.judges import judge_reasoning_gym
 from realrl.verifier.pool import JudgePool
 
@@ -58,7 +58,7 @@ def grade_within_limits(canary):
     if CAMPAIGN:
         more, theirs = zip(*itertools.islice(stream(1), 20_000), strict=True)
         responses, golds = [*responses, *more], [*golds, *theirs]
-    with build_verifier(RewardSection(timeout_s=5 if CAMPAIGN else 1, memory_mib=1024)) as grader:
+    with build_grader(RewardSection(timeout_s=5 if CAMPAIGN else 1, memory_mib=1024)) as grader:
         verdicts = grader.score(responses, golds)
     assert len(verdicts) == len(responses) and {verdict.status for verdict in verdicts} <= STATUSES
     assert not os.path.exists(canary)

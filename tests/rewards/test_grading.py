@@ -10,14 +10,14 @@ from three_steps import ragged_batch
 from realrl.config import RewardSection
 from realrl.models import load_model
 from realrl.objectives import build_objective
-from realrl.rewards import Grading, build_verifier
+from realrl.rewards import Grading, build_grader
 from realrl.rewards.grader import Grader
 from realrl.train.step import GradientStep, StepSettings
 from realrl.verifier.pool import Judgement
 
 
 def test_verdicts_come_in_order_of_their_index_whatever_the_order_of_arrival():
-    with build_verifier(RewardSection(type="exact_integer")) as grader, Grading(grader, 50) as grading:
+    with build_grader(RewardSection(type="exact_integer")) as grader, Grading(grader, 50) as grading:
         for index in torch.randperm(50).tolist():
             grading.submit(index, rf"\boxed{{{index}}}", (str(index if index % 3 else index + 1),))
         assert [verdict.status == "correct" for verdict in grading.verdicts()] == [index % 3 > 0 for index in range(50)]
@@ -45,7 +45,7 @@ def test_a_grader_that_fails_and_a_missing_response_are_heard_of():
         grading.submit(0, "a", ("a",))
         with pytest.raises(KeyError, match="lost"):
             grading.verdicts()
-    with build_verifier(RewardSection(type="exact_integer")) as grader, Grading(grader, 2) as grading:
+    with build_grader(RewardSection(type="exact_integer")) as grader, Grading(grader, 2) as grading:
         grading.submit(0, "1", ("1",))
         with pytest.raises(AssertionError, match="1 of 2 responses were not submitted"):
             grading.verdicts()

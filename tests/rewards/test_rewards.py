@@ -13,7 +13,7 @@ from processes import is_gone
 
 from realrl.config import RewardSection, parse_config
 from realrl.errors import ConfigError
-from realrl.rewards import build_verifier, grade, verify
+from realrl.rewards import build_grader, grade, verify
 from realrl.types import Verdict
 from realrl.verifier.extract import ExtractionPolicy, extract_answer, last_boxed
 from realrl.verifier.judges import judge_reasoning_gym
@@ -216,11 +216,11 @@ def test_the_verdict_is_the_same_in_threads_processes_and_asyncio():
 
 
 def test_a_users_function_by_import_path():
-    with build_verifier(RewardSection(type="judges:double")) as grader:
+    with build_grader(RewardSection(type="judges:double")) as grader:
         assert [verdict.reward for verdict in grader.score(["aa", "a"], ["a", "a"])] == [1.0, 0.0]
-    with build_verifier(RewardSection(type="judges:share")) as grader:
+    with build_grader(RewardSection(type="judges:share")) as grader:
         assert [verdict.reward for verdict in grader.score(["ab", "aa", "bb"], ["a"] * 3)] == [0.5, 1.0, 0.0]
-    with build_verifier(RewardSection(type="judges:share", threshold=0.5)) as grader:
+    with build_grader(RewardSection(type="judges:share", threshold=0.5)) as grader:
         assert [verdict.reward for verdict in grader.score(["ab", "aa", "bb"], ["a"] * 3)] == [1.0, 1.0, 0.0]
 
 
@@ -237,7 +237,7 @@ def test_the_preference_level_follows_the_reward():
 
 
 def test_format_rewards_and_labels():
-    with build_verifier(RewardSection(type="exact_integer", format_weight=0.2)) as grader:
+    with build_grader(RewardSection(type="exact_integer", format_weight=0.2)) as grader:
         rewards = [verdict.reward for verdict in grader.score([r"\boxed{7}", "The answer is 7", r"\boxed{8}", "hm"], ["7"] * 4)]
     assert rewards == pytest.approx([1.0, 0.8, 0.2, 0.0])
     document = {"model": {"path": "m"}, "data": {"train": "d"}, "reward": {"format_weight": 0.2}}
@@ -313,7 +313,7 @@ def test_policy():
 
 def test_unknown_verifier_names_the_nearest():
     with pytest.raises(ConfigError, match="did you mean math"):
-        build_verifier(RewardSection(type="maths"))
+        build_grader(RewardSection(type="maths"))
 
 
 SCHEMA = json.dumps({"type": "object", "required": ["x"], "properties": {"x": {"type": "integer"}}})
@@ -334,7 +334,7 @@ SCHEMA = json.dumps({"type": "object", "required": ["x"], "properties": {"x": {"
     ],
 )
 def test_json_is_held_against_a_schema(response, gold, status):
-    with build_verifier(RewardSection(type="json_schema", timeout_s=2, workers=1)) as grader:
+    with build_grader(RewardSection(type="json_schema", timeout_s=2, workers=1)) as grader:
         verdict = grader.score([response], [gold])[0]
     assert verdict.status == status, verdict
 
@@ -344,7 +344,7 @@ ENTRY = json.dumps({"question": "2+2", "answer": "4", "metadata": {"source_datas
 
 @pytest.mark.skipif(importlib.util.find_spec("reasoning_gym") is None, reason="reasoning-gym is not installed")
 def test_reasoning_gym_scores_its_own_tasks():
-    with build_verifier(RewardSection(type="reasoning_gym", workers=1, timeout_s=60, memory_mib=4096)) as grader:
+    with build_grader(RewardSection(type="reasoning_gym", workers=1, timeout_s=60, memory_mib=4096)) as grader:
         verdicts = grader.score([r"\boxed{4}", r"\boxed{5}", "no", r"\boxed{4}"], [ENTRY, ENTRY, ENTRY, "{}"])
     assert [verdict.status for verdict in verdicts] == ["correct", "wrong", "no_answer", "grader_error"]
 
@@ -357,4 +357,4 @@ def test_what_could_be_run_is_not_handed_to_reasoning_gym(text):
 def test_a_missing_package_names_its_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'realrl\[reasoning-gym\]'"):
-        build_verifier(RewardSection(type="reasoning_gym"))
+        build_grader(RewardSection(type="reasoning_gym"))

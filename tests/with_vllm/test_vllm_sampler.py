@@ -261,7 +261,7 @@ def test_bfloat16_engine_of_a_float32_model():
         "data": {"train": "unused"},
         "sampling": {"engine": "vllm", "dtype": "bfloat16", "max_new_tokens": 24, "batch_rows": 8},
     }
-    sampler = build_sampler(parse_config(recipe), model, character_tokenizer(), 160)
+    sampler = build_sampler(parse_config(recipe), model, character_tokenizer(), longest_prompt=160)
     assert isinstance(sampler, VLLMSampler)
     params = SamplingParams(temperature=1.0, max_new_tokens=24)
     rollouts = run(sampler, params=params)
@@ -270,7 +270,7 @@ def test_bfloat16_engine_of_a_float32_model():
     assert 1e-3 < gap(model, rollouts, temperature=1.0) < 1.0
     with pytest.raises(ConfigError, match="vLLM takes 0.01 to 2"):
         recipe["sampling"]["temperature"] = 2.5
-        build_sampler(parse_config(recipe), model, character_tokenizer(), 160)
+        build_sampler(parse_config(recipe), model, character_tokenizer(), longest_prompt=160)
 
 
 def test_an_engine_that_fails_ends_the_run_and_says_how_to_go_on():

@@ -51,7 +51,10 @@ def evaluate(
     reward: Annotated[str | None, typer.Option(help="Verifier; default: the recipe's, or math.")] = None,
     recipe: Annotated[str | None, typer.Option(help="Take the prompt, sampling and reward settings from this recipe.")] = None,
     engine: Annotated[
-        str, typer.Option(help="hf, vllm, or auto: vllm if there is a GPU and vllm is installed, otherwise hf.")
+        str,
+        typer.Option(
+            help='hf, vllm, a class as "module:name", or auto: vllm if there is a GPU and vllm is installed, otherwise hf.'
+        ),
     ] = "auto",
     endpoint: Annotated[
         str | None,

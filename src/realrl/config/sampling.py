@@ -15,7 +15,9 @@ MIN_TEMPERATURE = 0.01
 class SamplingSection(Section):
     """How rollouts are sampled."""
 
-    engine: Literal["hf", "vllm"] = Field(default="hf", description='"hf": transformers; "vllm": vLLM')
+    engine: str = Field(
+        default="hf", description='"hf": transformers; "vllm": vLLM; or a sampler class of yours as "module:name"'
+    )
     group_size: Count = Field(default=8, description="responses to each prompt")
     temperature: float = Field(
         default=1.0, ge=MIN_TEMPERATURE, description="temperature of sampling, and of every log-probability"

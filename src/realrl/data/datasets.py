@@ -1,11 +1,11 @@
-"""Problems by name: a generated task, a local file or folder, a named set, or a data set of the hub."""
+"""Problems by name: a generated task, a file or folder, a named set, a function of the user, or a data set of the hub."""
 
 from __future__ import annotations
 
 import contextlib
 import difflib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -17,6 +17,7 @@ from realrl.data.rows import make_problem
 from realrl.data.tasks import TASKS, TaskProblems
 from realrl.errors import DataError
 from realrl.system.hub import reach_hub
+from realrl.system.registry import Registry
 from realrl.types import Problem
 
 
@@ -56,6 +57,11 @@ NAMED: dict[str, NamedSet] = {
     ),
     "math": NamedSet("train/math_train.parquet", "nlile/hendrycks-MATH-benchmark", "train"),
 }
+# What `data.train` and `data.eval` can name beside tasks, files and the hub: a named set, or a function that is called with
+# "train" or "eval" and gives rows as mappings.
+SETS: Registry[NamedSet | Callable[[str], Any]] = Registry(
+    "data set", "a function", NAMED, also=TASKS, besides="a path, a hub name (owner/name), ", error=DataError
+)
 # Columns tried where the recipe maps none.
 _ALIASES = {
     "problem": ("problem", "question", "prompt", "messages"),
@@ -111,7 +117,7 @@ def load_problems(
     """
     if name in TASKS:
         return LoadedProblems(name, TaskProblems(name, split, seed, task_options or {}, count))
-    rows, source, known = _open(name)
+    rows, source, known = _open(name, split)
     return _collect(name, source, rows, {**known, **(columns or {})}, strict, keep or {})
 
 
@@ -119,12 +125,11 @@ def list_sets() -> list[tuple[str, str, str]]:
     """Every named set: its name, its local file or "" where there is none, and its name on the hub."""
     found = []
     for name, known in NAMED.items():
-        local = next((folder / known.file for folder in _data_folders() if (folder / known.file).is_file()), None)
-        found.append((name, str(local or ""), known.hub))
+        found.append((name, str(local_file(name) or ""), known.hub))
     return found
 
 
-def _open(name: str) -> tuple[Iterable[tuple[str, Any]], str, Mapping[str, str]]:
+def _open(name: str, split: str) -> tuple[Iterable[tuple[str, Any]], str, Mapping[str, str]]:
     """Rows as (place, record) pairs from the first source that has the name, that source, and its columns' mapping."""
     path = Path(name)
     with contextlib.suppress(RuntimeError):  # a home folder that does not exist
@@ -135,27 +140,34 @@ def _open(name: str) -> tuple[Iterable[tuple[str, Any]], str, Mapping[str, str]]
         return _read_hub(str(path), None, "train"), str(path), {}
     if is_file_name(name) or name.startswith((".", "/", "~")):
         raise DataError(f"no file at {name}; data.train and data.eval take a path, a named set or a generated task")
-    if name in NAMED:
-        known = NAMED[name]
-        for folder in _data_folders():
-            if (folder / known.file).is_file():
-                return read_file(folder / known.file), str(folder / known.file), known.columns
-        columns = {**known.columns, **known.hub_columns}
-        return _read_hub(known.hub, known.configuration, known.split, name), known.hub, columns
     if "/" in name:
         return _read_hub(name, None, "train"), name, {}
-    names = [*TASKS, *NAMED]
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise DataError(f"unknown data set {name!r}; {hint}known: {', '.join(names)}; or give a path or a hub name (owner/name)")
+    known = SETS.find(name)
+    if not isinstance(known, NamedSet):
+        return _call(name, known, split), name, {}
+    if file := local_file(name):
+        return read_file(file), str(file), known.columns
+    columns = {**known.columns, **known.hub_columns}
+    return _read_hub(known.hub, known.configuration, known.split, name), known.hub, columns
 
 
-def _data_folders() -> list[Path]:
-    """Where named sets are looked for: REALRL_DATA, else shared/data beside a folder above the current one."""
-    if os.environ.get("REALRL_DATA"):
-        return [Path(os.environ["REALRL_DATA"])]
-    here = Path.cwd()
-    return [folder / "shared" / "data" for folder in (here, *here.parents)]
+def _call(name: str, function: Callable[[str], Any], split: str) -> Iterable[tuple[str, Any]]:
+    """The rows that a user's function gives; DataError where its result is no iterable."""
+    rows = function(split)
+    if isinstance(rows, (str, Mapping)) or not isinstance(rows, Iterable):
+        raise DataError(f"data set {name!r} gave a {type(rows).__name__}; it must give rows, each with a problem and an answer")
+    return ((f"row {number}", row) for number, row in enumerate(rows, start=1))
+
+
+def local_file(name: str) -> Path | None:
+    """The file of a named set in the folder REALRL_DATA, or None; DataError where REALRL_DATA is not a folder."""
+    folder = os.environ.get("REALRL_DATA")
+    if not folder:
+        return None
+    if not Path(folder).is_dir():
+        raise DataError(f"REALRL_DATA = {folder!r} is not a folder; set it to the folder of the named sets, or unset it")
+    file = Path(folder) / NAMED[name].file
+    return file if file.is_file() else None
 
 
 def _read_hub(hub: str, configuration: str | None, split: str, name: str | None = None) -> Iterable[tuple[str, Any]]:

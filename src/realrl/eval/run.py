@@ -20,23 +20,11 @@ from realrl.eval.progress import Progress
 from realrl.eval.runner import EvalResult, grade_generations
 from realrl.eval.store import Generation, Store, prompt_digest, read_graded
 from realrl.eval.tables import average, details_table, notes, summary_table
-from realrl.models import (
-    adapter_folder,
-    layer_shape,
-    load_model,
-    load_tokenizer,
-    resolve_model,
-    too_long_for,
-    weights_fingerprint,
-)
+from realrl.models import layer_shape, load_tokenizer, weights_fingerprint
 from realrl.models.precision import precision_notes
-from realrl.models.rotary import fix_rotary
-from realrl.rewards import Grader, build_verifier
+from realrl.rewards import Grader, build_grader
 from realrl.rundir.rollouts import write_rollouts
-from realrl.sampling import HFSampler, SamplingParams, TextEngine, TextRequest
-from realrl.sampling.openai import EndpointEngine
-from realrl.sampling.texts import HFEngine
-from realrl.sampling.vllm import VLLMEngine
+from realrl.sampling import ENGINES, EngineOptions, SamplingParams, TextEngine, TextRequest, build_engine
 from realrl.seeding import derive_seed
 from realrl.system.files import clash, file_name, write_whole
 from realrl.system.hardware import Rates, choose_device, measure_rates
@@ -46,7 +34,6 @@ from realrl.types import Problem
 # As the released code evaluates (scripts/eval/eval_model_8k.sh).
 _TEMPERATURE, _TOP_P, _MAX_NEW_TOKENS, _SAMPLES = 0.6, 0.95, 8192, 16
 _PROMPT_SUFFIX = "\nLet's think step by step and output the final answer within \\boxed{}."
-_ENGINES = ("auto", "hf", "vllm")
 _DTYPES = ("float32", "bfloat16")
 # Problems of a generated task where --problems does not say.
 _TASK_PROBLEMS = 128
@@ -125,7 +112,7 @@ def run_eval(request: EvalRequest) -> str:
         "data": config.data.model_dump(mode="json", exclude={"train", "eval", "strict", "max_prompt_tokens"}),
         "benchmarks": {b.name: {"problems": len(b.problems), "of": b.total, "samples": samples} for b in benchmarks},
     }
-    with build_verifier(config.reward) as grader, Store(folder) as store:
+    with build_grader(config.reward) as grader, Store(folder) as store:
         if not request.endpoint:
             settings |= {"dtype": _dtype(request, store)}
         store.keep_settings(settings)
@@ -167,7 +154,7 @@ def _regrade(request: EvalRequest) -> str:
         for benchmark in benchmarks:
             _check_problems(benchmark, folder)
         settings = settings | {"benchmarks": {name: settings["benchmarks"][name] for name in names}}
-        with build_verifier(config.reward) as grader:
+        with build_grader(config.reward) as grader:
             return _report(store, benchmarks, settings, config, grader, show_paper=request.show_paper)
 
 
@@ -221,9 +208,9 @@ def _engine_name(request: EvalRequest) -> str:
                 "key as OPENAI_API_KEY in the environment"
             )
         return f"endpoint {request.endpoint}"
-    if request.engine not in _ENGINES:
-        raise ConfigError(f"unknown --engine {request.engine!r}; known: {', '.join(_ENGINES)}; or --endpoint URL")
     if request.engine != "auto":
+        # An unknown one is refused before any data is read.
+        ENGINES.find(request.engine)
         return request.engine
     import importlib.util
 
@@ -342,37 +329,23 @@ def _rates(model: str) -> Rates:
 
 
 def _engine(settings: Mapping[str, Any], request: EvalRequest, params: SamplingParams, longest_prompt: int) -> TextEngine:
-    if request.endpoint:
-        return EndpointEngine(
-            request.endpoint,
-            request.model,
-            params,
-            concurrency=request.concurrency,
-            retries=request.retries,
-            timeout_s=request.timeout,
-        )
-    for line in precision_notes(_rates(request.model), {"sampling": settings["dtype"]}, "give --dtype auto and another -o"):
-        print(f"realrl: {line}", file=sys.stderr)
-    if settings["engine"] == "vllm":
-        folder = resolve_model(request.model)
-        if adapter_folder(folder):
-            raise ConfigError(f"{request.model} holds an adapter alone, and --engine vllm reads whole weights; use --engine hf")
-        return VLLMEngine(
-            folder,
-            params,
-            dtype=settings["dtype"],
-            longest_prompt=longest_prompt,
-            seed=request.seed,
-        )
-    torch.set_flush_denormal(True)  # as in training
-    dtype = getattr(torch, settings["dtype"])
-    model = load_model(request.model, dtype=dtype, device=choose_device("auto")).eval()
-    if warning := too_long_for(model, longest_prompt, params.max_new_tokens):
-        print(f"realrl: {warning}", file=sys.stderr)
-    longest = longest_prompt + params.max_new_tokens
-    if note := fix_rotary(model, longest):
-        print(f"realrl: {note}", file=sys.stderr)
-    return HFEngine(HFSampler(model, load_tokenizer(request.model), longest=longest), params)
+    local = {}
+    if not request.endpoint:
+        local = {"dtype": settings["dtype"]}
+        for line in precision_notes(_rates(request.model), {"sampling": local["dtype"]}, "give --dtype auto and another -o"):
+            print(f"realrl: {line}", file=sys.stderr)
+    options = EngineOptions(
+        request.model,
+        params,
+        **local,
+        longest_prompt=longest_prompt,
+        seed=request.seed,
+        endpoint=request.endpoint,
+        concurrency=request.concurrency,
+        retries=request.retries,
+        timeout_s=request.timeout,
+    )
+    return build_engine("openai" if request.endpoint else settings["engine"], options)
 
 
 def _report(

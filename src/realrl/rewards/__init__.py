@@ -1,6 +1,6 @@
 """Rewards: a verifier's verdicts on rollouts; 0, 1, or scores between them."""
 
-from realrl.rewards.grader import Grader, build_verifier, grade, list_verifiers, register_verifier, verify
+from realrl.rewards.grader import Grader, build_grader, grade, list_verifiers, register_verifier, verify
 from realrl.rewards.grading import Grading
 
-__all__ = ["Grader", "Grading", "build_verifier", "grade", "list_verifiers", "register_verifier", "verify"]
+__all__ = ["Grader", "Grading", "build_grader", "grade", "list_verifiers", "register_verifier", "verify"]

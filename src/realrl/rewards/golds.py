@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from realrl.config import RewardSection
-from realrl.rewards.grader import build_verifier
+from realrl.rewards.grader import build_grader
 from realrl.types import Problem, Verdict
 from realrl.verifier.equivalence import is_words, readable
 
@@ -24,7 +24,7 @@ def check_golds(
     problems: Sequence[Problem], reward: RewardSection | None = None, progress: Callable[[int], None] | None = None
 ) -> CheckReport:
     """The self-test of a data set: a response that boxes the gold has to be right, for every problem."""
-    with build_verifier(reward or RewardSection()) as grader:
+    with build_grader(reward or RewardSection()) as grader:
         verdicts = grader.score([f"\\boxed{{{p.answer}}}" for p in problems], [p.answer for p in problems], progress)
     failures = [(p, verdict) for p, verdict in zip(problems, verdicts, strict=True) if verdict.status != "correct"]
     failed = {id(problem) for problem, _ in failures}

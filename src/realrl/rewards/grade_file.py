@@ -12,7 +12,7 @@ from typing import Any
 from realrl.config import RewardSection
 from realrl.data.readers import read_file
 from realrl.errors import DataError
-from realrl.rewards.grader import build_verifier
+from realrl.rewards.grader import build_grader
 from realrl.rewards.second_grader import second_grader
 from realrl.types import Verdict
 
@@ -56,7 +56,7 @@ def grade_file(
     pool = second_grader(compare, reward) if compare is not None else None
     rows = _read(Path(path))
     responses, golds = [row["response"] for row in rows], [_golds(row) for row in rows]
-    with build_verifier(reward) as grader:
+    with build_grader(reward) as grader:
         verdicts = grader.score(responses, golds, progress)
     graded = [row | _fields(verdict) for row, verdict in zip(rows, verdicts, strict=True)]
     disagreements = []

@@ -9,14 +9,16 @@ import importlib.util
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from realrl.config import RewardSection
 from realrl.errors import ConfigError
 from realrl.types import Verdict
 from realrl.verifier.extract import ExtractionPolicy, last_boxed
 from realrl.verifier.judges import extracted, judge_choice, judge_integer, judge_text, quick_math
 from realrl.verifier.pool import Judgement, JudgePool
+
+if TYPE_CHECKING:
+    from realrl.config import RewardSection
 
 # Decides at once, or gives the item that the pool's judge takes.
 Quick = Callable[[str, Sequence[str], ExtractionPolicy], Judgement | tuple[Any, ...]]
@@ -28,7 +30,7 @@ class Grader:
     def __init__(self, quick: Quick, pool: JudgePool | None = None, reward: RewardSection | None = None) -> None:
         self._quick = quick
         self._pool = pool
-        self._reward = reward or RewardSection()
+        self._reward = reward or _default_reward()
         self._policy = ExtractionPolicy(self._reward.require_boxed, self._reward.require_think_close, self._reward.bare_answers)
 
     def score(
@@ -83,6 +85,13 @@ class Grader:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _default_reward(type: str = "math") -> RewardSection:
+    # Importing the configuration here keeps `import realrl.rewards` fast.
+    from realrl.config import RewardSection
+
+    return RewardSection(type=type)
 
 
 def _needs(module: str, extra: str) -> None:
@@ -142,7 +151,7 @@ def list_verifiers() -> list[str]:
     return sorted(_VERIFIERS)
 
 
-def build_verifier(reward: RewardSection) -> Grader:
+def build_grader(reward: RewardSection) -> Grader:
     """The grader of a recipe's reward section; `type` is a registered name or "module:function".
 
     Raises ConfigError for an unknown type, and for a function that a worker cannot load.
@@ -169,7 +178,7 @@ def build_verifier(reward: RewardSection) -> Grader:
 
 @functools.cache
 def _shared(name: str) -> Grader:
-    grader = build_verifier(RewardSection(type=name))
+    grader = build_grader(_default_reward(name))
     atexit.register(grader.close)
     return grader
 

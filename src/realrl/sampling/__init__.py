@@ -1,16 +1,24 @@
 """Samplers: groups of rollouts from a policy for training; engines: responses to requests for evaluation."""
 
-import torch
+from collections.abc import Callable
+from typing import Any
+
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from realrl.config import Config
 from realrl.errors import ConfigError
-from realrl.sampling.base import Sampler, SamplingParams, TextEngine, TextRequest, TextResponse
+from realrl.sampling.base import EngineOptions, Sampler, SamplingParams, TextEngine, TextRequest, TextResponse
 from realrl.sampling.hf import HFSampler
-from realrl.sampling.vllm import VLLMSampler
+from realrl.sampling.openai import EndpointEngine
+from realrl.sampling.texts import HFEngine
+from realrl.sampling.vllm import VLLMEngine, VLLMSampler
 from realrl.sampling.weights import merged_weights, whole
+from realrl.system.registry import Registry
 
 __all__ = [
+    "ENGINES",
+    "SAMPLERS",
+    "EngineOptions",
     "HFSampler",
     "Sampler",
     "SamplingParams",
@@ -18,39 +26,42 @@ __all__ = [
     "TextRequest",
     "TextResponse",
     "VLLMSampler",
+    "build_engine",
     "build_sampler",
     "merged_weights",
     "whole",
 ]
 
+# What `sampling.engine` can name; called with the arguments of `build_sampler`.
+SAMPLERS: Registry[Callable[..., Any]] = Registry(
+    "sampling.engine", "a sampler class", {"hf": HFSampler.of_recipe, "vllm": VLLMSampler.of_recipe}
+)
+# What `realrl eval --engine` can name; called with `EngineOptions`.
+ENGINES: Registry[Callable[[EngineOptions], Any]] = Registry(
+    "--engine", "an engine class", {"hf": HFEngine, "vllm": VLLMEngine, "openai": EndpointEngine}, also=("auto",)
+)
+
 
 def build_sampler(
     config: Config, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, longest_prompt: int, copy: bool = False
 ) -> Sampler:
-    """The sampler that `config.sampling` asks for; `longest_prompt` counts the tokens of the longest prompt that was seen.
+    """The sampler that `sampling.engine` names; `longest_prompt` counts the tokens of the longest prompt that was seen.
 
-    `copy`: not from the modules in training themselves (vLLM never does). Every rank has to call this.
-    Raises ConfigError where its engine is not installed or cannot do what the recipe wants.
+    `copy`: the sampler must keep a copy of the weights, since the modules in training change while it samples. Every rank has
+    to call this. Raises ConfigError for an unknown sampler, and where it is not installed or cannot do what the recipe wants.
     """
-    sampling = config.sampling
-    dtype = None if sampling.dtype == "same" else torch.bfloat16
-    if sampling.engine == "hf":
-        return HFSampler(model, tokenizer, dtype=dtype, copy=copy, longest=longest_prompt + sampling.max_new_tokens)
-    if not 0.01 <= sampling.temperature <= 2:
+    name = config.sampling.engine
+    sampler = SAMPLERS.find(name)(config, model, tokenizer, longest_prompt=longest_prompt, copy=copy)
+    if not isinstance(sampler, Sampler):
         raise ConfigError(
-            f"sampling.temperature = {sampling.temperature}: vLLM takes 0.01 to 2; change it, or set sampling.engine = 'hf'"
+            f"sampling.engine = {name!r} gave a {type(sampler).__name__}; a sampler has the methods sample and update_weights"
         )
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    # Generated prompts may still be longer than those that were seen.
-    length = config.data.max_prompt_tokens + sampling.max_new_tokens
-    return VLLMSampler(
-        model,
-        tokenizer,
-        dtype=dtype or model.dtype,
-        max_model_len=min(length, positions or length),
-        batch_rows=sampling.batch_rows,
-        gpu_memory=sampling.gpu_memory,
-        seed=config.run.seed,
-        sleep=sampling.sleep,
-        cuts=sampling.top_p < 1 or sampling.top_k > 0 or (config.eval.top_p or 1) < 1,
-    )
+    return sampler
+
+
+def build_engine(name: str, options: EngineOptions) -> TextEngine:
+    """The evaluation engine `name`; ConfigError for an unknown one, and where it is not installed or cannot run the model."""
+    engine = ENGINES.find(name)(options)
+    if not isinstance(engine, TextEngine):
+        raise ConfigError(f"--engine {name!r} gave a {type(engine).__name__}; an engine has the methods generate and close")
+    return engine

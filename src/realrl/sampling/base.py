@@ -50,6 +50,26 @@ Message = dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What an evaluation engine is made from: `realrl eval`'s options.
+
+    `model` is a folder, a hub name, or the model's name on the server `endpoint`. `dtype` is "float32" or "bfloat16";
+    `longest_prompt` counts tokens. `concurrency` requests are sent at a time, each with `retries` retries and `timeout_s`
+    seconds.
+    """
+
+    model: str
+    params: SamplingParams
+    dtype: str = "float32"
+    longest_prompt: int = 0
+    seed: int = 0
+    endpoint: str | None = None
+    concurrency: int = 16
+    retries: int = 6
+    timeout_s: float = 1800.0
+
+
+@dataclass(frozen=True, slots=True)
 class TextRequest:
     """One response that an evaluation wants: the prompt rendered, as token ids where a tokenizer is at hand, as messages.
 
@@ -71,6 +91,7 @@ class TextResponse:
     truncated: bool
 
 
+@runtime_checkable
 class TextEngine(Protocol):
     """What an evaluation asks of an engine: responses as they are done, in lists, each with the index of its request."""
 

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from realrl.config import Config
 from realrl.errors import ConfigError, ModelError, SamplingError
 from realrl.models.head import Head, head_of
 from realrl.models.modes import evaluating
@@ -59,6 +60,15 @@ class HFSampler:
         self._end_ids = end_token_ids(model, tokenizer)
         self._checked = 0
         self.check(longest)
+
+    @classmethod
+    def of_recipe(
+        cls, config: Config, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, longest_prompt: int, copy: bool
+    ) -> HFSampler:
+        """The sampler of a recipe; see `build_sampler`."""
+        sampling = config.sampling
+        dtype = None if sampling.dtype == "same" else torch.bfloat16
+        return cls(model, tokenizer, dtype=dtype, copy=copy, longest=longest_prompt + sampling.max_new_tokens)
 
     @torch.no_grad()
     def update_weights(self, model: PreTrainedModel) -> None:

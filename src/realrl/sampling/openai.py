@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from realrl.errors import ConfigError, SamplingError
-from realrl.sampling.base import SamplingParams, TextRequest, TextResponse
+from realrl.sampling.base import EngineOptions, TextRequest, TextResponse
 
 # Seconds until a connection stands.
 _CONNECT_S = 20.0
@@ -21,23 +21,16 @@ _SEED_BITS = 31
 
 
 class EndpointEngine:
-    """Asks `concurrency` requests at a time; the API key comes from the environment's OPENAI_API_KEY alone.
+    """Sends `concurrency` requests at a time to `endpoint`; the API key comes from the variable OPENAI_API_KEY alone.
 
-    Refused (429) or failed (5xx, connection, no completion in the reply) requests are tried again up to `retries` times, with
-    exponential backoff or the server's Retry-After. A response may take `timeout_s` seconds; by default 8,192 tokens at 5
-    tokens a second. A request without messages goes to /completions, others to /chat/completions.
+    A refused (429) or failed (5xx, connection, no completion in the reply) request is sent again up to `retries` times, with
+    exponential backoff or the server's Retry-After. A response may take `timeout_s` seconds; the default allows 8,192 tokens
+    at 5 tokens a second. A request without messages goes to /completions, others to /chat/completions.
     """
 
-    def __init__(
-        self,
-        url: str,
-        model: str,
-        params: SamplingParams,
-        *,
-        concurrency: int = 16,
-        retries: int = 6,
-        timeout_s: float = 1800.0,
-    ) -> None:
+    def __init__(self, options: EngineOptions) -> None:
+        if not options.endpoint:
+            raise ConfigError("the engine openai needs a server: give --endpoint URL")
         try:
             import openai
         except ImportError as error:
@@ -45,13 +38,13 @@ class EndpointEngine:
         self._errors: Any = openai
         self._key = os.environ.get("OPENAI_API_KEY") or "none"
         self._client: Any = openai.OpenAI(
-            base_url=url,
+            base_url=options.endpoint,
             api_key=self._key,
-            max_retries=retries,
-            timeout=openai.Timeout(timeout_s, connect=min(_CONNECT_S, timeout_s)),
+            max_retries=options.retries,
+            timeout=openai.Timeout(options.timeout_s, connect=min(_CONNECT_S, options.timeout_s)),
         )
-        self._url, self._model, self._params = url, model, params
-        self._concurrency, self._retries, self._timeout_s = concurrency, retries, timeout_s
+        self._url, self._model, self._params = options.endpoint, options.model, options.params
+        self._concurrency, self._retries, self._timeout_s = options.concurrency, options.retries, options.timeout_s
 
     def generate(self, requests: Sequence[TextRequest]) -> Iterator[list[tuple[int, TextResponse]]]:
         """Responses in the order in which they are done.

@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterator, Sequence
 
-from realrl.sampling.base import SamplingParams, TextRequest, TextResponse
+import torch
+
+from realrl.models import load_model, load_tokenizer, too_long_for
+from realrl.models.rotary import fix_rotary
+from realrl.sampling.base import EngineOptions, TextRequest, TextResponse
 from realrl.sampling.hf import HFSampler
+from realrl.system.hardware import choose_device
 
 
 class HFEngine:
-    """Decodes at most `params.batch_rows` rows together; neighbouring requests of one prompt share its prefill."""
+    """Decodes at most `params.batch_rows` rows together; neighbouring requests of one prompt share its prefill.
 
-    def __init__(self, sampler: HFSampler, params: SamplingParams) -> None:
-        self._sampler = sampler
-        self._params = params
+    Warnings about the model's context length go to stderr.
+    """
+
+    def __init__(self, options: EngineOptions) -> None:
+        torch.set_flush_denormal(True)  # as in training
+        model = load_model(options.model, dtype=getattr(torch, options.dtype), device=choose_device("auto")).eval()
+        longest = options.longest_prompt + options.params.max_new_tokens
+        warnings = too_long_for(model, options.longest_prompt, options.params.max_new_tokens), fix_rotary(model, longest)
+        for line in filter(None, warnings):
+            print(f"realrl: {line}", file=sys.stderr)
+        self._sampler = HFSampler(model, load_tokenizer(options.model), longest=longest)
+        self._params = options.params
 
     def generate(self, requests: Sequence[TextRequest]) -> Iterator[list[tuple[int, TextResponse]]]:
         """Responses in the order in which they are done."""

@@ -14,8 +14,10 @@ import torch
 from pydantic import ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from realrl.config import Config
 from realrl.errors import ConfigError, SamplingError
-from realrl.sampling.base import SamplingParams, TextRequest, TextResponse
+from realrl.models import adapter_folder, resolve_model
+from realrl.sampling.base import EngineOptions, SamplingParams, TextRequest, TextResponse
 from realrl.sampling.hf import end_token_ids
 from realrl.sampling.weights import merged_weights
 from realrl.types import Rollout
@@ -25,16 +27,22 @@ _CPU_BLOCK = 128
 
 
 class VLLMEngine:
-    """An in-process vLLM engine. Raises ConfigError where vLLM is not installed or cannot load the model."""
+    """An in-process vLLM engine.
 
-    def __init__(self, model: str, params: SamplingParams, *, dtype: str, longest_prompt: int, seed: int) -> None:
-        self._params = params
+    Raises ConfigError where vLLM is not installed or cannot load the model, and for a folder with an adapter alone.
+    """
+
+    def __init__(self, options: EngineOptions) -> None:
+        folder = resolve_model(options.model)
+        if adapter_folder(folder):
+            raise ConfigError(f"{options.model} holds an adapter alone, and --engine vllm reads whole weights; use --engine hf")
+        self._params = options.params
         self._engine = _start(
-            model=model,
-            dtype=dtype,
-            max_model_len=longest_prompt + params.max_new_tokens,
-            max_num_seqs=params.batch_rows,
-            seed=seed,
+            model=folder,
+            dtype=options.dtype,
+            max_model_len=options.longest_prompt + options.params.max_new_tokens,
+            max_num_seqs=options.params.batch_rows,
+            seed=options.seed,
         )
 
     def generate(self, requests: Sequence[TextRequest]) -> Iterator[list[tuple[int, TextResponse]]]:
@@ -116,6 +124,31 @@ class VLLMSampler:
                 "or sample with top_p = 1 and top_k = 0"
             )
         self.update_weights(model)
+
+    @classmethod
+    def of_recipe(
+        cls, config: Config, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, longest_prompt: int, copy: bool
+    ) -> VLLMSampler:
+        """The sampler of a recipe; see `build_sampler`. It always has a copy of the weights."""
+        sampling = config.sampling
+        if not 0.01 <= sampling.temperature <= 2:
+            raise ConfigError(
+                f"sampling.temperature = {sampling.temperature}: vLLM takes 0.01 to 2; change it, or set sampling.engine = 'hf'"
+            )
+        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        # Generated prompts may still be longer than those that were seen.
+        length = config.data.max_prompt_tokens + sampling.max_new_tokens
+        return cls(
+            model,
+            tokenizer,
+            dtype=model.dtype if sampling.dtype == "same" else torch.bfloat16,
+            max_model_len=min(length, positions or length),
+            batch_rows=sampling.batch_rows,
+            gpu_memory=sampling.gpu_memory,
+            seed=config.run.seed,
+            sleep=sampling.sleep,
+            cuts=sampling.top_p < 1 or sampling.top_k > 0 or (config.eval.top_p or 1) < 1,
+        )
 
     def update_weights(self, model: PreTrainedModel) -> None:
         """Copy the weights of the model in training into the engine, adapters merged, and forget cached prompts.

@@ -21,8 +21,8 @@ from realrl.models.modes import train_without_noise
 from realrl.models.precision import precision_notes, sampling_dtype, settle, training_dtype
 from realrl.models.rotary import fix_rotary
 from realrl.objectives import Groups, Objective, build_objective
-from realrl.rewards import Grader, build_verifier
-from realrl.sampling import Sampler, SamplingParams, build_sampler
+from realrl.rewards import Grader, build_grader
+from realrl.sampling import SAMPLERS, Sampler, SamplingParams, build_sampler
 from realrl.system.hardware import Rates, choose_device, measure_rates
 from realrl.train.distributed import World, shard
 from realrl.train.footprint import free_disk, free_memory
@@ -66,6 +66,8 @@ def prepare(config: Config, world: World, weights: str | None = None, start: int
     model is sharded after the sampler has taken its copy. Everything that can be wrong with the recipe's inputs is found here,
     before the run folder is touched.
     """
+    # An unknown sampler is refused before anything is loaded.
+    SAMPLERS.find(config.sampling.engine)
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     # Before any thread starts: probabilities below 1e-38, of a sharp policy, would take the processor's slow path.
@@ -124,7 +126,7 @@ def prepare(config: Config, world: World, weights: str | None = None, start: int
 
 def _verifier(config: Config, problems: Sequence[Problem], notes: list[str]) -> Grader:
     """The grader of the recipe, once it has been tried on the problems; ConfigError for one that cannot be had or used."""
-    grader = build_verifier(config.reward)
+    grader = build_grader(config.reward)
     try:
         notes += try_verifier(grader, config, problems)
     except BaseException:

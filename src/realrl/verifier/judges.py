@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import importlib
 import inspect
@@ -243,6 +242,8 @@ def judge_by_function(path: str, response: str, golds: Sequence[str]) -> Judgeme
     for gold in golds:
         result = function(response, gold)
         if inspect.isawaitable(result):
+            import asyncio  # slow to import, and rarely needed
+
             result = asyncio.run(_awaited(result))
         score = float(result)
         if not 0 <= score <= 1:

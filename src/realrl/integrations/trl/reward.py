@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from realrl.config import RewardSection
 from realrl.errors import ConfigError
-from realrl.rewards import build_verifier
+from realrl.rewards import build_grader
 
 
 def verifier_reward(type: str = "math", column: str = "answer", **options: Any) -> Callable[..., list[float]]:
@@ -22,7 +22,7 @@ def verifier_reward(type: str = "math", column: str = "answer", **options: Any) 
         section = RewardSection(type=type, **options)
     except ValidationError as error:
         raise ConfigError(f"verifier_reward: {error}") from error
-    grader = build_verifier(section)
+    grader = build_grader(section)
 
     def reward(completions: Sequence[Any], **columns: Any) -> list[float]:
         if column not in columns:

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from realrl.config import RewardSection
 from realrl.errors import ConfigError, RealrlError
-from realrl.rewards import Grader, build_verifier
+from realrl.rewards import Grader, build_grader
 
 
 class NoVerdictError(RealrlError):
@@ -80,7 +80,7 @@ def build_graders(reward: RewardSection) -> list[Grader]:
 
     Not one grader of `workers` processes: that one takes a batch at a time, and verl asks for one response after another.
     """
-    return [build_verifier(reward.model_copy(update={"workers": 1})) for _ in range(reward.workers)]
+    return [build_grader(reward.model_copy(update={"workers": 1})) for _ in range(reward.workers)]
 
 
 _graders: dict[RewardSection, queue.Queue[Grader]] = {}

@@ -1,0 +1,75 @@
+"""Parts by name: a table that can be extended, and "module:name" for a part that lies elsewhere."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any, Generic, TypeVar
+
+from realrl.errors import ConfigError, RealrlError
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """The parts that the option `key` can name.
+
+    For errors: `kind` says what a part is, such as "a sampler class", `also` and `besides` what else the option takes, as names
+    and in words; `error` is their class.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        kind: str,
+        known: Mapping[str, T],
+        *,
+        also: Iterable[str] = (),
+        besides: str = "",
+        error: type[RealrlError] = ConfigError,
+    ) -> None:
+        self._key, self._kind, self._known = key, kind, dict(known)
+        self._also, self._besides, self._error = also, besides, error
+
+    def register(self, name: str, part: T) -> None:
+        """Let `name` mean `part`."""
+        self._known[name] = part
+
+    def names(self) -> list[str]:
+        """The known names, in the order of their registration."""
+        return list(self._known)
+
+    def find(self, name: str) -> T:
+        """The part that is registered under `name`, or the one at "module:name".
+
+        Raises the registry's error for an unknown name, a module that cannot be imported, and an object that cannot be called.
+        """
+        if name in self._known:
+            return self._known[name]
+        if ":" in name:
+            return self._load(name)
+        known = [*self._also, *self._known]
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise self._error(
+            f'unknown {self._key} {name!r}; known: {", ".join(known)}, or {self._besides}{self._kind} as "module:name"{hint}'
+        )
+
+    def _load(self, path: str) -> Any:
+        module, _, name = path.partition(":")
+        # An installed command does not look for modules in the current folder.
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
+        try:
+            part = getattr(importlib.import_module(module), name)
+        except Exception as error:
+            raise self._error(
+                f"{self._key} = {path!r} cannot be loaded: {type(error).__name__}: {error}; it is {self._kind} as "
+                '"module:name", the module in the current folder or on PYTHONPATH'
+            ) from error
+        if not callable(part):
+            raise self._error(f"{self._key} = {path!r} is of type {type(part).__name__}; it must be {self._kind}")
+        return part
