@@ -3,8 +3,8 @@
     python benchmarks/architectures.py [--only NAME]... [--jobs 2] [--json FILE]
 
 Each tiny model of `zoo.py` goes through all parts of `realrl.train.check_model`. A part is exact (largest difference in nats;
-the gradient's relative error), refused (a RealrlError, with its message), or WRONG, any other exception included. A model of which
-no single row can be computed plainly, or whose tokens see later ones, has to be refused. Prints a Markdown table.
+the gradient's relative error), refused (a RealrlError, with its message), or WRONG, any other exception included. A model of
+which no single row can be computed plainly, or whose tokens see later ones, has to be refused. Prints a Markdown table.
 """
 
 from __future__ import annotations

@@ -21,10 +21,10 @@ from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from realrl.models.logprobs import response_logprobs
-from realrl.objectives import build_objective
+from realrl.objectives import LossInputs, build_objective
 from realrl.train.batching import select_rows
 from realrl.train.step import GradientStep, StepSettings
-from realrl.types import Batch, LossInputs, Problem, Prompt
+from realrl.types import Batch, Problem, Prompt
 
 TAU, TEMPERATURE, VOCABULARY = 0.5, 0.6, 211
 
@@ -121,7 +121,7 @@ def torn(model, batch: Batch, old_NT: Tensor, parts: Iterable[Tensor]) -> tuple[
         part = select_rows(batch, rows)
         policy = response_logprobs(model, part, temperature=TEMPERATURE).logprobs
         old = old_NT[rows, : policy.shape[1]]
-        loss = objective(LossInputs(policy, old, part.loss_mask, part.rewards, part.group_ids)).loss
+        loss = objective.evaluate(LossInputs(policy, old, part.loss_mask, part.rewards, part.group_ids)).loss
         (loss / len(parts)).backward()
     return gradient_of(model), len(parts)
 

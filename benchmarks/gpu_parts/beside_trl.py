@@ -15,6 +15,7 @@ from plain import gradient_of
 
 from gpu_parts.part import Part
 from gpu_parts.sizes import REAL, REPEATS, ROWS, TINY, build
+from realrl.train.step import groups_of
 
 
 def run(part: Part) -> None:
@@ -106,7 +107,7 @@ def trl_step(model: Any, batch: Any, part: Part) -> Callable[[], object]:
         "prompt_mask": prompt_mask,
         "completion_ids": batch.response_ids,
         "completion_mask": batch.loss_mask.long(),
-        "advantages": step.objective.advantages(batch.rewards, batch.group_ids),
+        "advantages": step.objective.advantages(groups_of(batch)),
     }
 
     def run() -> None:

@@ -1,11 +1,16 @@
-"""Random streams that have no state: every draw's seed follows from the run's seed, a name and a counter.
+"""Random streams without state: the seed of every draw follows from the run's seed, a name and a counter.
 
-A checkpoint therefore needs only the step number to go on with the very draws of an uninterrupted run.
+A checkpoint therefore stores no state of a generator: from the step number alone, a resumed run draws what an uninterrupted
+run would draw.
 """
 
-import hashlib
+from __future__ import annotations
 
-import torch
+import hashlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def derive_seed(seed: int, *stream: str | int) -> int:
@@ -15,5 +20,7 @@ def derive_seed(seed: int, *stream: str | int) -> int:
 
 
 def generator(seed: int, *stream: str | int, device: str | torch.device = "cpu") -> torch.Generator:
-    """A fresh torch generator at the start of the stream."""
+    """A new torch generator at the start of the stream."""
+    import torch
+
     return torch.Generator(device=device).manual_seed(derive_seed(seed, *stream))

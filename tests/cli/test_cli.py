@@ -1,10 +1,13 @@
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from realrl.cli import app, parse_overrides
+from realrl.cli import app
+from realrl.cli.common import parse_overrides
 from realrl.train import Summary
 
 
@@ -34,3 +37,12 @@ def test_the_commands_that_a_stopped_run_prints_keep_its_overrides(tmp_path, mon
 def test_the_usage_of_eval_is_what_a_user_writes():
     usage = CliRunner().invoke(app, ["eval", "--help"]).output
     assert "eval run" not in usage and "Pass@1 of a model" in usage
+
+
+@pytest.mark.parametrize("module", ["realrl.cli", "realrl.config", "realrl"])
+def test_the_command_line_starts_without_the_heavy_libraries(module):
+    """In a process of its own: `realrl --help` must not wait seconds for torch."""
+    heavy = {"torch", "transformers", "pandas", "pyarrow", "numpy", "matplotlib", "datasets", "sympy", "jaxtyping"}
+    program = f"import sys, {module}; print(*sorted({heavy} & sys.modules.keys()))"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == []

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from realrl.config import load_config
+from realrl.config import flatten, load_config
 from realrl.data.datasets import NAMED
 from realrl.data.tasks import TASKS
 from realrl.rewards import list_verifiers
@@ -24,9 +24,9 @@ PAPER_OBJECTIVES = {
 }
 
 
-# recipes/study holds sweeps: tests/sweep/test_sweep.py.
+# recipes/study holds sweeps (tests/sweep/test_sweep.py), recipes/paper/base parts of recipes.
 @pytest.mark.parametrize(
-    "path", sorted(set(RECIPES.rglob("*.toml")) - set(RECIPES.glob("study/*"))), ids=lambda path: path.stem
+    "path", [*sorted(RECIPES.glob("*.toml")), *sorted(RECIPES.glob("paper/*.toml"))], ids=lambda path: path.stem
 )
 def test_every_recipe_parses_and_names_things_that_exist(path):
     config = load_config(path)
@@ -56,3 +56,17 @@ def test_the_paper_s_hyper_parameters(size, data, objective):
     assert config.objective.kl.estimator == "k3"
     for key, value in expected.items():
         assert getattr(config.objective, key) == value
+
+
+def test_the_paper_s_recipes_differ_only_in_what_each_names():
+    recipes = [flatten(load_config(path).model_dump()) for path in sorted(RECIPES.glob("paper/*.toml"))]
+    assert len(recipes) == len(PAPER_MODELS) * len(PAPER_DATA) * len(PAPER_OBJECTIVES)
+    keys = {key for recipe in recipes for key in recipe}
+    differing = {key for key in keys if any(recipe.get(key) != recipes[0].get(key) for recipe in recipes)}
+    assert {key for key in differing if not key.startswith("objective.")} == {
+        "run.dir",
+        "model.path",
+        "data.train",
+        "train.steps",
+        "optim.lr",
+    }

@@ -2,12 +2,13 @@
 
 shell     `realrl …` runs here, in one folder a document and in the document's order, with stand-ins for models, data and sizes
 python    runs; a comment behind an expression that begins with a value holds it: `pass_at_k(2, 1, 1)  # 0.5`
-toml      parses as a recipe, or with `base = …` as a sweep, whose grid a later block of the page may replace
+toml      parses as a recipe, or with `base` and `dir` as a sweep, whose grid a later block of the page may replace
 json      each line is a problem
 text      output and formulas
 
 A comment that begins with "needs" marks what the machine of the tests does not have: behind a command that command, on a line
-of its own the rest of the block. `ELSEWHERE` names the test that runs a command which cannot run here. Any other block fails.
+of its own the rest of the block. A block of Python that begins with `# NAME.py` is saved as that file. `ELSEWHERE` names the
+test that runs a command which cannot run here. Any other block fails.
 """
 
 import ast
@@ -181,7 +182,7 @@ def run_python(source: str, names: dict) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_page(page, desk):
+def test_page(page, desk, monkeypatch):
     names: dict = {}
     sweep: dict = {}
     for language, line, text in blocks(page):
@@ -191,12 +192,19 @@ def test_page(page, desk):
                 if not comment.startswith("needs ") and command not in ELSEWHERE:
                     run_command(command, desk)
         elif language == "python":
-            if not text.startswith("# needs "):
+            if file := re.match(r"# (\w+\.py)\n", text):
+                Path(file[1]).write_text(text)
+                monkeypatch.syspath_prepend(str(Path.cwd()))
+            elif not text.startswith("# needs "):
                 run_python(text, names)
             else:
                 ast.parse(text)
         elif language == "toml":
             document = tomllib.loads(text)
+            if "base" in document and "dir" not in document:
+                Path("page.toml").write_text(text)
+                load_config("page.toml")
+                continue
             if sweep or "base" in document:
                 sweep = (
                     document if "base" in document else {key: sweep[key] for key in sweep if key not in ("grid", "reference")}
@@ -238,7 +246,7 @@ def test_what_a_page_names_exists(page):
         # The study writes into docs/study.
         if code.startswith("docs/study/"):
             continue
-        if re.fullmatch(r"(src|tests|recipes|benchmarks|docs|examples)/[\w./]+(::\w+)?|([a-z]+/)+\w+\.py|logprobs\.py", code):
+        if re.fullmatch(r"(src|tests|recipes|benchmarks|docs|examples)/[\w./]+(::\w+)?|([a-z]+/)+\w+\.py", code):
             assert_exists(code, page.name)
         elif found := re.match(r"realrl ([a-z-]+)", code):
             assert found[1] in known, f"{page.name}: realrl has no command {found[1]}"

@@ -92,7 +92,7 @@ def test_ctrl_c_stops_the_runs_cleanly_and_the_same_command_goes_on(tmp_path):
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 130 and "the same command goes on" in err, err
+    assert process.returncode == 130 and "the same command continues" in err, err
     assert statuses(tmp_path) == {"real-seed0": "unfinished", "broken-seed0": "not run"} and "unfinished" in out
     stopped = len(steps())
     assert 2 <= stopped < 40 and (run / "checkpoints" / f"step_{stopped}").is_dir()

@@ -51,7 +51,7 @@ def faulty(monkeypatch):
             model.base_model.register_forward_pre_hook(fault, with_kwargs=True)
             return model
 
-        monkeypatch.setattr(test_exactness, "load_model", loaded)
+        monkeypatch.setattr(steps, "load_model", loaded)
         return fault
 
     return install

@@ -14,10 +14,10 @@ from small_runs import config, records
 from realrl.errors import ConfigError, DataError, TrainingError
 from realrl.models import load_model
 from realrl.models.logprobs import response_logprobs
-from realrl.objectives import build_objective
+from realrl.objectives import LossInputs, build_objective
 from realrl.train import train
 from realrl.train.debug import replay
-from realrl.types import Batch, LossInputs, Problem, Prompt
+from realrl.types import Batch, Problem, Prompt
 
 OBJECTIVE = {"type": "real", "degenerate_groups": "use"}
 # One finite update makes weights of 1e18, whose products are not finite.
@@ -71,7 +71,7 @@ def test_a_replay_shows_the_fault_and_on_sound_weights_the_true_figures(exploded
     batch = Batch(prompts=prompts, **{name: tensors[name] for name in names})
     policy = response_logprobs(model, batch, temperature=1.0).logprobs
     objective = build_objective(OBJECTIVE)
-    loss = objective(
+    loss = objective.evaluate(
         LossInputs(policy, tensors["logprobs_old"], batch.loss_mask, batch.rewards, batch.group_ids, levels=batch.levels)
     ).loss
     loss.backward()

@@ -14,9 +14,9 @@ from device import DEVICE, marks
 from made_up import make_model
 from plain import gradient_of, row_logprobs
 
-from realrl.objectives import build_objective, list_objectives
+from realrl.objectives import LossInputs, build_objective, list_objectives
 from realrl.train.step import GradientStep, StepSettings
-from realrl.types import Batch, LossInputs, Problem, Prompt
+from realrl.types import Batch, Problem, Prompt
 
 pytestmark = marks
 TEMPERATURE, VOCABULARY = 0.8, 150
@@ -85,7 +85,7 @@ def wanted(objective):
     old, ref = (torch.where(batch.loss_mask, policy.detach() - shift, 0) for shift in (ratios, ratios.flip(0)))
     inputs = LossInputs(policy, old, batch.loss_mask, batch.rewards.double(), batch.group_ids, ref, batch.levels)
     plain.zero_grad()
-    build_objective({"type": objective})(inputs).loss.backward(retain_graph=True)
+    build_objective({"type": objective}).evaluate(inputs).loss.backward(retain_graph=True)
     return gradient_of(plain), old.float(), ref.float()
 
 

@@ -27,7 +27,7 @@ def test_the_stage_that_has_no_deadline_needs_none():
     pairs = [(f"\\boxed{{{text}}}", gold) for text in CORPUS for gold in ("12", text)]
     pairs += [(text * 300, "12") for text in CORPUS]
     pairs += itertools.islice(stream(0), 100_000 if CAMPAIGN else 200)
-    pool = JudgePool("answers:judge_quickly", workers=1, timeout_s=PATIENCE_S)
+    pool = JudgePool("hostile_answers:judge_quickly", workers=1, timeout_s=PATIENCE_S)
     try:
         judged = pool.judge(pairs)
     finally:
@@ -121,7 +121,7 @@ def test_a_long_run_of_one_piece_is_read_in_one_pass():
         "I hope it is correct. ",
         *[r"$", r"{", r"\boxed{", r"answer:", r"####", r"\text{", r"~", r"*", r"{,}"],
     ]
-    pool = JudgePool("answers:judge_a_long_run", workers=1, timeout_s=PATIENCE_S)
+    pool = JudgePool("hostile_answers:judge_a_long_run", workers=1, timeout_s=PATIENCE_S)
     try:
         judged = pool.judge([(piece * (300_000 // len(piece)),) for piece in pieces])
     finally:

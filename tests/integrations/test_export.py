@@ -21,7 +21,7 @@ from realrl.types import Problem
 
 ROOT = Path(__file__).parents[2]
 # recipes/study holds sweeps.
-RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.toml") if path.parent.name != "study")
+RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.toml") if path.parent.name not in ("study", "base"))
 TINY = ROOT / "recipes" / "tiny.toml"
 PAPER = ROOT / "recipes" / "paper" / "real_1.5b_deepscaler.toml"
 ONE = Machines(gpus_per_node=1)

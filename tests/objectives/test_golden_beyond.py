@@ -7,8 +7,7 @@ import pytest
 import torch
 from test_golden_values import CASES as PAPER_CASES
 
-from realrl.objectives import build_objective, list_objectives
-from realrl.types import LossInputs
+from realrl.objectives import LossInputs, build_objective, list_objectives
 
 REWARDS = [1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 0.0]
 # Ragged, in any order: group 7 holds 5 mixed rollouts, 3 holds 2 right ones, 5 holds 2 mixed, 9 one wrong.
@@ -192,7 +191,7 @@ def test_every_objective_is_covered():
 def test_value_and_gradient(config, formula, seed):
     policy, old = tables(seed)
     inputs = make_inputs(policy, old)
-    loss = build_objective(config)(inputs).loss
+    loss = build_objective(config).evaluate(inputs).loss
     expected = formula(policy, old)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-12, abs=1e-14)
     loss.backward()
@@ -244,6 +243,6 @@ def test_the_weights_of_the_table_in_docs():
         policy = (old + s)[:, None].requires_grad_(True)
         mask = torch.ones(size, 1, dtype=torch.bool)
         inputs = LossInputs(policy, old[:, None], mask, reward, torch.zeros(size, dtype=torch.long))
-        (weights,) = torch.autograd.grad(build_objective({"type": name, **options})(inputs).loss, policy)
+        (weights,) = torch.autograd.grad(build_objective({"type": name, **options}).evaluate(inputs).loss, policy)
         # The standard deviation of the objectives has 1e-6 added.
         assert weights[:, 0].mul(front).tolist() == pytest.approx(expected.tolist(), rel=1e-5, abs=1e-9), name

@@ -6,8 +6,7 @@ import statistics
 import pytest
 import torch
 
-from realrl.objectives import build_objective
-from realrl.types import LossInputs
+from realrl.objectives import LossInputs, build_objective
 
 REWARDS = [1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 0.0]
 # Ragged, in any order: group 7 holds 4 mixed rollouts, 3 holds 2 right ones, 5 holds 2 mixed, 9 one wrong.
@@ -171,7 +170,7 @@ CASES = [
 def test_value_and_gradient(config, formula, seed):
     policy, old, ref = tables(seed)
     inputs = make_inputs(policy, old, ref)
-    loss = build_objective(config)(inputs).loss
+    loss = build_objective(config).evaluate(inputs).loss
     assert loss.item() == pytest.approx(formula(policy, old, ref), rel=1e-12, abs=1e-14)
     loss.backward()
     gradient = inputs.logprobs_policy.grad

@@ -1,14 +1,15 @@
 """Properties of the objectives that hold for any group layout."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from realrl.objectives import ScoreObjective, build_objective, totals_of
-from realrl.types import LossInputs
+from realrl.objectives import Groups, LossInputs, ScoreObjective, build_objective
+from realrl.objectives.exact import fresh_scores
 
 OBJECTIVES = [
     {"type": "real"},
@@ -82,6 +83,10 @@ def rows_of(inputs: LossInputs, rows) -> LossInputs:
     )
 
 
+def groups_of(rewards, group_ids, dtype=torch.float64) -> Groups:
+    return Groups(torch.tensor(rewards, dtype=dtype), torch.tensor(group_ids), torch.ones(len(rewards), dtype=torch.long))
+
+
 def gradient(loss, inputs):
     return torch.autograd.grad(loss, inputs.logprobs_policy)[0]
 
@@ -93,7 +98,9 @@ def test_order_of_rows_does_not_matter(config, layout, data):
     inputs = make(layout)
     order = data.draw(st.permutations(range(len(layout[0]))))
     objective = build_objective(config)
-    assert objective(rows_of(inputs, list(order))).loss.item() == pytest.approx(objective(inputs).loss.item(), abs=1e-12)
+    assert objective.evaluate(rows_of(inputs, list(order))).loss.item() == pytest.approx(
+        objective.evaluate(inputs).loss.item(), abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("config", OBJECTIVES, ids=str)
@@ -103,9 +110,9 @@ def test_a_duplicate_of_the_batch_leaves_the_loss(config, layout):
     inputs = make(layout)
     twice = rows_of(inputs, list(range(len(layout[0]))) * 2)
     shifted = torch.cat([inputs.group_ids, inputs.group_ids + 100])
-    twice = LossInputs(**{**{f: getattr(twice, f) for f in twice.__slots__}, "group_ids": shifted})
+    twice = replace(twice, group_ids=shifted)
     objective = build_objective(config)
-    assert objective(twice).loss.item() == pytest.approx(objective(inputs).loss.item(), abs=1e-12)
+    assert objective.evaluate(twice).loss.item() == pytest.approx(objective.evaluate(inputs).loss.item(), abs=1e-12)
 
 
 @pytest.mark.parametrize("config", BY_GROUP, ids=str)
@@ -113,11 +120,14 @@ def test_a_duplicate_of_the_batch_leaves_the_loss(config, layout):
 @settings(max_examples=25, deadline=None)
 def test_parts_of_whole_groups_add_up(config, layout):
     inputs = make(layout)
-    objective, totals = build_objective(config), totals_of(inputs)
+    objective, whole = build_objective(config), inputs.groups
     parts = [
-        objective(rows_of(inputs, (inputs.group_ids == group).nonzero().flatten()), totals).loss for group in set(layout[0])
+        objective.evaluate(rows_of(inputs, (inputs.group_ids == group).nonzero().flatten()), whole).loss
+        for group in set(layout[0])
     ]
-    torch.testing.assert_close(gradient(sum(parts), inputs), gradient(objective(inputs).loss, inputs), atol=1e-12, rtol=1e-9)
+    torch.testing.assert_close(
+        gradient(sum(parts), inputs), gradient(objective.evaluate(inputs).loss, inputs), atol=1e-12, rtol=1e-9
+    )
 
 
 @pytest.mark.parametrize("config", OBJECTIVES, ids=str)
@@ -126,21 +136,21 @@ def test_parts_of_whole_groups_add_up(config, layout):
 def test_rows_alone_have_the_gradient_of_the_whole(config, layout):
     """Two-pass for score objectives, advantages known for additive ones: any split of rows, here one by one."""
     inputs = make(layout)
-    objective, totals = build_objective(config), totals_of(inputs)
+    objective, whole = build_objective(config), inputs.groups
     if isinstance(objective, ScoreObjective):
-        weights = objective.weights(
-            objective.scores(inputs), inputs.rewards, inputs.group_ids, levels_N=inputs.levels, totals=totals
-        )
+        weights = objective.weights(objective.scores(inputs), whole)
     else:
-        weights = objective.advantages(inputs.rewards, inputs.group_ids)
+        weights = objective.advantages(whole)
     losses = []
     for row in range(len(layout[0])):
         one = rows_of(inputs, [row])
         if isinstance(objective, ScoreObjective):
-            losses.append((weights[[row]] * objective.scores(one)).sum() + objective.penalty(one, totals))
+            losses.append((weights[[row]] * objective.scores(one)).sum() + objective.penalty(one, whole))
         else:
-            losses.append(objective.additive_loss(one, totals, weights[[row]]))
-    torch.testing.assert_close(gradient(sum(losses), inputs), gradient(objective(inputs).loss, inputs), atol=1e-12, rtol=1e-9)
+            losses.append(objective.additive_loss(one, whole, weights[[row]]))
+    torch.testing.assert_close(
+        gradient(sum(losses), inputs), gradient(objective.evaluate(inputs).loss, inputs), atol=1e-12, rtol=1e-9
+    )
 
 
 @pytest.mark.parametrize("config", OBJECTIVES, ids=str)
@@ -149,8 +159,8 @@ def test_rows_alone_have_the_gradient_of_the_whole(config, layout):
 def test_rows_said_to_carry_no_gradient_have_none(config, layout):
     inputs = make(layout)
     objective = build_objective({**config, "kl": {"target": "none"}})
-    carries = objective.carries_gradient(inputs.rewards, inputs.group_ids, inputs.levels)
-    assert not gradient(objective(inputs).loss, inputs)[~carries].any()
+    carries = objective.carries_gradient(inputs.groups)
+    assert not gradient(objective.evaluate(inputs).loss, inputs)[~carries].any()
 
 
 def closed_form_weights(scores, rewards, group_ids, tau):
@@ -170,7 +180,8 @@ def test_weights_are_the_closed_form_and_bounded(layout, tau):
     group_ids, rewards, seed = layout
     scores = torch.randn(len(rewards), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     objective = build_objective({"type": "real", "tau": tau, "degenerate_groups": "use"})
-    weights = objective.weights(scores, torch.tensor(rewards, dtype=torch.float64), torch.tensor(group_ids), 1)
+    # The mean over groups is left out.
+    weights = objective.weights(scores, groups_of(rewards, group_ids)) * len(set(group_ids))
     expected = closed_form_weights(scores.tolist(), rewards, group_ids, tau)
     assert weights.tolist() == pytest.approx(expected, rel=1e-9, abs=1e-15)
     assert weights.abs().max() <= 1 / tau
@@ -179,21 +190,20 @@ def test_weights_are_the_closed_form_and_bounded(layout, tau):
 @pytest.mark.parametrize("right", [True, False])
 def test_weight_magnitude_is_monotonic(right):
     objective = build_objective({"type": "real"})
-    rewards, groups = torch.tensor([1.0, 1.0, 0.0, 0.0]), torch.zeros(4, dtype=torch.long)
+    groups = groups_of([1, 1, 0, 0], [0] * 4)
     row = 0 if right else 2
     sizes = []
     for value in torch.linspace(-3, 3, 41, dtype=torch.float64):
         scores = torch.zeros(4, dtype=torch.float64)
         scores[row] = value
-        sizes.append(objective.weights(scores, rewards, groups)[row].abs().item())
+        sizes.append(objective.weights(scores, groups)[row].abs().item())
     assert sizes == sorted(sizes, reverse=right)
 
 
 def test_first_step_weights():
     """At s̄ = 0: (1/τ)/(1 + n) for each of n rollouts of the same label."""
     objective = build_objective({"type": "real"})
-    rewards = torch.tensor([1.0, 0, 0, 0])
-    weights = objective.weights(torch.zeros(4), rewards, torch.zeros(4, dtype=torch.long))
+    weights = objective.weights(torch.zeros(4), groups_of([1, 0, 0, 0], [0] * 4))
     assert weights.tolist() == pytest.approx([-2 / 2, 2 / 4, 2 / 4, 2 / 4])
 
 
@@ -202,17 +212,18 @@ def test_first_step_weights():
 def test_only_the_anchor_sees_a_common_shift(layout, shift):
     group_ids, rewards, seed = layout
     scores = torch.randn(len(rewards), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    args = torch.tensor(rewards, dtype=torch.float64), torch.tensor(group_ids)
+    groups = groups_of(rewards, group_ids)
     free = build_objective({"type": "real", "anchor": False})
-    moved, still = free.loss_from_scores(scores + shift, *args), free.loss_from_scores(scores, *args)
+    moved, still = (free.loss_from_scores(values, groups, groups) for values in (scores + shift, scores))
     assert moved.item() == pytest.approx(still.item(), abs=1e-9)
 
 
 def test_the_anchored_loss_sees_a_common_shift():
     objective = build_objective({"type": "real"})
-    args = torch.tensor([1.0, 1.0, 0.0]), torch.zeros(3, dtype=torch.long)
+    groups = groups_of([1, 1, 0], [0] * 3)
     scores = torch.tensor([0.1, -0.2, 0.3])
-    assert abs(objective.loss_from_scores(scores + 1, *args) - objective.loss_from_scores(scores, *args)) > 0.01
+    moved, still = (objective.loss_from_scores(values, groups, groups) for values in (scores + 1, scores))
+    assert abs(moved - still) > 0.01
 
 
 @pytest.mark.parametrize("config", [c for c in OBJECTIVES if c["type"] in ("real", "bce")], ids=str)
@@ -220,7 +231,8 @@ def test_the_anchored_loss_sees_a_common_shift():
 def test_finite_at_extreme_scores(config, dtype):
     objective = build_objective(config)
     scores = torch.tensor([5e3, -5e3, 5e3, -5e3], dtype=dtype, requires_grad=True)
-    loss = objective.loss_from_scores(scores, torch.tensor([1.0, 1, 0, 0], dtype=dtype), torch.zeros(4, dtype=torch.long))
+    groups = groups_of([1, 1, 0, 0], [0] * 4, dtype)
+    loss = objective.loss_from_scores(scores, groups, groups)
     loss.backward()
     assert torch.isfinite(loss) and torch.isfinite(scores.grad).all()
 
@@ -229,7 +241,7 @@ def test_finite_at_extreme_scores(config, dtype):
 @pytest.mark.parametrize("layout", [([3], [1.0], 0), ([3], [0.0], 0), ([1, 2, 2], [1.0, 0.0, 1.0], 1), ([0] * 5, [1.0] * 5, 2)])
 def test_smallest_layouts_are_finite_and_differentiable(config, layout):
     inputs = make(layout)
-    loss = build_objective(config)(inputs).loss
+    loss = build_objective(config).evaluate(inputs).loss
     assert torch.isfinite(gradient(loss, inputs)).all() and torch.isfinite(loss)
 
 
@@ -239,7 +251,7 @@ def test_gradcheck(config):
     objective = build_objective(config)
 
     def loss(policy):
-        return objective(LossInputs(**{**{f: getattr(inputs, f) for f in inputs.__slots__}, "logprobs_policy": policy})).loss
+        return objective.evaluate(replace(inputs, logprobs_policy=policy)).loss
 
     assert torch.autograd.gradcheck(loss, inputs.logprobs_policy)
 
@@ -252,34 +264,32 @@ def test_scores_known_without_a_pass_are_right(config, layout):
     if not isinstance(objective, ScoreObjective) or not objective.zero_scores_when_fresh:
         return
     inputs = make(layout)
-    fresh = LossInputs(**{**{f: getattr(inputs, f) for f in inputs.__slots__}, "logprobs_old": inputs.logprobs_policy.detach()})
-    assert torch.equal(objective.scores(fresh), objective.zero_scores(inputs.rewards))
+    fresh = replace(inputs, logprobs_old=inputs.logprobs_policy.detach())
+    assert torch.equal(objective.scores(fresh), fresh_scores(objective, inputs.groups))
 
 
 def test_disco_s_trust_region_couples_all_groups():
     """The control of BY_GROUP: the squared hinge of the whole is not the sum of those of its groups."""
     inputs = make(([0, 1, 0, 1], [1.0, 0.0, 0.0, 1.0], 1))
-    moved = LossInputs(
-        **{**{f: getattr(inputs, f) for f in inputs.__slots__}, "logprobs_old": (inputs.logprobs_policy + 0.1).detach()}
-    )
-    objective, totals = build_objective({"type": "disco", "delta": 0, "beta": 2}), totals_of(moved)
+    moved = replace(inputs, logprobs_old=(inputs.logprobs_policy + 0.1).detach())
+    objective, whole = build_objective({"type": "disco", "delta": 0, "beta": 2}), moved.groups
     rows = [torch.tensor([0, 2]), torch.tensor([1, 3])]
-    parts = sum(objective(rows_of(moved, one), totals).loss for one in rows)
+    parts = sum(objective.evaluate(rows_of(moved, one), whole).loss for one in rows)
     # KL is 0.1 for every token, so each group adds its share of the tokens.
-    shares = [moved.loss_mask[one].sum() / totals.num_tokens for one in rows]
+    shares = [moved.loss_mask[one].sum() / whole.num_tokens for one in rows]
     missing = 0.1**2 - sum((0.1 * share) ** 2 for share in shares)
-    assert (objective(moved).loss - parts).item() == pytest.approx(missing.item(), rel=1e-6)
+    assert (objective.evaluate(moved).loss - parts).item() == pytest.approx(missing.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize(("question_weight", "twin"), [("dr_grpo", "dr_grpo"), ("grpo", "grpo")])
 def test_nft_on_the_sampling_policy_has_the_gradient_of_its_twin(question_weight, twin):
     """Propositions 4.1, 4.2: A = r − r̂, divided by the population's standard deviation for GRPO's."""
     inputs = make(([0] * 6 + [1] * 6 + [2] * 6, [1.0, 0, 0, 0, 0, 1] + [1.0, 1, 1, 1, 1, 0] + [1.0] * 6, 4))
-    fresh = LossInputs(**{**{f: getattr(inputs, f) for f in inputs.__slots__}, "logprobs_old": inputs.logprobs_policy.detach()})
+    fresh = replace(inputs, logprobs_old=inputs.logprobs_policy.detach())
     objective = build_objective({"type": "nft", "question_weight": question_weight})
     rate = torch.tensor([2 / 6] * 6 + [5 / 6] * 6 + [1.0] * 6, dtype=torch.float64)
     advantages = inputs.rewards - rate
     if twin == "grpo":
         advantages = torch.where(rate < 1, advantages / (rate * (1 - rate)).sqrt(), 0)
     expected = -torch.where(inputs.loss_mask, advantages[:, None], 0) / inputs.loss_mask.sum()
-    torch.testing.assert_close(gradient(objective(fresh).loss, fresh), expected)
+    torch.testing.assert_close(gradient(objective.evaluate(fresh).loss, fresh), expected)

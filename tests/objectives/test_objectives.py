@@ -1,9 +1,8 @@
 import pytest
 import torch
 
-from realrl.objectives import build_objective
-from realrl.objectives.scores import count_preference_pairs, preference_pairs
-from realrl.types import LossInputs
+from realrl.objectives import Groups, LossInputs, build_objective
+from realrl.objectives.trpa import count_preference_pairs, preference_pairs
 
 
 def inputs(**changes):
@@ -20,7 +19,7 @@ def inputs(**changes):
 @pytest.mark.parametrize("name", ["real", "bce", "trpa", "disco", "pacs", "nft"])
 def test_rewards_that_are_no_labels_are_refused(name):
     with pytest.raises(ValueError, match=r"-1.0.*0 or 1.*rewards > 0.5"):
-        build_objective({"type": name})(inputs(rewards=torch.tensor([1.0, -1.0]), logprobs_ref=torch.zeros(2, 3)))
+        build_objective({"type": name}).evaluate(inputs(rewards=torch.tensor([1.0, -1.0]), logprobs_ref=torch.zeros(2, 3)))
 
 
 @pytest.mark.parametrize("reward", [0.1, 0.7, 0.9])
@@ -28,12 +27,14 @@ def test_rewards_that_are_no_labels_are_refused(name):
 def test_a_group_of_equal_rewards_has_no_advantage(reward, size):
     """As with reward.format_weight, where a wrong answer in a box has 0.1, and GRPO's KL penalty, which computes every row."""
     group_ids = torch.zeros(size, dtype=torch.long)
-    advantages = build_objective({"type": "grpo"}).advantages(torch.full((size,), reward), group_ids)
+    advantages = build_objective({"type": "grpo"}).advantages(
+        Groups(torch.full((size,), reward), group_ids, torch.ones_like(group_ids))
+    )
     assert advantages.tolist() == [0.0] * size
 
 
 def test_advantage_objectives_take_any_finite_reward():
-    loss = build_objective({"type": "dapo"})(inputs(rewards=torch.tensor([1.0, -1.0]))).loss
+    loss = build_objective({"type": "dapo"}).evaluate(inputs(rewards=torch.tensor([1.0, -1.0]))).loss
     assert torch.isfinite(loss)
 
 
@@ -69,11 +70,11 @@ def test_bad_configs_are_named(config, message):
 
 def test_missing_reference_is_named():
     with pytest.raises(ValueError, match="logprobs_ref"):
-        build_objective({"type": "grpo"})(inputs())
+        build_objective({"type": "grpo"}).evaluate(inputs())
 
 
 def test_trpa_without_a_pair_is_zero_and_counted():
-    out = build_objective({"type": "trpa"})(inputs(rewards=torch.ones(2), logprobs_ref=torch.zeros(2, 3)))
+    out = build_objective({"type": "trpa"}).evaluate(inputs(rewards=torch.ones(2), logprobs_ref=torch.zeros(2, 3)))
     assert out.loss.item() == 0 and out.metrics["groups/degenerate"] == 1
 
 

@@ -11,10 +11,9 @@ import torch
 from apple import AppleMode, AppleTensor
 
 from realrl import cli
-from realrl.objectives import AdditiveObjective, ScoreObjective, build_objective, list_objectives, totals_of
+from realrl.objectives import AdditiveObjective, LossInputs, ScoreObjective, build_objective, list_objectives
 from realrl.system.files import clash
 from realrl.system.platforms import try_lock, usable_cpus
-from realrl.types import LossInputs
 from realrl.verifier.pool import JudgePool
 
 IMPORT_ALL = """
@@ -87,13 +86,11 @@ def test_without_a_limit_of_address_space_a_worker_ends_by_the_memory_that_it_ho
 
 def loss_and_weights(objective, tensors):
     inputs = LossInputs(**tensors)
-    totals = totals_of(inputs)
-    found = [objective(inputs, totals).loss]
+    found = [objective.evaluate(inputs).loss]
     if isinstance(objective, ScoreObjective):
-        scores = objective.scores(inputs)
-        found.append(objective.weights(scores, inputs.rewards, inputs.group_ids, levels_N=inputs.levels, totals=totals))
+        found.append(objective.weights(objective.scores(inputs), inputs.groups))
     if isinstance(objective, AdditiveObjective):
-        found.append(objective.advantages(inputs.rewards, inputs.group_ids))
+        found.append(objective.advantages(inputs.groups))
     return found
 
 

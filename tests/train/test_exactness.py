@@ -6,9 +6,8 @@ from three_steps import ragged_batch, three_steps
 
 from realrl.models import load_model
 from realrl.models.logprobs import response_logprobs
-from realrl.objectives import build_objective
+from realrl.objectives import LossInputs, build_objective
 from realrl.train.step import GradientStep, StepSettings
-from realrl.types import LossInputs
 
 OBJECTIVES = [
     {"type": "real"},
@@ -69,18 +68,17 @@ def test_one_step_off_the_sampling_policy_has_the_gradient_of_the_whole_batch(ti
     rng = torch.Generator().manual_seed(7)
     old, ref = (policy.detach() + 0.3 * torch.rand(policy.shape, generator=rng) - shift for shift in (0.0, 0.1))
     inputs = LossInputs(policy, old, batch.loss_mask, batch.rewards, batch.group_ids, ref, batch.levels)
-    built(inputs).loss.backward()
+    built.evaluate(inputs).loss.backward()
     expected = gradient()
     model.zero_grad()
     report = GradientStep(model, built, StepSettings(temperature=1.0, budget=budget)).backward(batch, old, ref)
-    assert report.loss == pytest.approx(built(inputs).loss.item(), rel=1e-5, abs=1e-6)
+    assert report.loss == pytest.approx(built.evaluate(inputs).loss.item(), rel=1e-5, abs=1e-6)
     assert report.weights_N.shape == batch.rewards.shape
     assert (gradient() - expected).norm() / expected.norm() < 1e-5
 
 
 def test_cutting_groups_without_the_weights_would_be_another_gradient(tiny_folder):
     """The control: the loss averaged over torn groups is far off, so the test above can fail."""
-    from realrl.objectives import totals_of
     from realrl.train.batching import select_rows
 
     model = load_model(str(tiny_folder), dtype=torch.float32)
@@ -94,8 +92,8 @@ def test_cutting_groups_without_the_weights_would_be_another_gradient(tiny_folde
             part = select_rows(batch, rows)
             policy = response_logprobs(model, part, temperature=1.0).logprobs
             inputs = LossInputs(policy, policy.detach(), part.loss_mask, part.rewards, part.group_ids)
-            whole = whole or totals_of(inputs)
-            objective(inputs, whole).loss.backward()
+            whole = whole or inputs.groups
+            objective.evaluate(inputs, whole).loss.backward()
         return torch.cat([p.grad.flatten() for p in model.parameters()])
 
     rows = torch.arange(len(batch))

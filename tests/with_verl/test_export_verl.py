@@ -24,7 +24,7 @@ from realrl.models import load_tokenizer  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 # recipes/study holds sweeps.
-RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.toml") if path.parent.name != "study")
+RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.toml") if path.parent.name not in ("study", "base"))
 TINY = ROOT / "recipes" / "tiny.toml"
 PAPER = ROOT / "recipes" / "paper"
 

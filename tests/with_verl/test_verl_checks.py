@@ -59,7 +59,7 @@ def test_an_untested_strategy_is_said(caplog):
 def test_the_objective_is_the_recipes_table():
     assert check().config.model_dump() == check("+algorithm.real.type=real").config.model_dump()
     objective = check("+algorithm.real.tau=0.25", "+algorithm.real.anchor=False", "+algorithm.real.degenerate_groups=use")
-    assert (objective.config.tau, objective.config.anchor, objective.config.degenerate_groups) == (0.25, False, "use")
+    assert (objective.tau, objective.anchor, objective.degenerate_groups) == (0.25, False, "use")
     assert check("+algorithm.real.type=dapo").config.type == "dapo"
     kl = ["+algorithm.real.kl.target=ref", "+algorithm.real.kl.coef=0.001"]
     assert check(*kl, f"{ACTOR}.use_kl_loss=True", f"{ACTOR}.kl_loss_coef=0").needs_ref

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from realrl.errors import ConfigError
-from realrl.integrations.verl.gradient import plan_mini_batches, token_gains
+from realrl.integrations.verl.gradient import plan_mini_batches
 from realrl.integrations.verl.loss import no_advantages_yet, policy_loss, refuse_other_trainers
-from realrl.objectives import build_objective
-from realrl.types import LossInputs
+from realrl.objectives import LossInputs, build_objective
+from realrl.objectives.exact import token_gradient
 
 OBJECTIVES = [
     {"type": "real"},
@@ -47,7 +47,7 @@ def mini_batch(rewards=(1, 0, 0, 1, 0, 1, 1, 0, 1)):
 @pytest.mark.parametrize("rows", [1, 2, 4, 9])
 def test_workers_losses_add_up_to_the_objectives_gradient(objective, rows):
     built, inputs = build_objective(objective), mini_batch()
-    gains_NT, out = token_gains(built, inputs)
+    gradient_NT, out = token_gradient(built, inputs)
 
     policy_NT = inputs.logprobs_policy.clone().requires_grad_(True)
     order = torch.randperm(9, generator=torch.Generator().manual_seed(2))
@@ -56,7 +56,7 @@ def test_workers_losses_add_up_to_the_objectives_gradient(objective, rows):
         loss, _ = policy_loss(
             old_log_prob=inputs.logprobs_old[part],
             log_prob=policy_NT[part],
-            advantages=gains_NT[part],
+            advantages=-gradient_NT[part],
             response_mask=inputs.loss_mask[part],
             config=config,
         )
@@ -81,7 +81,7 @@ def loss_at(objective, inputs, policy_NT):
         rewards=inputs.rewards.double(),
         group_ids=inputs.group_ids,
     )
-    return float(objective(given).loss)
+    return float(objective.evaluate(given).loss)
 
 
 def test_the_gain_of_a_pair_is_the_closed_form():
@@ -89,15 +89,15 @@ def test_the_gain_of_a_pair_is_the_closed_form():
     zeros = torch.zeros(2, 4)
     mask = torch.tensor([[True] * 4, [True, True, False, False]])
     inputs = LossInputs(zeros, zeros, mask, torch.tensor([1.0, 0.0]), torch.tensor([7, 7]))
-    gains_NT, _ = token_gains(build_objective({"type": "real", "tau": 0.5}), inputs)
-    assert torch.allclose(gains_NT, torch.tensor([[0.25] * 4, [-0.5, -0.5, 0.0, 0.0]]))
+    gradient_NT, _ = token_gradient(build_objective({"type": "real", "tau": 0.5}), inputs)
+    assert torch.allclose(-gradient_NT, torch.tensor([[0.25] * 4, [-0.5, -0.5, 0.0, 0.0]]))
 
 
 def test_a_batch_without_a_label_is_refused():
     with pytest.raises(ValueError, match="NaN or infinity"):
         mini_batch((1, 0, float("nan"), 1))
     with pytest.raises(ValueError, match=r"rewards hold \[0.5\].*needs 0 or 1"):
-        token_gains(build_objective({"type": "real"}), mini_batch((1, 0, 0.5, 1)))
+        token_gradient(build_objective({"type": "real"}), mini_batch((1, 0, 0.5, 1)))
 
 
 def test_mini_batches_are_whole_groups_in_the_order_of_the_batch():

@@ -17,14 +17,15 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 
 from realrl.figures.canvas import COLOURS, RIGHT, WRONG, panels, plain, save, style
-from realrl.objectives import AdditiveObjective, build_objective, list_objectives
-from realrl.types import LossInputs, LossTotals
+from realrl.objectives import AdditiveObjective, Groups, LossInputs, build_objective, list_objectives
 
 Curve = Float[np.ndarray, " K"]
 
 _SAME = 4
-# Every mean of a loss becomes a sum, which leaves out the constant in front; a response of either label is in 4 pairs.
-_TOTALS = LossTotals(num_groups=1, num_rollouts=1, num_tokens=1, num_mixed_rollouts=1, num_pairs=_SAME)
+# Denominators of one rollout of one token: every mean of a loss becomes a sum, which leaves out the constant in front.
+_ONE = Groups(torch.ones(1), torch.zeros(1, dtype=torch.long), torch.ones(1, dtype=torch.long))
+# A response of either label is in 4 pairs.
+_SCALE = {"trpa": 1 / _SAME}
 # An even number of points: none falls on 0 or on the edge of a clip, where a gradient has two sides.
 LOG_RATIOS: Curve = np.linspace(-2, 2, 200)
 _EVERY = 14
@@ -53,10 +54,10 @@ def gradient_weights(config: Mapping[str, Any], log_ratios_K: Curve, *, right: b
     loss_mask = torch.ones_like(old_NT, dtype=torch.bool)
     inputs = LossInputs(policy_NT, old_NT, loss_mask, rewards_N, group_ids_N, logprobs_ref=old_NT)
     if isinstance(objective, AdditiveObjective):
-        given = objective.advantages(rewards_N, group_ids_N) if objective.needs_labels else 2 * rewards_N - 1
-        loss = objective.additive_loss(inputs, _TOTALS, given)
+        given = objective.advantages(inputs.groups) if objective.needs_labels else 2 * rewards_N - 1
+        loss = objective.additive_loss(inputs, _ONE, given)
     else:
-        loss = objective(inputs, _TOTALS).loss
+        loss = objective.evaluate(inputs, _ONE).loss * _SCALE.get(objective.type, 1)
     (gradient_NT,) = torch.autograd.grad(loss, policy_NT)
     return gradient_NT[moved_K, 0].numpy()
 

@@ -1,69 +1,135 @@
-"""Loss functions of the paper and its baselines: pure tensor code behind `build_objective`."""
+"""Loss functions of the paper, its baselines and others: pure tensor code, one file a loss.
 
-from typing import Annotated
+Names are loaded on first use, so that a recipe is read without torch.
+"""
 
-from pydantic import Field
+import importlib
+from typing import TYPE_CHECKING, Annotated, Any
 
-from realrl.objectives.base import (
-    AdditiveObjective,
-    Objective,
-    ScoreObjective,
-    build_objective,
-    list_objectives,
-    register_objective,
+from pydantic import BeforeValidator, Discriminator, SerializeAsAny, Tag
+
+from realrl.objectives.configs import (
+    CONFIGS,
+    BaseObjectiveConfig,
+    BCEConfig,
+    CISPOConfig,
+    DAPOConfig,
+    DisCOConfig,
+    DrGRPOConfig,
+    GMPOConfig,
+    GRPOConfig,
+    GSPOConfig,
+    KLConfig,
+    NFTConfig,
+    PACSConfig,
+    RealConfig,
+    SAPOConfig,
+    TRPAConfig,
 )
-from realrl.objectives.bce import BCEConfig
-from realrl.objectives.cispo import CISPOConfig
-from realrl.objectives.disco import DisCOConfig
-from realrl.objectives.gmpo import GMPOConfig
-from realrl.objectives.grpo import DAPOConfig, DrGRPOConfig, GRPOConfig
-from realrl.objectives.gspo import GSPOConfig
-from realrl.objectives.kl import KLConfig
-from realrl.objectives.nft import NFTConfig
-from realrl.objectives.pacs import PACSConfig
-from realrl.objectives.real import RealConfig
-from realrl.objectives.sapo import SAPOConfig
-from realrl.objectives.scores import totals_of
-from realrl.objectives.trpa import TRPAConfig
+from realrl.objectives.registry import CLASSES, build_objective, list_objectives, options_of
 
+if TYPE_CHECKING:
+    from realrl.objectives.base import AdditiveObjective, Objective, ScoreObjective
+    from realrl.objectives.bce import BCE
+    from realrl.objectives.cispo import CISPO
+    from realrl.objectives.disco import DisCO
+    from realrl.objectives.exact import Plan
+    from realrl.objectives.gmpo import GMPO
+    from realrl.objectives.groups import Groups
+    from realrl.objectives.grpo import DAPO, GRPO, DrGRPO
+    from realrl.objectives.gspo import GSPO
+    from realrl.objectives.inputs import LossInputs, LossOutput
+    from realrl.objectives.nft import NFT
+    from realrl.objectives.pacs import PACS
+    from realrl.objectives.real import Real
+    from realrl.objectives.sapo import SAPO
+    from realrl.objectives.trpa import TRPA
+
+_LAZY = {
+    "AdditiveObjective": "base",
+    "Objective": "base",
+    "ScoreObjective": "base",
+    "Plan": "exact",
+    "Groups": "groups",
+    "LossInputs": "inputs",
+    "LossOutput": "inputs",
+    **{path.rpartition(":")[2]: path.partition(":")[0].rpartition(".")[2] for path in CLASSES.values()},
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"realrl.objectives.{_LAZY[name]}"), name)
+
+
+def _tag(value: Any) -> str:
+    name = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return "own" if isinstance(name, str) and ":" in name else str(name)
+
+
+def _own(value: Any) -> Any:
+    return build_objective(value) if isinstance(value, dict) else value
+
+
+# Options by `type`; those of an objective of the user's own are the objective itself.
 ObjectiveConfig = Annotated[
-    RealConfig
-    | BCEConfig
-    | GRPOConfig
-    | DAPOConfig
-    | GSPOConfig
-    | TRPAConfig
-    | DisCOConfig
-    | DrGRPOConfig
-    | CISPOConfig
-    | SAPOConfig
-    | GMPOConfig
-    | PACSConfig
-    | NFTConfig,
-    Field(discriminator="type"),
+    Annotated[RealConfig, Tag("real")]
+    | Annotated[BCEConfig, Tag("bce")]
+    | Annotated[GRPOConfig, Tag("grpo")]
+    | Annotated[DAPOConfig, Tag("dapo")]
+    | Annotated[GSPOConfig, Tag("gspo")]
+    | Annotated[TRPAConfig, Tag("trpa")]
+    | Annotated[DisCOConfig, Tag("disco")]
+    | Annotated[DrGRPOConfig, Tag("dr_grpo")]
+    | Annotated[CISPOConfig, Tag("cispo")]
+    | Annotated[SAPOConfig, Tag("sapo")]
+    | Annotated[GMPOConfig, Tag("gmpo")]
+    | Annotated[PACSConfig, Tag("pacs")]
+    | Annotated[NFTConfig, Tag("nft")]
+    | Annotated[SerializeAsAny[BaseObjectiveConfig], BeforeValidator(_own), Tag("own")],
+    Discriminator(_tag),
 ]
 
 __all__ = [
+    "BCE",
+    "CISPO",
+    "CONFIGS",
+    "DAPO",
+    "GMPO",
+    "GRPO",
+    "GSPO",
+    "NFT",
+    "PACS",
+    "SAPO",
+    "TRPA",
     "AdditiveObjective",
     "BCEConfig",
+    "BaseObjectiveConfig",
     "CISPOConfig",
     "DAPOConfig",
+    "DisCO",
     "DisCOConfig",
+    "DrGRPO",
     "DrGRPOConfig",
     "GMPOConfig",
     "GRPOConfig",
     "GSPOConfig",
+    "Groups",
     "KLConfig",
+    "LossInputs",
+    "LossOutput",
     "NFTConfig",
     "Objective",
     "ObjectiveConfig",
     "PACSConfig",
+    "Plan",
+    "Real",
     "RealConfig",
     "SAPOConfig",
     "ScoreObjective",
     "TRPAConfig",
     "build_objective",
     "list_objectives",
-    "register_objective",
-    "totals_of",
+    "options_of",
 ]

@@ -1,111 +1,160 @@
-"""What every objective offers, and the table from its name to its class."""
+"""What every objective offers."""
 
 from __future__ import annotations
 
-import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from realrl.objectives.kl import KLConfig, kl_penalty
-from realrl.objectives.scores import (
-    group_centred,
-    group_index,
-    in_float64,
-    labels,
-    mean_log_ratio,
-    mixed_groups,
-    segment_sum,
-    totals_of,
-)
-from realrl.types import LossInputs, LossOutput, LossTotals
+from realrl.objectives.configs import BaseObjectiveConfig
+from realrl.objectives.groups import Groups
+from realrl.objectives.inputs import LossInputs, LossOutput, mean_log_ratio
+from realrl.objectives.kl import kl_penalty
+from realrl.objectives.segments import group_centred, in_float64, labels, mixed_groups
+
+if TYPE_CHECKING:
+    from realrl.objectives.exact import Plan
 
 
-class BaseObjectiveConfig(BaseModel):
-    """Frozen; unknown keys are errors."""
+class Objective(BaseObjectiveConfig, ABC):
+    """A pure function of log-probabilities and rewards to a loss to minimise. Its options are keyword arguments.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    type: Any
-    kl: KLConfig = KLConfig()
-
-
-class Objective(ABC):
-    """A pure function from `LossInputs` to a loss to minimise, with denominators of the whole mini-batch.
-
-    `needs_ref` and `needs_old` say which log-probabilities it reads, `needs_labels` that rewards have to be 0 or 1.
-    `sums_over_groups` False: a term couples all groups of the mini-batch, so that only two passes are exact for a split.
+    Two kinds: `ScoreObjective` (the rollouts of a group are coupled) and `AdditiveObjective` (a sum over rollouts).
     """
 
-    needs_old: bool = True
-    needs_labels: bool = False
-    sums_over_groups: bool = True
+    def __call__(
+        self,
+        policy: Float[Tensor, "N T"],
+        old: Float[Tensor, "N T"],
+        mask: Bool[Tensor, "N T"],
+        rewards: Float[Tensor, " N"] | Sequence[float | int],
+        groups: Int[Tensor, " N"] | Sequence[int],
+        *,
+        ref: Float[Tensor, "N T"] | None = None,
+        levels: Int[Tensor, " N"] | Sequence[int] | None = None,
+    ) -> Float[Tensor, ""]:
+        """The loss of a whole mini-batch; its gradient reaches `policy`.
 
-    def __init__(self, config: Any) -> None:
-        self.config = config
+        `policy`, `old`, `ref`: log-probabilities in nats of the sampled tokens under the model in training, the weights that
+        sampled, and the frozen initial model; padding may hold anything finite. `mask` is True on response tokens.
+        `groups` has one number for each rollout, equal for rollouts of one prompt; groups may be ragged and in any order.
 
-    @property
-    def needs_ref(self) -> bool:
-        """Whether the frozen initial model's log-probabilities are read."""
-        return self.config.kl.active and self.config.kl.target == "ref"
+        For a mini-batch that does not fit into memory at once: `plan`. Raises ValueError for input that it cannot use.
+        """
+        rewards_N, ids_N, levels_N = _columns(policy, rewards, groups, levels)
+        return self.evaluate(LossInputs(policy, old, mask.bool(), rewards_N, ids_N, ref, levels_N)).loss
+
+    def plan(
+        self,
+        old: Float[Tensor, "M T"],
+        mask: Bool[Tensor, "M T"],
+        rewards: Float[Tensor, " N"] | Sequence[float | int],
+        groups: Int[Tensor, " N"] | Sequence[int],
+        policy: Float[Tensor, "M T"] | None = None,
+        *,
+        ref: Float[Tensor, "M T"] | None = None,
+        levels: Int[Tensor, " N"] | Sequence[int] | None = None,
+        rows: Int[Tensor, " M"] | Sequence[int] | None = None,
+        all_reduce: Callable[[Tensor], object] | None = None,
+    ) -> Plan:
+        """What makes the gradient of a mini-batch exact for any split of its rollouts: see `Plan`.
+
+        The arguments are those of `__call__` for the whole mini-batch, without gradient; `policy` None means right after
+        sampling, when the policy still is the one that sampled. Several processes share a mini-batch so: every one gives the
+        rewards and groups of all N rollouts, `rows` (which of them it holds), its own M rows of log-probabilities and mask,
+        and `all_reduce`, which sums a tensor over the processes in place, such as `torch.distributed.all_reduce`.
+        """
+        from realrl.objectives.exact import plan_mini_batch
+
+        rewards_N, ids_N, levels_N = _columns(old, rewards, groups, levels)
+        held = None if rows is None else torch.as_tensor(rows, device=old.device)
+        return plan_mini_batch(self, old, mask.bool(), rewards_N, ids_N, policy, ref, levels_N, held, all_reduce)
 
     @abstractmethod
-    def __call__(self, inputs: LossInputs, totals: LossTotals | None = None) -> LossOutput:
-        """Loss and metrics; `totals` default to the inputs' own, a part of a mini-batch passes the whole one's."""
+    def evaluate(self, inputs: LossInputs, whole: Groups | None = None) -> LossOutput:
+        """Loss and metrics; `whole` is the mini-batch that gives the denominators, by default the inputs' own groups.
+
+        Parts of whole groups add up to the loss of the mini-batch where `sums_over_groups`.
+        """
 
     @abstractmethod
-    def teaching_groups(self, rewards_N: Tensor, group_ids_N: Tensor, levels_N: Tensor | None) -> Tensor:
-        """Rows whose group can have a gradient, the KL penalty left aside."""
+    def teaching_groups(self, groups: Groups) -> Bool[Tensor, " N"]:
+        """Rows whose group can have a gradient, without regard to the KL penalty."""
 
-    def carries_gradient(
-        self, rewards_N: Float[Tensor, " N"], group_ids_N: Int[Tensor, " N"], levels_N: Int[Tensor, " N"] | None = None
-    ) -> Bool[Tensor, " N"]:
+    def carries_gradient(self, groups: Groups) -> Bool[Tensor, " N"]:
         """Rows that can get a gradient; the others need not go through the model at all."""
-        if self.config.kl.active:
-            return torch.ones_like(rewards_N, dtype=torch.bool)
-        return self.teaching_groups(rewards_N, group_ids_N, levels_N)
+        if self.kl.active:
+            return torch.ones_like(groups.rewards, dtype=torch.bool)
+        return self.teaching_groups(groups)
 
-    def penalty(self, inputs: LossInputs, totals: LossTotals) -> Float[Tensor, ""]:
+    def penalty(self, inputs: LossInputs, whole: Groups) -> Float[Tensor, ""]:
         """The KL piece, a sum over rows: any split of them adds up."""
-        return kl_penalty(inputs, self.config.kl, totals)
+        return kl_penalty(inputs, self.kl, whole)
+
+    def _finish(self, inputs: LossInputs, loss: Tensor, penalty: Tensor, metrics: dict[str, float]) -> LossOutput:
+        """Add the KL piece and the metrics that every objective reports."""
+        groups = inputs.groups
+        right_P = groups.sum((groups.rewards == 1).to(groups.rewards.dtype))
+        solved_all, solved_none = int((right_P == groups.sizes).sum()), int((right_P == 0).sum())
+        total = loss + penalty
+        if not total.requires_grad and inputs.logprobs_policy.requires_grad:
+            # No row teaches anything: still a loss that backward accepts, with a gradient of exactly 0.
+            total = total + 0 * torch.where(inputs.loss_mask, inputs.logprobs_policy, 0).sum()
+        common = {
+            "loss": float(total.detach()),
+            "groups/degenerate": float(solved_all + solved_none),
+            "groups/solved_all": float(solved_all),
+            "groups/solved_none": float(solved_none),
+        }
+        if self.kl.active:
+            common["kl"] = float(penalty.detach()) / self.kl.coef
+        return LossOutput(total, {**metrics, **common})
+
+
+def _columns(like: Tensor, rewards: object, groups: object, levels: object) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Rewards, group numbers and levels as tensors beside the log-probabilities."""
+    dtype = like.dtype if like.dtype == torch.float64 else torch.float32
+    return (
+        torch.as_tensor(rewards, dtype=dtype, device=like.device),
+        torch.as_tensor(groups, device=like.device),
+        None if levels is None else torch.as_tensor(levels, device=like.device),
+    )
 
 
 class AdditiveObjective(Objective):
     """A sum over rollouts once each knows its advantage, so rows can be split freely."""
 
-    def advantages(self, rewards_N: Float[Tensor, " N"], group_ids_N: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
+    def advantages(self, groups: Groups) -> Float[Tensor, " N"]:
         """A = (r − mean)/(std + 1e-6) over the group (Eq. 3), std unbiased; 0 for a group of one. Any finite rewards."""
-        index_N, count = group_index(group_ids_N)
-        size = segment_sum(torch.ones_like(rewards_N), index_N, count)
-        centred_N = group_centred(rewards_N, group_ids_N)
-        variance = segment_sum(centred_N.square(), index_N, count) / (size - 1).clamp(min=1)
-        return centred_N / (variance.sqrt()[index_N] + 1e-6)
+        centred_N = group_centred(groups.rewards, groups.index, groups.count)
+        variance_P = groups.sum(centred_N.square()) / (groups.sizes - 1).clamp(min=1)
+        return centred_N / (variance_P.sqrt()[groups.index] + 1e-6)
 
     @abstractmethod
     def surrogate(
-        self, inputs: LossInputs, totals: LossTotals, advantages_N: Float[Tensor, " N"]
+        self, inputs: LossInputs, whole: Groups, advantages_N: Float[Tensor, " N"]
     ) -> tuple[Float[Tensor, ""], dict[str, float]]:
-        """The loss without the KL piece, and metrics."""
+        """The loss of some rows without the KL piece, with the denominators of the `whole` mini-batch, and metrics."""
 
-    def additive_loss(self, inputs: LossInputs, totals: LossTotals, advantages_N: Float[Tensor, " N"]) -> Float[Tensor, ""]:
+    def additive_loss(self, inputs: LossInputs, whole: Groups, advantages_N: Float[Tensor, " N"]) -> Float[Tensor, ""]:
         """The loss of some rows whose advantages were computed over their whole groups."""
-        return self.surrogate(inputs, totals, advantages_N)[0] + self.penalty(inputs, totals)
+        return self.surrogate(inputs, whole, advantages_N)[0] + self.penalty(inputs, whole)
 
-    def __call__(self, inputs: LossInputs, totals: LossTotals | None = None) -> LossOutput:
-        totals = totals or totals_of(inputs)
-        advantages_N = self.advantages(inputs.rewards, inputs.group_ids)
-        surrogate, metrics = self.surrogate(inputs, totals, advantages_N)
-        return finish(inputs, surrogate, self.penalty(inputs, totals), self.config.kl, metrics)
+    def evaluate(self, inputs: LossInputs, whole: Groups | None = None) -> LossOutput:
+        whole = whole or inputs.groups
+        surrogate, metrics = self.surrogate(inputs, whole, self.advantages(inputs.groups))
+        return self._finish(inputs, surrogate, self.penalty(inputs, whole), metrics)
 
-    def teaching_groups(self, rewards_N: Tensor, group_ids_N: Tensor, levels_N: Tensor | None) -> Tensor:
-        index_N, count = group_index(group_ids_N)
-        low = rewards_N.new_full((count,), torch.inf).scatter_reduce(0, index_N, rewards_N, "amin")
-        high = rewards_N.new_full((count,), -torch.inf).scatter_reduce(0, index_N, rewards_N, "amax")
-        return (high > low)[index_N]
+    def teaching_groups(self, groups: Groups) -> Bool[Tensor, " N"]:
+        low = groups.rewards.new_full((groups.count,), torch.inf)
+        low = low.scatter_reduce(0, groups.index, groups.rewards, "amin")
+        high = groups.rewards.new_full((groups.count,), -torch.inf)
+        high = high.scatter_reduce(0, groups.index, groups.rewards, "amax")
+        return (high > low)[groups.index]
 
 
 class ScoreObjective(Objective):
@@ -114,63 +163,49 @@ class ScoreObjective(Objective):
     One that reads S numbers of a rollout has `score_shape` (S,), scores and weights (N, S), the score proper first.
     """
 
-    zero_scores_when_fresh: bool = True
     score_shape: ClassVar[tuple[int, ...]] = ()
 
-    @abstractmethod
+    @property
+    def zero_scores_when_fresh(self) -> bool:
+        """Every score is 0 right after sampling, so it needs no forward pass: true of s̄; an objective with scores of its own
+        says so itself."""
+        return type(self).scores is ScoreObjective.scores
+
     def scores(self, inputs: LossInputs) -> Float[Tensor, "N ..."]:
-        """The score of each rollout, with gradient; a sum over tokens, so any rows can be computed together."""
+        """The score of each rollout, with gradient; a sum over tokens, so any rows can be computed together.
 
-    def zero_scores(self, rewards_N: Float[Tensor, " N"]) -> Float[Tensor, "N ..."]:
-        """The scores of rollouts right after sampling where `zero_scores_when_fresh`."""
-        return rewards_N.new_zeros(len(rewards_N), *self.score_shape)
+        By default s̄ = mean_t(log π_θ − log π_old) (Eq. 5).
+        """
+        return mean_log_ratio(inputs)
 
     @abstractmethod
-    def loss_from_scores(
-        self,
-        scores_N: Float[Tensor, "N ..."],
-        rewards_N: Float[Tensor, " N"],
-        group_ids_N: Int[Tensor, " N"],
-        num_groups: int | None = None,
-        *,
-        levels_N: Int[Tensor, " N"] | None = None,
-        totals: LossTotals | None = None,
-    ) -> Float[Tensor, ""]:
-        """The loss without the KL piece. `num_groups` (or `totals`) is the whole mini-batch's; default: the rows' own."""
+    def loss_from_scores(self, scores_N: Float[Tensor, "N ..."], groups: Groups, whole: Groups) -> Float[Tensor, ""]:
+        """The loss without the KL piece of rollouts in whole `groups`, with the denominators of the `whole` mini-batch."""
 
-    def weights(
-        self,
-        scores_N: Float[Tensor, "N ..."],
-        rewards_N: Float[Tensor, " N"],
-        group_ids_N: Int[Tensor, " N"],
-        num_groups: int | None = None,
-        *,
-        levels_N: Int[Tensor, " N"] | None = None,
-        totals: LossTotals | None = None,
-    ) -> Float[Tensor, "N ..."]:
+    def weights(self, scores_N: Float[Tensor, "N ..."], groups: Groups, whole: Groups | None = None) -> Float[Tensor, "N ..."]:
         """W = d loss_from_scores / d scores (Eq. 9, 10), by autograd in float64, in the scores' dtype, detached."""
+        exact = groups.in_float64()
         with torch.enable_grad():
             leaf_N = in_float64(scores_N.detach()).requires_grad_(True)
-            group_ids_N = group_ids_N.to(leaf_N.device)
-            levels_N = None if levels_N is None else levels_N.to(leaf_N.device)
-            loss = self.loss_from_scores(
-                leaf_N, in_float64(rewards_N), group_ids_N, num_groups, levels_N=levels_N, totals=totals
-            )
+            loss = self.loss_from_scores(leaf_N, exact, whole.in_float64() if whole else exact)
             if not loss.requires_grad:
                 return torch.zeros_like(scores_N).detach()
             return torch.autograd.grad(loss, leaf_N)[0].to(scores_N.device, scores_N.dtype)
 
-    def __call__(self, inputs: LossInputs, totals: LossTotals | None = None) -> LossOutput:
-        totals = totals or totals_of(inputs)
+    def evaluate(self, inputs: LossInputs, whole: Groups | None = None) -> LossOutput:
+        whole = whole or inputs.groups
         scores_N = self.scores(inputs)
-        loss = self.loss_from_scores(scores_N, inputs.rewards, inputs.group_ids, levels_N=inputs.levels, totals=totals)
+        loss = self.loss_from_scores(scores_N, inputs.groups, whole)
         right_N = inputs.rewards == 1
         detached_N = score_proper(scores_N.detach())
         metrics = {
             "score/positive_mean": float(detached_N[right_N].mean()) if right_N.any() else 0.0,
             "score/negative_mean": float(detached_N[~right_N].mean()) if not right_N.all() else 0.0,
         }
-        return finish(inputs, loss, self.penalty(inputs, totals), self.config.kl, metrics)
+        return self._finish(inputs, loss, self.penalty(inputs, whole), metrics)
+
+    def teaching_groups(self, groups: Groups) -> Bool[Tensor, " N"]:
+        return torch.ones_like(groups.rewards, dtype=torch.bool)
 
 
 def score_proper(values_N: Float[Tensor, "N ..."]) -> Float[Tensor, " N"]:
@@ -179,89 +214,14 @@ def score_proper(values_N: Float[Tensor, "N ..."]) -> Float[Tensor, " N"]:
 
 
 class LabelObjective(ScoreObjective):
-    """A score objective whose score is s̄ and whose labels are the rewards; a degenerate group may be skipped."""
+    """A score objective whose labels are the rewards and which may skip groups that are all right or all wrong."""
 
-    needs_labels = True
+    def counted(self, groups: Groups) -> tuple[Bool[Tensor, " N"], Bool[Tensor, " N"]]:
+        """(right_N, counted_N): labels, and the rows that enter the loss."""
+        right_N = labels(groups.rewards)
+        if self.degenerate_groups == "use":  # pyright: ignore[reportAttributeAccessIssue]
+            return right_N, torch.ones_like(right_N)
+        return right_N, mixed_groups(right_N, groups.index, groups.count)[groups.index]
 
-    def scores(self, inputs: LossInputs) -> Float[Tensor, " N"]:
-        """s̄ = mean_t(log π_θ − log π_old) (Eq. 5)."""
-        return mean_log_ratio(inputs)
-
-    @property
-    def skips_degenerate(self) -> bool:
-        """Whether groups that are all right or all wrong have no loss."""
-        return self.config.degenerate_groups == "skip"
-
-    def counted(self, rewards_N: Tensor, group_ids_N: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
-        """(right_N, counted_N, index_N, P): labels, rows that enter the loss, and their group's index."""
-        right_N = labels(rewards_N)
-        index_N, count = group_index(group_ids_N)
-        counted_N = mixed_groups(right_N, index_N, count)[index_N]
-        return right_N, counted_N if self.skips_degenerate else torch.ones_like(counted_N), index_N, count
-
-    def teaching_groups(self, rewards_N: Tensor, group_ids_N: Tensor, levels_N: Tensor | None) -> Tensor:
-        return self.counted(rewards_N, group_ids_N)[1]
-
-
-def finish(inputs: LossInputs, loss: Tensor, penalty: Tensor, kl: KLConfig, metrics: dict[str, float]) -> LossOutput:
-    """Add the KL piece and the metrics that every objective reports."""
-    index_N, count = group_index(inputs.group_ids)
-    right = segment_sum((inputs.rewards == 1).float(), index_N, count)
-    size = segment_sum(torch.ones_like(inputs.rewards), index_N, count)
-    solved_all, solved_none = int((right == size).sum()), int((right == 0).sum())
-    total = loss + penalty
-    if not total.requires_grad and inputs.logprobs_policy.requires_grad:
-        # No row teaches anything: still a loss that backward accepts, with a gradient of exactly 0.
-        total = total + 0 * torch.where(inputs.loss_mask, inputs.logprobs_policy, 0).sum()
-    common = {
-        "loss": float(total.detach()),
-        "groups/degenerate": float(solved_all + solved_none),
-        "groups/solved_all": float(solved_all),
-        "groups/solved_none": float(solved_none),
-    }
-    if kl.active:
-        common["kl"] = float(penalty.detach()) / kl.coef
-    return LossOutput(total, {**metrics, **common})
-
-
-_REGISTRY: dict[str, tuple[type[BaseObjectiveConfig], type[Objective]]] = {}
-_Class = TypeVar("_Class", bound=type[Objective])
-
-
-def register_objective(config: type[BaseObjectiveConfig]) -> Callable[[_Class], _Class]:
-    """Class decorator: the objective that `config` describes, under the name of its `type` field."""
-
-    def add(cls: _Class) -> _Class:
-        _REGISTRY[config.model_fields["type"].default] = (config, cls)
-        return cls
-
-    return add
-
-
-def list_objectives() -> list[str]:
-    """Names that `build_objective` knows."""
-    return sorted(_REGISTRY)
-
-
-def build_objective(config: Mapping[str, Any] | BaseModel) -> Objective:
-    """The objective of a config (`{"type": "real", "tau": 0.5}` or a config model).
-
-    Raises ValueError for an unknown type or key (naming the nearest) or a value out of range.
-    """
-    fields = config.model_dump() if isinstance(config, BaseModel) else dict(config)
-    name = fields.get("type")
-    if name not in _REGISTRY:
-        near = difflib.get_close_matches(str(name), list_objectives(), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown objective type {name!r}{hint} Known: {', '.join(list_objectives())}")
-    config_class, objective_class = _REGISTRY[name]
-    unknown = [key for key in fields if key not in config_class.model_fields]
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], list(config_class.model_fields), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"objective {name!r} has no key {unknown[0]!r}{hint} Known: {', '.join(config_class.model_fields)}")
-    try:
-        return objective_class(config_class(**fields))
-    except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc']))} = {e['input']!r}: {e['msg']}" for e in error.errors())
-        raise ValueError(f"objective {name!r}: {faults}") from error
+    def teaching_groups(self, groups: Groups) -> Bool[Tensor, " N"]:
+        return self.counted(groups)[1]

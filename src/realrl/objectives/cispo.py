@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from realrl.objectives.base import AdditiveObjective, BaseObjectiveConfig, register_objective
-from realrl.objectives.scores import log_ratio
-from realrl.types import LossInputs, LossTotals
+from realrl.objectives.base import AdditiveObjective
+from realrl.objectives.configs import CISPOConfig
+from realrl.objectives.groups import Groups
+from realrl.objectives.inputs import LossInputs, log_ratio
 
 
-class CISPOConfig(BaseObjectiveConfig):
-    """Importance weights of at most 5, no KL; `max_ratio` is the paper's 1 + ε_high."""
-
-    type: Literal["cispo"] = "cispo"
-    max_ratio: float = Field(default=5.0, gt=0)
-
-
-@register_objective(CISPOConfig)
-class CISPO(AdditiveObjective):
+class CISPO(CISPOConfig, AdditiveObjective):
     """−(1/Σ|o|) Σ_n Σ_t sg(min(ρ_t, c))·A_n·log π_θ(o_t): every token keeps a gradient, of a bounded weight.
 
     sg stops the gradient; c = `max_ratio` is an absolute cap of ρ. Σ|o| counts all response tokens of the step.
@@ -31,10 +21,10 @@ class CISPO(AdditiveObjective):
     ScaleRL's cap, which TRL recommends. The paper divides by the tokens of each question, TRL and this by those of the step.
     """
 
-    def surrogate(self, inputs: LossInputs, totals: LossTotals, advantages_N: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def surrogate(self, inputs: LossInputs, whole: Groups, advantages_N: Tensor) -> tuple[Tensor, dict[str, float]]:
         ratio_NT = log_ratio(inputs).detach().exp()
-        capped_NT = ratio_NT.clamp(max=self.config.max_ratio)
+        capped_NT = ratio_NT.clamp(max=self.max_ratio)
         gain_NT = capped_NT * advantages_N[:, None] * inputs.logprobs_policy
-        loss = -torch.where(inputs.loss_mask, gain_NT, 0).sum() / totals.num_tokens
-        capped = (ratio_NT > self.config.max_ratio)[inputs.loss_mask]
+        loss = -torch.where(inputs.loss_mask, gain_NT, 0).sum() / whole.num_tokens
+        capped = (ratio_NT > self.max_ratio)[inputs.loss_mask]
         return loss, {"ratio/clipped_fraction": float(capped.float().mean())}

@@ -2,42 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from realrl.objectives.base import BaseObjectiveConfig, ScoreObjective, register_objective
-from realrl.objectives.scores import (
-    group_index,
-    labels,
-    log_ratio,
-    masked_token_mean,
-    mixed_groups,
-    segment_logsumexp,
-    segment_sum,
-)
-from realrl.types import LossInputs, LossOutput, LossTotals
+from realrl.objectives.base import ScoreObjective
+from realrl.objectives.configs import DisCOConfig
+from realrl.objectives.groups import Groups
+from realrl.objectives.inputs import LossInputs, LossOutput, log_ratio
+from realrl.objectives.segments import labels, masked_token_mean, mixed_groups, segment_logsumexp, segment_sum
 
 
-def _default_tau(given: dict[str, Any]) -> float:
-    return 1.0 if given.get("score") == "Lratio" else 10.0
-
-
-class DisCOConfig(BaseObjectiveConfig):
-    """Score log-L with τ = 10 (L-ratio: τ = 1), β = 1e3, δ = 1e-4; `negatives = "mean"` is DisCO-b, β = 0 no trust region."""
-
-    type: Literal["disco"] = "disco"
-    score: Literal["logL", "Lratio"] = "logL"
-    negatives: Literal["logmeanexp", "mean"] = "logmeanexp"
-    tau: float = Field(default_factory=_default_tau, gt=0)
-    beta: float = Field(default=1e3, ge=0)
-    delta: float = Field(default=1e-4, ge=0)
-
-
-@register_objective(DisCOConfig)
-class DisCO(ScoreObjective):
+class DisCO(DisCOConfig, ScoreObjective):
     """Per mixed group −mean₊ ℓ + τ·log mean₋ e^{ℓ/τ}, averaged over all P groups, plus β/2·[KL(π_old‖π_θ) − δ]₊².
 
     ℓ is mean_t log π_θ ("logL") or mean_t ρ_t ("Lratio"); DisCO-b takes the plain mean of the negatives, the limit τ → ∞.
@@ -53,58 +30,47 @@ class DisCO(ScoreObjective):
     """
 
     score_shape: ClassVar[tuple[int, ...]] = (2,)
-    needs_labels = True
-
-    def __init__(self, config: DisCOConfig) -> None:
-        super().__init__(config)
-        self.zero_scores_when_fresh = config.score == "Lratio"
-        self.sums_over_groups = config.beta == 0
 
     def scores(self, inputs: LossInputs):
         """(N, 2): ℓ (the ratio minus 1) and Σ_t s_t."""
         ratio_NT = log_ratio(inputs)
-        values_NT = inputs.logprobs_policy if self.config.score == "logL" else torch.expm1(ratio_NT)
+        values_NT = inputs.logprobs_policy if self.score == "logL" else torch.expm1(ratio_NT)
         return torch.stack([masked_token_mean(values_NT, inputs.loss_mask), ratio_NT.sum(dim=1)], dim=1)
 
-    def loss_from_scores(self, scores_N, rewards_N, group_ids_N, num_groups=None, *, levels_N=None, totals=None):
+    def loss_from_scores(self, scores_N, groups: Groups, whole: Groups):
         score_N, drift_N = scores_N.unbind(dim=1)
-        right_N = labels(rewards_N)
-        index_N, count = group_index(group_ids_N)
-        mixed_P = mixed_groups(right_N, index_N, count)
-        positive_P = self._mean(score_N, index_N, count, right_N)
-        if self.config.negatives == "mean":
-            negative_P = self._mean(score_N, index_N, count, ~right_N)
+        right_N = labels(groups.rewards)
+        mixed_P = mixed_groups(right_N, groups.index, groups.count)
+        positive_P = self._mean(score_N, groups, right_N)
+        if self.negatives == "mean":
+            negative_P = self._mean(score_N, groups, ~right_N)
         else:
-            size_P = segment_sum((~right_N).to(score_N.dtype), index_N, count)
-            logits_N = score_N[~right_N] / self.config.tau
-            total_P = segment_logsumexp(logits_N, index_N[~right_N], count, anchor=False)
-            negative_P = self.config.tau * (total_P - size_P.log())
-        groups = num_groups or (totals.num_groups if totals else count)
-        return (negative_P - positive_P)[mixed_P].sum() / groups + self._trust_region(drift_N, totals)
+            size_P = groups.sum((~right_N).to(score_N.dtype))
+            logits_N = score_N[~right_N] / self.tau
+            total_P = segment_logsumexp(logits_N, groups.index[~right_N], groups.count, anchor=False)
+            negative_P = self.tau * (total_P - size_P.log())
+        return (negative_P - positive_P)[mixed_P].sum() / whole.count + self._trust_region(drift_N, whole)
 
-    def _mean(self, score_N: Tensor, index_N: Tensor, count: int, rows_N: Tensor) -> Tensor:
-        size_P = segment_sum(rows_N.to(score_N.dtype), index_N, count)
-        return segment_sum(score_N[rows_N], index_N[rows_N], count) / size_P.clamp(min=1)
+    def _mean(self, score_N: Tensor, groups: Groups, rows_N: Tensor) -> Tensor:
+        size_P = groups.sum(rows_N.to(score_N.dtype))
+        return segment_sum(score_N[rows_N], groups.index[rows_N], groups.count) / size_P.clamp(min=1)
 
-    def _trust_region(self, drift_N: Tensor, totals: LossTotals | None) -> Tensor | float:
-        if not self.config.beta:
+    def _trust_region(self, drift_N: Tensor, whole: Groups) -> Tensor | float:
+        if not self.beta:
             return 0.0
-        if totals is None:
-            raise ValueError("disco's trust region is a mean over the step's response tokens: pass totals (totals_of(inputs))")
-        excess = (-drift_N.sum() / totals.num_tokens - self.config.delta).clamp(min=0)
-        return self.config.beta / 2 * excess.square()
+        excess = (-drift_N.sum() / whole.num_tokens - self.delta).clamp(min=0)
+        return self.beta / 2 * excess.square()
 
-    def __call__(self, inputs: LossInputs, totals: LossTotals | None = None) -> LossOutput:
-        out = super().__call__(inputs, totals)
+    def evaluate(self, inputs: LossInputs, whole: Groups | None = None) -> LossOutput:
+        out = super().evaluate(inputs, whole)
         drift = log_ratio(inputs).detach()[inputs.loss_mask].mean()
         return LossOutput(out.loss, {**out.metrics, "ratio/kl_old": -float(drift)})
 
-    def carries_gradient(self, rewards_N, group_ids_N, levels_N=None):
+    def carries_gradient(self, groups: Groups):
         """Every row while the trust region is on: it holds the rollouts of degenerate groups too."""
-        if self.config.beta:
-            return torch.ones_like(rewards_N, dtype=torch.bool)
-        return super().carries_gradient(rewards_N, group_ids_N, levels_N)
+        if self.beta:
+            return torch.ones_like(groups.rewards, dtype=torch.bool)
+        return super().carries_gradient(groups)
 
-    def teaching_groups(self, rewards_N, group_ids_N, levels_N):
-        index_N, count = group_index(group_ids_N)
-        return mixed_groups(labels(rewards_N), index_N, count)[index_N]
+    def teaching_groups(self, groups: Groups):
+        return mixed_groups(labels(groups.rewards), groups.index, groups.count)[groups.index]

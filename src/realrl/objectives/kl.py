@@ -2,37 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from realrl.objectives.scores import masked_token_mean
-from realrl.types import LossInputs, LossTotals
-
-
-class KLConfig(BaseModel):
-    """`target` none, ref (frozen initial model) or old (the sampling weights); `estimator` after Schulman's note."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    target: Literal["none", "ref", "old"] = "none"
-    coef: float = Field(default=0.0, ge=0)
-    estimator: Literal["k1", "k2", "k3"] = "k3"
-
-    @model_validator(mode="after")
-    def _is_whole(self) -> KLConfig:
-        if self.coef and self.target == "none":
-            raise ValueError(f"coef = {self.coef} without a target penalises nothing; set target = 'ref' or 'old', or coef = 0")
-        if self.target != "none" and "coef" not in self.model_fields_set:
-            raise ValueError(f"target = {self.target!r} without a coef penalises nothing; set coef, such as 0.001")
-        return self
-
-    @property
-    def active(self) -> bool:
-        """Whether the penalty has any effect."""
-        return self.target != "none" and self.coef > 0
+from realrl.objectives.configs import KLConfig
+from realrl.objectives.groups import Groups
+from realrl.objectives.inputs import LossInputs
+from realrl.objectives.segments import masked_token_mean
 
 
 def kl_estimate(policy: Float[Tensor, "N T"], target: Float[Tensor, "N T"], estimator: str) -> Float[Tensor, "N T"]:
@@ -45,8 +22,8 @@ def kl_estimate(policy: Float[Tensor, "N T"], target: Float[Tensor, "N T"], esti
     return torch.expm1(-difference) + difference
 
 
-def kl_penalty(inputs: LossInputs, config: KLConfig, totals: LossTotals) -> Float[Tensor, ""]:
-    """coef × KL, mean over each rollout's tokens, then over the rollouts of the whole mini-batch; 0 when off.
+def kl_penalty(inputs: LossInputs, config: KLConfig, whole: Groups) -> Float[Tensor, ""]:
+    """coef × KL, mean over each rollout's tokens, then over the rollouts of the `whole` mini-batch; 0 when off.
 
     Raises ValueError where the target is ref and `logprobs_ref` is missing.
     """
@@ -58,4 +35,4 @@ def kl_penalty(inputs: LossInputs, config: KLConfig, totals: LossTotals) -> Floa
     # On padding an exp could overflow: the gradient must not pass through it.
     policy = torch.where(inputs.loss_mask, inputs.logprobs_policy, 0)
     mean_N = masked_token_mean(kl_estimate(policy, target, config.estimator), inputs.loss_mask)
-    return config.coef * mean_N.sum() / totals.num_rollouts
+    return config.coef * mean_N.sum() / len(whole)

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from realrl.objectives.base import BaseObjectiveConfig, ScoreObjective, register_objective
-from realrl.objectives.scores import group_centred, group_index, labels, log_ratio, segment_sum
-from realrl.types import LossInputs
+from realrl.objectives.base import ScoreObjective
+from realrl.objectives.configs import PACSConfig
+from realrl.objectives.groups import Groups
+from realrl.objectives.inputs import LossInputs, log_ratio
+from realrl.objectives.segments import group_centred, labels
 
 
-class PACSConfig(BaseObjectiveConfig):
-    """β = 1, right and wrong rollouts of a group balanced, no KL."""
-
-    type: Literal["pacs"] = "pacs"
-    beta: float = Field(default=1.0, gt=0)
-    balance: bool = True
-
-
-@register_objective(PACSConfig)
-class PACS(ScoreObjective):
+class PACS(PACSConfig, ScoreObjective):
     """Per group (1/G) Σ_i c_i·CE(r_i, σ(ψ_i)), averaged over all P groups; ψ_i = r̂_i − mean_{j≠i} r̂_j, r̂ = β Σ_t s_t.
 
     The cross-entropy between reward and prediction is softplus(∓ψ) for r = 1 and 0. `balance` sets c = G/(2·n) in mixed groups,
@@ -36,32 +26,27 @@ class PACS(ScoreObjective):
     takes the mean over a micro-batch's rollouts: the same for groups of one size.
     """
 
-    needs_labels = True
-
     def scores(self, inputs: LossInputs):
         """Σ_t s_t, the log-ratio of the whole response."""
         return log_ratio(inputs).sum(dim=1)
 
-    def loss_from_scores(self, scores_N, rewards_N, group_ids_N, num_groups=None, *, levels_N=None, totals=None):
-        right_N = labels(rewards_N)
-        index_N, count = group_index(group_ids_N)
-        size_N = self._sizes(scores_N, index_N, count)
+    def loss_from_scores(self, scores_N, groups: Groups, whole: Groups):
+        right_N = labels(groups.rewards)
+        size_N = groups.sizes[groups.index]
         # x_i − mean of the others = (x_i − mean of all)·G/(G − 1).
-        psi_N = self.config.beta * group_centred(scores_N, group_ids_N) * size_N / (size_N - 1).clamp(min=1)
+        centred_N = group_centred(scores_N, groups.index, groups.count)
+        psi_N = self.beta * centred_N * size_N / (size_N - 1).clamp(min=1)
         losses_N = softplus(torch.where(right_N, -psi_N, psi_N)) / size_N
-        if self.config.balance:
-            losses_N = losses_N * self._balance(right_N, size_N, index_N, count)
-        return losses_N[size_N > 1].sum() / (num_groups or (totals.num_groups if totals else count))
+        if self.balance:
+            losses_N = losses_N * self._balance(right_N, groups)
+        return losses_N[size_N > 1].sum() / whole.count
 
-    def _sizes(self, values_N: Tensor, index_N: Tensor, count: int) -> Tensor:
-        return segment_sum(torch.ones_like(values_N), index_N, count)[index_N]
-
-    def _balance(self, right_N: Tensor, size_N: Tensor, index_N: Tensor, count: int) -> Tensor:
+    def _balance(self, right_N: Tensor, groups: Groups) -> Tensor:
         """G/(2·n) in mixed groups, 1 in others."""
-        positive_N = segment_sum(right_N.to(size_N.dtype), index_N, count)[index_N]
+        size_N = groups.sizes[groups.index]
+        positive_N = groups.sum(right_N.to(size_N.dtype))[groups.index]
         same_N = torch.where(right_N, positive_N, size_N - positive_N)
         return torch.where(same_N < size_N, size_N / (2 * same_N), 1.0)
 
-    def teaching_groups(self, rewards_N, group_ids_N, levels_N):
-        index_N, count = group_index(group_ids_N)
-        return self._sizes(rewards_N, index_N, count) > 1
+    def teaching_groups(self, groups: Groups):
+        return groups.sizes[groups.index] > 1

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
-from pydantic import Field
 from torch.nn.functional import softplus
 
-from realrl.objectives.base import BaseObjectiveConfig, LabelObjective, register_objective
-from realrl.objectives.scores import segment_logsumexp
+from realrl.objectives.base import LabelObjective
+from realrl.objectives.configs import RealConfig
+from realrl.objectives.groups import Groups
+from realrl.objectives.segments import segment_logsumexp
 
 
-class RealConfig(BaseObjectiveConfig):
-    """τ = 0.5, anchor logit at 0, groups that are all right or all wrong skipped, no KL."""
-
-    type: Literal["real"] = "real"
-    tau: float = Field(default=0.5, gt=0)
-    anchor: bool = True
-    degenerate_groups: Literal["skip", "use"] = "skip"
-
-
-@register_objective(RealConfig)
-class Real(LabelObjective):
+class Real(RealConfig, LabelObjective):
     """Per group log(1 + Σ_{O+} e^{−s̄/τ}) + log(1 + Σ_{O−} e^{s̄/τ}) (Eq. 6–8), averaged over all P groups.
 
     Without the anchor (Eq. 2; "w/o Anchor Logits" of Table 4) log(1 + Σ_{O−} e^{s̄/τ} · Σ_{O+} e^{−s̄/τ}), which is 0 where
@@ -33,15 +22,13 @@ class Real(LabelObjective):
     a ValueError.
     """
 
-    def loss_from_scores(self, scores_N, rewards_N, group_ids_N, num_groups=None, *, levels_N=None, totals=None):
-        right_N, counted_N, index_N, count = self.counted(rewards_N, group_ids_N)
-        groups = num_groups or (totals.num_groups if totals else count)
-        logits_N = scores_N / self.config.tau
+    def loss_from_scores(self, scores_N, groups: Groups, whole: Groups):
+        right_N, counted_N = self.counted(groups)
+        logits_N = scores_N / self.tau
         positive, negative = counted_N & right_N, counted_N & ~right_N
-        anchor = self.config.anchor
-        lse_positive = segment_logsumexp(-logits_N[positive], index_N[positive], count, anchor=anchor)
-        lse_negative = segment_logsumexp(logits_N[negative], index_N[negative], count, anchor=anchor)
-        if anchor:
-            return (lse_positive + lse_negative).sum() / groups
+        lse_positive = segment_logsumexp(-logits_N[positive], groups.index[positive], groups.count, anchor=self.anchor)
+        lse_negative = segment_logsumexp(logits_N[negative], groups.index[negative], groups.count, anchor=self.anchor)
+        if self.anchor:
+            return (lse_positive + lse_negative).sum() / whole.count
         both = torch.isfinite(lse_positive) & torch.isfinite(lse_negative)
-        return softplus(lse_positive[both] + lse_negative[both]).sum() / groups
+        return softplus(lse_positive[both] + lse_negative[both]).sum() / whole.count

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from realrl.objectives.base import AdditiveObjective, BaseObjectiveConfig, register_objective
-from realrl.objectives.scores import log_ratio, masked_token_mean
-from realrl.types import LossInputs, LossTotals
+from realrl.objectives.base import AdditiveObjective
+from realrl.objectives.configs import SAPOConfig
+from realrl.objectives.groups import Groups
+from realrl.objectives.inputs import LossInputs, log_ratio
+from realrl.objectives.segments import masked_token_mean
 
 
-class SAPOConfig(BaseObjectiveConfig):
-    """Temperatures 1.0 where A > 0 and 1.05 elsewhere, no KL."""
-
-    type: Literal["sapo"] = "sapo"
-    tau_positive: float = Field(default=1.0, gt=0)
-    tau_negative: float = Field(default=1.05, gt=0)
-
-
-@register_objective(SAPOConfig)
-class SAPO(AdditiveObjective):
+class SAPO(SAPOConfig, AdditiveObjective):
     """−(1/N) Σ_n (1/|o_n|) Σ_t f(ρ_t) A_n with the gate f(ρ) = (4/τ)·σ(τ(ρ − 1)), whose slope is 1 at ρ = 1 and fades off it.
 
     τ is `tau_positive` where A > 0, else `tau_negative`: the larger, the faster a token off the sampling policy fades.
@@ -31,9 +21,9 @@ class SAPO(AdditiveObjective):
     over rollouts, in TRL's grpo_trainer.py (`loss_type="sapo"`) and verl's core_algos.py.
     """
 
-    def surrogate(self, inputs: LossInputs, totals: LossTotals, advantages_N: Tensor) -> tuple[Tensor, dict[str, float]]:
-        tau_N = torch.full_like(advantages_N, self.config.tau_negative)
-        tau_N1 = tau_N.masked_fill(advantages_N > 0, self.config.tau_positive)[:, None]
+    def surrogate(self, inputs: LossInputs, whole: Groups, advantages_N: Tensor) -> tuple[Tensor, dict[str, float]]:
+        tau_N = torch.full_like(advantages_N, self.tau_negative)
+        tau_N1 = tau_N.masked_fill(advantages_N > 0, self.tau_positive)[:, None]
         gate_NT = torch.sigmoid(tau_N1 * torch.expm1(log_ratio(inputs))) * 4 / tau_N1
         gain_N = masked_token_mean(gate_NT * advantages_N[:, None], inputs.loss_mask)
-        return -gain_N.sum() / totals.num_rollouts, {}
+        return -gain_N.sum() / len(whole), {}

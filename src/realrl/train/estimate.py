@@ -179,7 +179,7 @@ def backward_work(
 def update_work(config: Config, shape: Shape, lengths: Lengths) -> Work:
     """The optimizer steps of one round, with old and reference log-probabilities."""
     objective, train = build_objective(config.objective), config.train
-    active = 1.0 if objective.config.kl.active else lengths.active
+    active = 1.0 if objective.kl.active else lengths.active
     size, groups = config.sampling.group_size, train.mini_batch_prompts * active
     checkpointing = config.model.gradient_checkpointing
     shared = train.layout in ("auto", "shared") and not checkpointing

@@ -14,7 +14,6 @@ from realrl.config import Config
 from realrl.models.head import tokens_at_once
 from realrl.models.precision import sampling_dtype
 from realrl.models.shape import Shape
-from realrl.objectives import build_objective
 from realrl.sampling.cache import BLOCK
 from realrl.train.estimate import Lengths, evaluations, micro_batches
 from realrl.train.optim import state_bytes
@@ -63,7 +62,7 @@ def memory_parts(
     copied = shards > 1 or config.sampling.steps_ahead > 0 or config.sampling.dtype not in ("same", section.dtype)
     copy = shape.parameters * (2 if sampling_dtype(config) == "bfloat16" else 4) if copied else 0
     gradients = weight_bytes(model, section.quantize, learning=True) / shards
-    needs_ref = build_objective(config.objective).needs_ref and section.lora is None
+    needs_ref = config.objective.needs_ref and section.lora is None
     reference = weights / shards if needs_ref else 0
     parts = {
         "weights, gradients and optimizer": (weights + state_bytes(config.optim, model)) / shards + copy,

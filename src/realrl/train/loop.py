@@ -26,7 +26,7 @@ from realrl.train.fitting import fitting
 from realrl.train.recorder import Recorder
 from realrl.train.rollouts import Collector
 from realrl.train.setup import Run
-from realrl.train.step import GradientStep, StepReport, StepSettings, settings_of
+from realrl.train.step import GradientStep, StepReport, StepSettings, groups_of, settings_of
 from realrl.train.verdicts import fault_of
 from realrl.types import Batch
 
@@ -127,7 +127,7 @@ def update_policy(run: Run, batch: Batch, step: int, bad_in_a_row: int, *, on_po
     settings = settings_of(config, step)
     gradient = GradientStep(run.model, run.objective, settings, run.world)
     minis = mini_batches(batch, config.train.mini_batch_prompts, generator(seed, "mini_batches", step))
-    active = run.objective.carries_gradient(batch.rewards, batch.group_ids, batch.levels)
+    active = run.objective.carries_gradient(groups_of(batch))
     later = active.clone()
     later[minis[0]] = False
     old_NT = batch.logprobs_sampler

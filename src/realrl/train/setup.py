@@ -20,7 +20,7 @@ from realrl.models.logprobs import layout_of
 from realrl.models.modes import train_without_noise
 from realrl.models.precision import precision_notes, sampling_dtype, settle, training_dtype
 from realrl.models.rotary import fix_rotary
-from realrl.objectives import Objective, build_objective
+from realrl.objectives import Groups, Objective, build_objective
 from realrl.rewards import Grader, build_verifier
 from realrl.sampling import Sampler, SamplingParams, build_sampler
 from realrl.system.hardware import Rates, choose_device, measure_rates
@@ -329,7 +329,7 @@ def _arithmetic(config: Config, model: PreTrainedModel, objective: Objective, sa
             f"weights larger than {512 * config.optim.lr:.0e} (512 × optim.lr), so nearly all; set optim.master_weights = true"
         )
     # One right and one wrong response, each a group of its own.
-    apart = objective.teaching_groups(torch.tensor([1.0, 0.0]), torch.tensor([0, 1]), None)
+    apart = objective.teaching_groups(Groups(torch.tensor([1.0, 0.0]), torch.tensor([0, 1]), torch.tensor([1, 1])))
     if group_size == 1 and not apart.any():
         lines.append(
             f"WARNING: sampling.group_size = 1: a group of one is always all right or all wrong, and objective.type = "

@@ -1,11 +1,7 @@
-"""The gradient of one optimizer step, exact for any split of its rollouts into micro-batches.
+"""The gradient of one update, exact for any split of its rollouts into micro-batches: the routes are `objectives.exact`'s.
 
-direct     whole groups in each micro-batch: backward through the objective with the whole step's denominators
-two-pass   scores s of all rollouts without gradient (0 right after sampling), weights w = dL/ds through the small function
-           s -> L, then micro-batches of any rows minimise the sum of w * s(theta), which has the same gradient
-additive   objectives that are a sum over rollouts once advantages are known: any rows, one pass
-
-Several ranks share the groups of a mini-batch; each rank's gradient is its part of the sum.
+Here are the choice of the cheapest route, the micro-batches, and the passes through the model. Several ranks share the groups
+of a mini-batch; each rank's gradient is its part of the sum.
 """
 
 from __future__ import annotations
@@ -19,13 +15,14 @@ from transformers import PreTrainedModel
 
 from realrl.config import Config
 from realrl.models.logprobs import Layout, TokenStats
-from realrl.objectives import AdditiveObjective, Objective, ScoreObjective, totals_of
+from realrl.objectives import Groups, LossInputs, Objective, ScoreObjective
 from realrl.objectives.base import score_proper
-from realrl.objectives.scores import masked_token_mean
+from realrl.objectives.exact import Weights, part_loss, weigh
+from realrl.objectives.segments import masked_token_mean
 from realrl.seeding import generator
 from realrl.train.batching import padded_tokens, plan_micro_batches, select_rows
 from realrl.train.distributed import World, deal_groups, in_lockstep, token_stats_of
-from realrl.types import Batch, LossInputs, LossTotals
+from realrl.types import Batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +96,8 @@ class GradientStep:
 
         `old_NT` None means that the policy still is the one that sampled, so s = 0 for every token.
         """
-        totals = totals_of(_inputs(batch, torch.zeros_like(batch.logprobs_sampler), None, None))
-        active = self.objective.carries_gradient(batch.rewards, batch.group_ids, batch.levels)
+        groups = groups_of(batch)
+        active = self.objective.carries_gradient(groups)
         report = StepReport(
             loss=0.0,
             route=self._route(batch, active, fresh=old_NT is None) if bool(active.any()) else "none",
@@ -114,20 +111,19 @@ class GradientStep:
         )
         if not bool(active.any()):
             return report
-        if isinstance(self.objective, ScoreObjective):
-            report.weights_N = self._score_weights(self.objective, batch, old_NT, ref_NT, totals, report)
-        elif isinstance(self.objective, AdditiveObjective):
-            report.weights_N = self.objective.advantages(batch.rewards, batch.group_ids)
+        weights = self._weights(batch, groups, old_NT, ref_NT, report)
+        if weights.rollout is not None:
+            report.weights_N = weights.rollout
         parts = self._parts(batch, active, report.route)
         idle = self._idle_passes(len(parts))
         for rows in parts:
             inputs = self._forward(batch, rows, old_NT, ref_NT, report)
-            self._part_loss(inputs, rows, report, totals).backward()
+            part_loss(self.objective, inputs, groups, weights, rows).backward()
             self.backwards += 1
         for _ in range(idle):
             (0 * self._stats(_shortest_row(batch)).logprobs.sum()).backward()
         self.world.sum_(report.logprobs_NT, report.entropy_N, report.top1_N)
-        self._summarise(batch, old_NT, ref_NT, totals, report)
+        self._summarise(batch, old_NT, ref_NT, groups, report)
         return report
 
     def token_logprobs(self, batch: Batch, rows_N: Tensor) -> Float[Tensor, "N T"]:
@@ -184,15 +180,15 @@ class GradientStep:
             rows = rows[torch.randperm(len(rows), generator=shuffle)]
         return plan_micro_batches(batch, rows, self.settings.budget, whole_groups=route == "direct", sort=shuffle is None)
 
-    def _score_weights(self, objective, batch, old_NT, ref_NT, totals, report) -> Float[Tensor, " N"]:
-        """dL/ds of every rollout; on the direct route backward needs none, and they are filled in afterwards."""
-        if report.route == "direct":
-            return report.weights_N
-        scores_N = objective.zero_scores(batch.rewards)
-        if old_NT is not None or not objective.zero_scores_when_fresh:
+    def _weights(self, batch: Batch, groups: Groups, old_NT, ref_NT, report: StepReport) -> Weights:
+        """Each rollout's weight; scores that are not known go through the model first."""
+        objective, direct = self.objective, report.route == "direct"
+        scores_N = None
+        known = old_NT is None and objective.zero_scores_when_fresh
+        if isinstance(objective, ScoreObjective) and not (direct or known):
             policy_NT = self.token_logprobs(batch, report.computed_N)
             scores_N = objective.scores(_inputs(batch, policy_NT, policy_NT if old_NT is None else old_NT, ref_NT))
-        return objective.weights(scores_N, batch.rewards, batch.group_ids, levels_N=batch.levels, totals=totals)
+        return weigh(objective, groups, scores_N, direct=direct)
 
     def _forward(self, batch, rows, old_NT, ref_NT, report) -> LossInputs:
         part = select_rows(batch, rows)
@@ -209,29 +205,25 @@ class GradientStep:
             policy = policy.detach() + weight * (policy - policy.detach())
         return _inputs(part, policy, old, None if ref_NT is None else ref_NT[rows, :width])
 
-    def _part_loss(self, inputs: LossInputs, rows: Tensor, report: StepReport, totals: LossTotals) -> Tensor:
-        objective = self.objective
-        if isinstance(objective, AdditiveObjective):
-            return objective.additive_loss(inputs, totals, report.weights_N[rows])
-        if report.route == "direct" or not isinstance(objective, ScoreObjective):
-            return objective(inputs, totals).loss
-        return (report.weights_N[rows] * objective.scores(inputs)).sum() + objective.penalty(inputs, totals)
-
-    def _summarise(self, batch, old_NT, ref_NT, totals, report: StepReport) -> None:
+    def _summarise(self, batch, old_NT, ref_NT, groups: Groups, report: StepReport) -> None:
         """Loss, scores and weights of the whole mini-batch from the log-probabilities that the passes left behind."""
         policy_NT = report.logprobs_NT
         # Rows that were not computed get log-ratio 0 and carry no loss.
         old = policy_NT if old_NT is None else torch.where(report.computed_N[:, None], old_NT, policy_NT)
         inputs = _inputs(batch, policy_NT, old, ref_NT)
         with torch.no_grad():
-            out = self.objective(inputs, totals)
+            out = self.objective.evaluate(inputs, groups)
         report.loss, report.metrics = float(out.loss), out.metrics
         report.log_ratio_NT = policy_NT - old
         report.scores_N = masked_token_mean(report.log_ratio_NT, batch.loss_mask)
         if isinstance(self.objective, ScoreObjective):
             scores_N = self.objective.scores(inputs).detach()
-            weights_N = self.objective.weights(scores_N, batch.rewards, batch.group_ids, levels_N=batch.levels, totals=totals)
-            report.weights_N = score_proper(weights_N)
+            report.weights_N = score_proper(self.objective.weights(scores_N, groups))
+
+
+def groups_of(batch: Batch) -> Groups:
+    """The groups of a mini-batch, as objectives see them."""
+    return Groups(batch.rewards, batch.group_ids, batch.loss_mask.sum(dim=1), batch.levels)
 
 
 def _shortest_row(batch: Batch) -> Batch:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from realrl.config import Config
 from realrl.errors import ConfigError
-from realrl.objectives import build_objective
 from realrl.rewards import Grader
 from realrl.types import Problem, Verdict
 
@@ -40,7 +39,7 @@ def fault_of(verdicts: Sequence[Verdict], config: Config) -> str:
             remedy = f"look at the golds with: realrl data check {config.data.train} --reward {config.reward.type}"
         return f"{name} failed on {failures_of(verdicts)}; {remedy}"
     graded = [verdict.reward for verdict in verdicts if verdict.reward not in (0, 1)]
-    if graded and build_objective(config.objective).needs_labels:
+    if graded and config.objective.needs_labels:
         return (
             f"{name} gave the reward {graded[0]:g}, and objective.type = {config.objective.type!r} needs labels 0 or 1; set "
             "reward.threshold (a score from there on is 1), or choose an advantage-based objective (grpo, dapo)"

@@ -71,7 +71,7 @@ class RealConfig(GRPOConfig):
         for name in _WITHOUT_EFFECT:
             if name in defaults and getattr(self, name) != defaults[name]:
                 warnings.warn(
-                    f"RealConfig: {name} belongs to TRL's losses and has no effect on objective {objective.config.type}",
+                    f"RealConfig: {name} belongs to TRL's losses and has no effect on objective {objective.type}",
                     stacklevel=3,
                 )
 
@@ -108,12 +108,12 @@ class RealConfig(GRPOConfig):
 
     def _reference(self, objective: Objective) -> list[str]:
         """Tell TRL by `beta` whether to keep a reference model; the objective alone weighs the penalty."""
-        kl = objective.config.kl
+        kl = objective.kl
         wanted = (kl.coef if kl.active and kl.target == "ref" else 1.0) if objective.needs_ref else 0.0
         if self.beta not in (0.0, wanted):
             return [
                 f"beta = {self.beta}: the KL penalty is the objective's; leave beta out and set objective = "
-                f"{ {'type': objective.config.type, 'kl': {'target': 'ref', 'coef': self.beta}} }"
+                f"{ {'type': objective.type, 'kl': {'target': 'ref', 'coef': self.beta}} }"
             ]
         self.beta = wanted
         return []

@@ -26,10 +26,10 @@ from realrl.errors import ConfigError, TrainingError
 from realrl.integrations.engines import check_signature
 from realrl.integrations.trl.config import RealConfig
 from realrl.models.modes import noise_of
-from realrl.objectives import AdditiveObjective, ScoreObjective
+from realrl.objectives import Groups, LossInputs, ScoreObjective
+from realrl.objectives.exact import Weights, part_loss, weigh
 from realrl.objectives.kl import kl_estimate
-from realrl.objectives.scores import masked_token_mean, step_totals
-from realrl.types import LossInputs, LossTotals
+from realrl.objectives.segments import masked_token_mean
 
 for _name, _parameters in {
     "_calculate_rewards": ("inputs", "prompts", "completions", "completion_ids_list"),
@@ -139,22 +139,22 @@ class RealTrainer(GRPOTrainer):
         rows_NR = self._rows_of_step(index)
         table = {name: values_N[rows_NR.flatten()] for name, values_N in self._table.items()}
         kept_N = table.pop("kept")
-        reward_K, group_K, tokens_K = (table[name][kept_N] for name in ("reward", "group", "tokens"))
-        self._step_loss = torch.zeros((), device=kept_N.device)
-        self._totals = step_totals(reward_K, group_K, tokens_K) if len(reward_K) else LossTotals(0, 0, 0, 0, 0)
-        self._log_step(reward_K, group_K)
-        if not len(reward_K) or self._direct:
+        self._groups = Groups(*(table[name][kept_N] for name in ("reward", "group", "tokens")))
+        self._step_loss = 0.0
+        self._log_step(self._groups)
+        if not len(self._groups):
             return
-        objective, weights_N = self._objective, torch.zeros(len(kept_N), device=kept_N.device)
-        if isinstance(objective, AdditiveObjective):
-            weights_N[kept_N] = objective.advantages(reward_K, group_K)
-        elif isinstance(objective, ScoreObjective):
+        objective, scores_K = self._objective, None
+        if isinstance(objective, ScoreObjective) and not self._direct:
             known = fresh and objective.zero_scores_when_fresh
-            weights_N = objective.zero_scores(weights_N)
-            scores_N = weights_N.clone() if known else self.accelerator.gather(self._scores(objective, parts))
-            weights_N[kept_N] = objective.weights(scores_N[kept_N], reward_K, group_K, totals=self._totals)
-            self._step_loss = objective.loss_from_scores(scores_N[kept_N], reward_K, group_K, totals=self._totals)
+            scores_K = None if known else self.accelerator.gather(self._scores(objective, parts))[kept_N]
             self._metrics["train"]["real/extra_passes"].append(float(not known))
+        weights = weigh(objective, self._groups, scores_K, direct=self._direct)
+        self._step_loss = weights.loss
+        if weights.rollout is None:
+            return
+        weights_N = weights.rollout.new_zeros(len(kept_N), *weights.rollout.shape[1:])
+        weights_N[kept_N] = weights.rollout
         local_N = weights_N.view(*rows_NR.shape, *weights_N.shape[1:])[self.accelerator.process_index]
         for part, weights in zip(parts, local_N.split([len(part["real_kept"]) for part in parts]), strict=True):
             part["real_weight"] = weights
@@ -173,7 +173,7 @@ class RealTrainer(GRPOTrainer):
         with disable_gradient_checkpointing(self.model, cast(dict, self.args.gradient_checkpointing_kwargs)):
             for part in parts:
                 policy_NT, _ = self._token_stats(self.model, part)
-                scores_N = objective.zero_scores(policy_NT.new_zeros(len(policy_NT), dtype=torch.float32))
+                scores_N = policy_NT.new_zeros(len(policy_NT), *objective.score_shape, dtype=torch.float32)
                 if bool(part["real_kept"].any()):
                     scores_N[part["real_kept"]] = objective.scores(_loss_inputs(part, policy_NT))
                 scores.append(scores_N)
@@ -200,24 +200,17 @@ class RealTrainer(GRPOTrainer):
         kept_N, processes = inputs["real_kept"], self.accelerator.num_processes
         if not bool(kept_N.any()):
             loss = 0 * policy_NT.sum()
-        elif self._direct:
-            return self._objective(_loss_inputs(inputs, policy_NT), self._totals).loss * processes
         else:
-            loss = self._split_loss(_loss_inputs(inputs, policy_NT), inputs["real_weight"][kept_N])
+            weights_N = inputs.get("real_weight")
+            weights = Weights(None if weights_N is None else weights_N[kept_N])
+            rows = torch.arange(int(kept_N.sum()), device=kept_N.device)
+            loss = part_loss(self._objective, _loss_inputs(inputs, policy_NT), self._groups, weights, rows)
         # What the weights left out of the value that is logged: a share for each micro-batch of each process.
         return loss * processes + self._step_loss / self.args.gradient_accumulation_steps
 
-    def _split_loss(self, inputs: LossInputs, weights_N: Tensor) -> Tensor:
-        """The part of rows whose group may lie elsewhere too: of the objective's value only what adds up over rows."""
-        objective = self._objective
-        if not isinstance(objective, ScoreObjective):
-            return objective.additive_loss(inputs, self._totals, weights_N)
-        surrogate = (weights_N * objective.scores(inputs)).sum()
-        return surrogate - surrogate.detach() + objective.penalty(inputs, self._totals)
-
-    def _log_step(self, reward_K: Tensor, group_K: Tensor) -> None:
+    def _log_step(self, kept: Groups) -> None:
         """Metrics of an optimizer step's groups."""
-        groups = [reward_K[group_K == group] for group in group_K.unique()]
+        groups = [kept.rewards[kept.index == group] for group in range(kept.count)]
         metrics = self._metrics["train"]
         metrics["real/groups_solved_all"].append(sum(bool((r == 1).all()) for r in groups) / max(len(groups), 1))
         metrics["real/groups_solved_none"].append(sum(bool((r == 0).all()) for r in groups) / max(len(groups), 1))
@@ -225,7 +218,7 @@ class RealTrainer(GRPOTrainer):
 
     def _log_part(self, part: dict[str, Any], policy_NT: Tensor, entropy_NT: Tensor) -> None:
         """Means over the rollouts of a micro-batch, all processes': |s̄|, entropy and, where penalised, the KL estimate."""
-        mask_NT, kl = _trained(part), self._objective.config.kl
+        mask_NT, kl = _trained(part), self._objective.kl
         old_NT = part.get("old_per_token_logps", policy_NT)
         columns = {
             "real/abs_score_mean": masked_token_mean(policy_NT - old_NT, mask_NT).abs(),

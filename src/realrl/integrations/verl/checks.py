@@ -115,7 +115,7 @@ def _reward(config: DictConfig) -> Iterator[str]:
 def _reference(config: DictConfig, objective: Objective) -> Iterator[str]:
     if objective.needs_ref and not config.actor_rollout_ref.actor.use_kl_loss:
         yield (
-            f"algorithm.real.type={objective.config.type} with kl.target={objective.config.kl.target} reads the reference "
+            f"algorithm.real.type={objective.type} with kl.target={objective.kl.target} reads the reference "
             "model, which verl loads only where actor.use_kl_loss is set: add actor_rollout_ref.actor.use_kl_loss=True "
             "actor_rollout_ref.actor.kl_loss_coef=0 (the penalty itself is ours), or +algorithm.real.kl.coef=0"
         )

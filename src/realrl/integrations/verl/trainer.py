@@ -34,10 +34,11 @@ from verl.workers.utils.padding import response_from_nested, response_to_nested
 from realrl.errors import TrainingError
 from realrl.integrations.engines import check_signature
 from realrl.integrations.verl.checks import check_config
-from realrl.integrations.verl.gradient import plan_mini_batches, token_gains
+from realrl.integrations.verl.gradient import plan_mini_batches
 from realrl.integrations.verl.loss import PER_MINI_BATCH
-from realrl.objectives.scores import masked_token_mean
-from realrl.types import LossInputs, LossOutput
+from realrl.objectives import Groups, LossInputs, LossOutput
+from realrl.objectives.exact import token_gradient
+from realrl.objectives.segments import masked_token_mean
 
 # What the methods below replace, and what they call.
 check_signature("verl", PPOTrainer.__init__, ["config"])
@@ -107,10 +108,10 @@ class RealTrainer(PPOTrainer):
         steps = passes = 0
         for rows in self._plan(batch):
             mini = self._mini_batch(_select(batch, rows), fresh=steps == 0)
-            gains_NT, out = token_gains(self.objective, mini.inputs)
+            gradient_NT, out = token_gradient(self.objective, mini.inputs)
             measured = _step_metrics(mini, out)
             if mini.update is not None:
-                measured |= self._optimizer_step(mini, mini.update, gains_NT)
+                measured |= self._optimizer_step(mini, mini.update, -gradient_NT)
                 steps += 1
                 passes += not mini.fresh
             for name, value in measured.items():
@@ -154,7 +155,8 @@ class RealTrainer(PPOTrainer):
         rewards_N = data["rm_scores"].to_padded_tensor(0.0).sum(dim=1).float()
         group_ids_N = torch.tensor([numbers[uid] for uid in uids])
         levels_N = _levels(data.get("extra_fields", None), len(uids))
-        active_N = self.objective.carries_gradient(rewards_N, group_ids_N, levels_N)
+        mask_NT = data["response_mask"].to_padded_tensor(0).bool()
+        active_N = self.objective.carries_gradient(Groups(rewards_N, group_ids_N, mask_NT.sum(dim=1), levels_N))
         rows = active_N.nonzero().flatten().tolist()
         update = self._padded(_select(rollouts, rows)) if rows else None
         policy_NT = old_NT.clone()
@@ -165,7 +167,7 @@ class RealTrainer(PPOTrainer):
             logprobs_policy=policy_NT,
             logprobs_old=old_NT,
             logprobs_ref=data["ref_log_prob"].to_padded_tensor(0.0).float() if self.objective.needs_ref else None,
-            loss_mask=data["response_mask"].to_padded_tensor(0).bool(),
+            loss_mask=mask_NT,
             rewards=rewards_N,
             group_ids=group_ids_N,
             levels=levels_N,

@@ -1,12 +1,10 @@
-"""Segment reductions over ragged groups in any order, and the score s̄ of a rollout."""
+"""Reductions over ragged groups in any order, over tokens, and rewards as labels."""
 
 from __future__ import annotations
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-
-from realrl.types import LossInputs, LossTotals
 
 
 def group_index(group_ids_N: Int[Tensor, " N"]) -> tuple[Int[Tensor, " N"], int]:
@@ -25,9 +23,8 @@ def segment_sum(values_N: Float[Tensor, " N"], index_N: Int[Tensor, " N"], count
     return values_N.new_zeros(count).index_add(0, index_N, values_N)
 
 
-def group_centred(values_N: Float[Tensor, " N"], group_ids_N: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
+def group_centred(values_N: Float[Tensor, " N"], index_N: Int[Tensor, " N"], count: int) -> Float[Tensor, " N"]:
     """Each value minus the mean of its group; exactly 0 where all of a group are equal."""
-    index_N, count = group_index(group_ids_N)
     # In float32 the mean of equal values may miss them by a bit, which a division by their deviation makes large.
     exact_N = in_float64(values_N)
     index_N = index_N.to(exact_N.device)
@@ -58,16 +55,6 @@ def masked_token_mean(values_NT: Float[Tensor, "N T"], loss_mask: Bool[Tensor, "
     return torch.where(loss_mask, values_NT, 0).sum(dim=1) / loss_mask.sum(dim=1)
 
 
-def log_ratio(inputs: LossInputs) -> Float[Tensor, "N T"]:
-    """s_t = log π_θ − log π_old (Eq. 4), 0 on padding."""
-    return torch.where(inputs.loss_mask, inputs.logprobs_policy - inputs.logprobs_old, 0)
-
-
-def mean_log_ratio(inputs: LossInputs) -> Float[Tensor, " N"]:
-    """s̄ = mean_t s_t (Eq. 5)."""
-    return masked_token_mean(inputs.logprobs_policy - inputs.logprobs_old, inputs.loss_mask)
-
-
 def labels(rewards_N: Float[Tensor, " N"]) -> Bool[Tensor, " N"]:
     """True where the reward is 1. Raises ValueError for any reward but 0 and 1.
 
@@ -89,47 +76,3 @@ def mixed_groups(positive_N: Bool[Tensor, " N"], index_N: Int[Tensor, " N"], cou
     right = segment_sum(positive_N.float(), index_N, count)
     wrong = segment_sum((~positive_N).float(), index_N, count)
     return (right > 0) & (wrong > 0)
-
-
-def preference_pairs(
-    levels_N: Int[Tensor, " N"], group_ids_N: Int[Tensor, " N"]
-) -> tuple[Int[Tensor, " M"], Int[Tensor, " M"]]:
-    """Indices (w, l) of every pair of one group in which level(w) is above level(l)."""
-    same = group_ids_N[:, None] == group_ids_N[None, :]
-    better, worse = (same & (levels_N[:, None] > levels_N[None, :])).nonzero(as_tuple=True)
-    return better, worse
-
-
-def count_preference_pairs(levels_N: Int[Tensor, " N"], group_ids_N: Int[Tensor, " N"]) -> int:
-    """The number of `preference_pairs`, from the sizes of groups and of levels in them: memory grows with N, not N²."""
-    size_P = group_ids_N.unique(return_counts=True)[1]
-    alike = torch.stack([group_ids_N, levels_N]).unique(dim=1, return_counts=True)[1]
-    return int((size_P**2).sum() - (alike**2).sum()) // 2
-
-
-def default_levels(rewards_N: Float[Tensor, " N"], levels_N: Int[Tensor, " N"] | None) -> Int[Tensor, " N"]:
-    """TRPA's levels where given, else 2 where the reward is 1 and 1 elsewhere."""
-    return levels_N if levels_N is not None else 1 + (rewards_N == 1).long()
-
-
-def totals_of(inputs: LossInputs) -> LossTotals:
-    """Denominators of inputs that are a whole mini-batch."""
-    return step_totals(inputs.rewards, inputs.group_ids, inputs.loss_mask.sum(dim=1), inputs.levels)
-
-
-def step_totals(
-    rewards_N: Float[Tensor, " N"],
-    group_ids_N: Int[Tensor, " N"],
-    tokens_N: Int[Tensor, " N"],
-    levels_N: Int[Tensor, " N"] | None = None,
-) -> LossTotals:
-    """Denominators of a whole mini-batch before its log-probabilities are known; `tokens_N` counts response tokens."""
-    index_N, count = group_index(group_ids_N)
-    mixed = mixed_groups(rewards_N == 1, index_N, count)
-    return LossTotals(
-        num_groups=count,
-        num_rollouts=len(rewards_N),
-        num_tokens=int(tokens_N.sum()),
-        num_mixed_rollouts=int(mixed[index_N].sum()),
-        num_pairs=count_preference_pairs(default_levels(rewards_N, levels_N), group_ids_N),
-    )
