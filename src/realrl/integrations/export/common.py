@@ -55,35 +55,47 @@ class Plan:
         """Tokens of the longest possible sequence."""
         return self.config.data.max_prompt_tokens + self.config.sampling.max_new_tokens
 
+    @property
+    def vllm(self) -> bool:
+        return self.config.sampling.engine == "vllm"
+
+    @property
+    def evaluates(self) -> bool:
+        return bool(self.config.data.eval)
+
     def value(self, key: str) -> Any:
+        """The value of `section.key`; the whole section for `section.*`."""
         section, name = key.split(".")
-        return getattr(getattr(self.config, section), name)
+        found = getattr(self.config, section)
+        return found if name == "*" else getattr(found, name)
 
     def sets(self, key: str) -> bool:
-        """Whether the recipe changes `key` from its default, other than to switch something off."""
+        """Whether the recipe changes `section.key` from its default, other than to switch something off."""
         section, name = key.split(".")
         info = type(getattr(self.config, section)).model_fields[name]
         return self.value(key) != info.get_default(call_default_factory=True) and self.value(key) is not False
 
 
 P = TypeVar("P", bound=Plan)
+# What a row says: a text if the recipe sets the key, or a function of the key's value and the plan that returns a text or
+# something false.
+Said = str | Callable[[Any, P], object]
 
 
 @dataclass(frozen=True, slots=True)
 class Row(Generic[P]):
     """What an engine makes of one recipe key.
 
-    `options` are the options that take the value, or a function that returns options with their values; `when` says whether
-    they are written. `elsewhere` names the part of the script that takes the value instead. `note` says what the engine does
-    differently, and `refused` what to set instead. Both are texts for a key that the recipe sets, or functions of the plan
-    that return a text, or something false if there is nothing to say.
+    `options` are the options that take the value, or a function of the value and the plan that returns options with their
+    values; they are written if `when` is true. `elsewhere` names the part of the script that takes the value instead. `note`
+    says what the engine does differently, `refused` what to set instead.
     """
 
-    options: str | tuple[str, ...] | Callable[[P], dict[str, Any]] = ()
-    when: Callable[[P], object] = lambda plan: True
+    options: str | tuple[str, ...] | Callable[[Any, P], dict[str, Any]] = ()
+    when: Callable[[Any, P], object] = lambda value, plan: True
     elsewhere: str = ""
-    note: str | Callable[[P], object] = ""
-    refused: str | Callable[[P], object] = ""
+    note: Said[P] = ""
+    refused: Said[P] = ""
 
 
 # Recipe key → row. `section.*` is a row for the keys of a section that have none of their own.
@@ -94,15 +106,16 @@ def engine_options(table: Table[P], plan: P) -> dict[str, dict[str, Any]]:
     """The engine's options in the order of the table, grouped by the recipe's sections."""
     sections: dict[str, dict[str, Any]] = {}
     for key, row in table.items():
-        if row.options and row.when(plan):
-            names = (row.options,) if isinstance(row.options, str) else row.options
-            made = names(plan) if callable(names) else dict.fromkeys(names, plan.value(key))
+        options, value = row.options, plan.value(key)
+        if options and row.when(value, plan):
+            names = (options,) if isinstance(options, str) else options
+            made = names(value, plan) if callable(names) else dict.fromkeys(names, value)
             sections.setdefault(f"[{key.split('.')[0]}]", {}).update(made)
     return sections
 
 
 def engine_notes(table: Table[P], plan: P) -> list[str]:
-    """What the engine does differently with this recipe, one line a key."""
+    """What the engine does differently with this recipe, one line for each key."""
     return _said({key: row.note for key, row in table.items()}, plan)
 
 
@@ -116,9 +129,13 @@ def raise_faults(engine: str, faults: list[str]) -> None:
         raise ConfigError(f"this recipe cannot be exported to {engine}:\n" + "\n".join(f"- {fault}" for fault in faults))
 
 
-def _said(texts: Mapping[str, str | Callable[[P], object]], plan: P) -> list[str]:
-    said = {key: text(plan) if callable(text) else text and plan.sets(key) and text for key, text in texts.items()}
+def _said(texts: Mapping[str, Said[P]], plan: P) -> list[str]:
+    said = {k: text(plan.value(k), plan) if callable(text) else text and plan.sets(k) and text for k, text in texts.items()}
     return [f"{key} = {plan.value(key)!r}: {text}" for key, text in said.items() if text]
+
+
+def trackers(plan: Plan) -> list[str]:
+    return [name for name in ("wandb", "trackio", "tensorboard") if getattr(plan.config.log, name)]
 
 
 @dataclass(frozen=True, slots=True)

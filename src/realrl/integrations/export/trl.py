@@ -22,6 +22,7 @@ from realrl.integrations.export.common import (
     local_path,
     plural,
     refuse,
+    trackers,
 )
 from realrl.models.precision import settle_for_gpus
 
@@ -106,10 +107,6 @@ class _TrlPlan(Plan):
         return plan_batches(self.config, self.machines.processes)
 
     @property
-    def vllm(self) -> bool:
-        return self.config.sampling.engine == "vllm"
-
-    @property
     def float32_masters(self) -> bool:
         """Whether TRL's optimizer updates float32 weights, which autocast uses in bfloat16."""
         return self.config.optim.master_weights and self.config.model.lora is None
@@ -121,182 +118,146 @@ class _TrlPlan(Plan):
         return model.autocast == "bfloat16" or (model.dtype == "bfloat16" and self.float32_masters)
 
 
-def _precision(plan: _TrlPlan) -> dict[str, Any]:
-    model = plan.config.model
-    weights = {"dtype": "float32" if plan.float32_masters else model.dtype}
-    attention = {"attn_implementation": model.attention} if model.attention != "auto" else {}
-    return {"model_init_kwargs": weights | attention, "bf16": plan.bf16}
+def _precision(dtype: str, plan: _TrlPlan) -> dict[str, Any]:
+    weights, attention = {"dtype": "float32" if plan.float32_masters else dtype}, plan.config.model.attention
+    if attention != "auto":
+        weights["attn_implementation"] = attention
+    return {"model_init_kwargs": weights, "bf16": plan.bf16}
 
 
-def _precision_note(plan: _TrlPlan) -> str:
-    model = plan.config.model
-    if model.dtype == "bfloat16" and model.quantize == "none" and model.lora is None and not plan.float32_masters:
-        return "without optim.master_weights rounding loses most updates, as in our trainer"
-    return ""
+def _precision_note(dtype: str, plan: _TrlPlan) -> object:
+    lossy = dtype == "bfloat16" and plan.config.model.lora is None and not plan.float32_masters
+    return lossy and "without optim.master_weights rounding loses most updates, as in our trainer"
 
 
-def _importance(plan: _TrlPlan) -> dict[str, Any]:
-    cap = plan.config.sampling.importance_cap
-    return {"vllm_importance_sampling_correction": cap > 0} | (
-        {"vllm_importance_sampling_mode": "token_truncate", "vllm_importance_sampling_clip_max": cap} if cap else {}
-    )
+def _importance(cap: float, plan: _TrlPlan) -> dict[str, Any]:
+    bound = {"vllm_importance_sampling_mode": "token_truncate", "vllm_importance_sampling_clip_max": cap} if cap else {}
+    return {"vllm_importance_sampling_correction": cap > 0} | bound
 
 
-def _importance_fault(plan: _TrlPlan) -> str:
-    if not plan.config.sampling.importance_cap or plan.vllm:
-        return ""
-    return "TRL weights tokens only for vLLM; set sampling.engine = 'vllm', or sampling.importance_cap = 0"
-
-
-def _undivided(plan: _TrlPlan) -> str:
+def _undivided(prompts: int, plan: _TrlPlan) -> object:
     """If a round has several updates, a group must stay within one of them, so on one process."""
     config, processes = plan.config, plan.machines.processes
-    mini, several = config.train.mini_batch_prompts, config.updates_per_step > 1
-    whole, what = (mini, "groups") if several else (mini * config.sampling.group_size, "rollouts")
-    if whole % processes == 0:
-        return ""
+    whole, what = (prompts, "groups") if config.updates_per_step > 1 else (prompts * config.sampling.group_size, "rollouts")
     fitting = [count for count in range(1, whole + 1) if whole % count == 0]
-    return (
+    return processes not in fitting and (
         f"{processes} processes do not divide the {whole} {what} of an optimizer step; choose --gpus-per-node and --nodes so "
         f"that their product is one of {fitting}, or set train.mini_batch_prompts to a multiple of {processes}"
     )
 
 
-def _torn_groups(plan: _TrlPlan) -> str:
-    batches, size = plan.batches, plan.config.sampling.group_size
-    if batches.per_device % size == 0 or batches.updates == 1:
-        return ""
-    return (
-        f"a micro-batch of {batches.per_device} rollouts holds no whole group, so every optimizer step but the first of a round "
-        f"needs one more forward pass; --train.micro_batch_tokens {size * plan.longest} avoids it if memory allows"
+def _torn_groups(tokens: int, plan: _TrlPlan) -> object:
+    rows, size = plan.batches.per_device, plan.config.sampling.group_size
+    return (rows % size and plan.batches.updates > 1) and (
+        f"a micro-batch of {rows} rollouts holds no whole group, so every optimizer step but the first of a round needs one "
+        f"more forward pass; --train.micro_batch_tokens {size * plan.longest} avoids it if memory allows"
     )
 
 
-def _schedule(plan: _TrlPlan) -> dict[str, Any]:
-    optim = plan.config.optim
-    warm = optim.schedule == "constant" and optim.warmup_steps
-    return {"lr_scheduler_type": "constant_with_warmup" if warm else optim.schedule}
+def _schedule(schedule: str, plan: _TrlPlan) -> dict[str, Any]:
+    warm = schedule == "constant" and plan.config.optim.warmup_steps
+    return {"lr_scheduler_type": "constant_with_warmup" if warm else schedule}
 
 
-def _evaluations(plan: _TrlPlan) -> dict[str, Any]:
-    """At the recipe's steps and always at the last."""
-    every = plan.config.eval.every * plan.config.updates_per_step
-    return {"eval_strategy": "steps", "eval_steps": min(every or plan.updates, plan.updates)}
+def _interval(rounds: int, plan: _TrlPlan) -> int:
+    """Rounds as optimizer steps, at most the whole run; 0 is the last step only."""
+    return min(rounds * plan.config.updates_per_step or plan.updates, plan.updates)
 
 
-def _evaluation_rows(plan: _TrlPlan) -> dict[str, Any]:
+def _evaluation_rows(samples: int, plan: _TrlPlan) -> dict[str, Any]:
     """The rows of all processes together hold whole groups of samples."""
-    samples = plan.config.eval.samples
     rows = next(rows for rows in range(1, samples + 1) if rows * plan.machines.processes % samples == 0)
     fitting = max(1, _rows_that_fit(plan.config) // rows)
     return {"num_generations_eval": samples, "per_device_eval_batch_size": rows * fitting}
 
 
-def _checkpoints(plan: _TrlPlan) -> dict[str, Any]:
-    every = plan.config.checkpoint.every * plan.config.updates_per_step
-    return {"save_strategy": "steps", "save_steps": min(every or plan.updates, plan.updates)}
-
-
-def _trackers(plan: _TrlPlan) -> dict[str, Any]:
-    trackers = [name for name in ("wandb", "trackio", "tensorboard") if getattr(plan.config.log, name)]
-    return {"logging_steps": 1, "report_to": trackers or "none"}
-
-
 TABLE: Table[_TrlPlan] = {
     "run.dir": Row("output_dir"),
-    "run.seed": Row(
-        ("seed", "data_seed"), note=lambda p: "TRL orders the problems and draws the rollouts differently from our trainer"
-    ),
+    "run.seed": Row(("seed", "data_seed"), note=lambda v, p: "TRL has its own order of problems and its own random draws"),
     "run.threads": Row(note="set OMP_NUM_THREADS when you start the script"),
-    "objective.*": Row(lambda p: {"objective": given(p.config.objective)}),
+    "objective.*": Row(lambda v, p: {"objective": given(v)}),
     "objective.type": Row(
         elsewhere="objective",
-        note=lambda p: (
-            "TRL's rewards do not say which wrong answers have no readable answer" if p.config.objective.type == "trpa" else ""
-        ),
+        note=lambda v, p: v == "trpa" and "TRL's rewards do not separate a wrong answer from a missing one",
     ),
     "model.path": Row(elsewhere="MODEL"),
     "model.dtype": Row(_precision, note=_precision_note),
     "model.autocast": Row(elsewhere="bf16"),
     "model.attention": Row(elsewhere="model_init_kwargs"),
     "model.gradient_checkpointing": Row("gradient_checkpointing"),
-    "model.device": Row(lambda p: {"use_cpu": True}, when=lambda p: p.config.model.device == "cpu"),
-    "model.compile": Row("torch_compile", when=lambda p: p.config.model.compile),
-    "model.trust_remote_code": Row("trust_remote_code", when=lambda p: p.config.model.trust_remote_code),
+    "model.device": Row(lambda v, p: {"use_cpu": True}, when=lambda v, p: v == "cpu"),
+    "model.compile": Row("torch_compile", when=lambda v, p: v),
+    "model.trust_remote_code": Row("trust_remote_code", when=lambda v, p: v),
     "model.lora": Row(elsewhere="peft_config"),
     "model.quantize": Row(
-        elsewhere="quantization_config",
-        note="TRL keeps the adapters in bfloat16, which loses small updates; ours are float32",
+        elsewhere="quantization_config", note="TRL keeps the adapters in bfloat16, which loses small updates; ours are float32"
     ),
     "model.offload_reference": Row(note="TRL keeps the reference model on the device"),
     "data.*": Row(elsewhere="DATA"),
     "data.eval": Row(
         elsewhere="eval_dataset",
-        note=lambda p: (
-            "TRL logs the rewards of every set under the one name eval_reward" if len(p.config.data.eval) > 1 else ""
-        ),
+        note=lambda v, p: len(v) > 1 and "TRL logs the rewards of all sets under one name, eval_reward",
     ),
     "reward.*": Row(elsewhere="REWARD"),
-    "sampling.group_size": Row(
-        "num_generations", refused=lambda p: p.config.sampling.group_size < 2 and "TRL needs groups of at least 2; set 8" or ""
-    ),
+    "sampling.group_size": Row("num_generations", refused=lambda v, p: v < 2 and "TRL needs groups of at least 2; set 8"),
     "sampling.temperature": Row("temperature"),
     "sampling.top_p": Row("top_p"),
     "sampling.top_k": Row("top_k"),
     "sampling.max_new_tokens": Row("max_completion_length"),
     "sampling.engine": Row(
-        lambda p: {"use_vllm": p.vllm} | ({"vllm_mode": "colocate"} if p.vllm else {}),
-        note=lambda p: "" if p.vllm else "transformers' generate is slow for long answers; --sampling.engine vllm is fast",
+        lambda v, p: {"use_vllm": p.vllm} | ({"vllm_mode": "colocate"} if p.vllm else {}),
+        note=lambda v, p: v == "hf" and "transformers' generate is slow for long answers; --sampling.engine vllm is fast",
     ),
-    "sampling.gpu_memory": Row("vllm_gpu_memory_utilization", when=lambda p: p.vllm),
+    "sampling.gpu_memory": Row("vllm_gpu_memory_utilization", when=lambda v, p: p.vllm),
     "sampling.sleep": Row(
-        lambda p: {"vllm_enable_sleep_mode": p.config.sampling.sleep, "vllm_max_model_length": p.longest}, when=lambda p: p.vllm
+        lambda v, p: {"vllm_enable_sleep_mode": v, "vllm_max_model_length": p.longest}, when=lambda v, p: p.vllm
     ),
-    "sampling.importance_cap": Row(_importance, when=lambda p: p.vllm, refused=_importance_fault),
+    "sampling.importance_cap": Row(
+        _importance,
+        when=lambda v, p: p.vllm,
+        refused=lambda v, p: (
+            (v and not p.vllm)
+            and "TRL weights tokens only with vLLM; set sampling.engine = 'vllm', or sampling.importance_cap = 0"
+        ),
+    ),
     "sampling.dtype": Row(note="TRL samples with the training weights; vLLM takes the dtype of the model's own configuration"),
     "sampling.batch_rows": Row(note="TRL samples all rollouts of a process at once"),
     "sampling.steps_ahead": Row(refused="GRPOTrainer samples with the newest weights; set sampling.steps_ahead = 0"),
-    "train.micro_batch_tokens": Row(lambda p: {"per_device_train_batch_size": p.batches.per_device}, note=_torn_groups),
-    "train.mini_batch_prompts": Row(lambda p: {"gradient_accumulation_steps": p.batches.accumulation}, refused=_undivided),
-    "train.prompts_per_step": Row(lambda p: {"steps_per_generation": p.batches.steps_per_generation}),
-    "train.steps": Row(lambda p: {"max_steps": p.updates}),
+    "train.micro_batch_tokens": Row(lambda v, p: {"per_device_train_batch_size": p.batches.per_device}, note=_torn_groups),
+    "train.mini_batch_prompts": Row(lambda v, p: {"gradient_accumulation_steps": p.batches.accumulation}, refused=_undivided),
+    "train.prompts_per_step": Row(lambda v, p: {"steps_per_generation": p.batches.steps_per_generation}),
+    "train.steps": Row(lambda v, p: {"max_steps": p.updates}),
     "train.parallel": Row(elsewhere="accelerate launch", note="RealTrainer has not been tested under accelerate's FSDP"),
     "train.gradient_route": Row(note="RealTrainer takes the direct route if micro-batches hold whole groups, else two passes"),
     "train.layout": Row(note="TRL pads every micro-batch"),
     "train.shuffle_rollouts": Row(note="RealTrainer keeps groups together; the gradient is the same"),
     "train.max_nonfinite_steps": Row(note="TRL does not stop when gradients are not finite"),
     "train.stop_on": Row(note="TRL has no alarms"),
-    "optim.type": Row(lambda p: {"optim": "adamw_bnb_8bit" if p.config.optim.type == "adamw_8bit" else "adamw_torch_fused"}),
+    "optim.type": Row(lambda v, p: {"optim": {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit"}[v]}),
     "optim.master_weights": Row(elsewhere="bf16"),
     "optim.lr": Row("learning_rate"),
     "optim.weight_decay": Row(
-        "weight_decay",
-        note=lambda p: p.config.optim.weight_decay and "TRL does not decay biases and norms, our trainer does",
+        "weight_decay", note=lambda v, p: v and "TRL does not decay biases and norms, our trainer decays every weight"
     ),
-    "optim.betas": Row(lambda p: dict(zip(("adam_beta1", "adam_beta2"), p.config.optim.betas, strict=True))),
+    "optim.betas": Row(lambda v, p: {"adam_beta1": v[0], "adam_beta2": v[1]}),
     "optim.eps": Row("adam_epsilon"),
-    "optim.schedule": Row(
-        _schedule,
-        note=lambda p: (
-            "TRL changes the learning rate at every optimizer step, our trainer at every round"
-            if p.config.optim.warmup_steps or p.config.optim.schedule != "constant"
-            else ""
-        ),
-    ),
+    "optim.schedule": Row(_schedule, note="TRL changes the learning rate at every optimizer step, our trainer at every round"),
     "optim.warmup_steps": Row(
-        lambda p: {"warmup_steps": p.config.optim.warmup_steps * p.config.updates_per_step},
-        note="TRL's first optimizer step has learning rate 0, ours lr / (warmup_steps + 1)",
+        lambda v, p: {"warmup_steps": v * p.config.updates_per_step},
+        note="TRL raises the learning rate at every optimizer step, from 0; ours at every round, from lr / (warmup_steps + 1)",
     ),
     "optim.max_grad_norm": Row("max_grad_norm"),
-    "eval.every": Row(lambda p: _evaluations(p) if p.config.data.eval else {"eval_strategy": "no"}),
-    "eval.at_start": Row(lambda p: {"eval_on_start": p.config.eval.at_start}, when=lambda p: p.config.data.eval),
-    "eval.samples": Row(_evaluation_rows, when=lambda p: p.config.data.eval),
+    "eval.every": Row(
+        lambda v, p: {"eval_strategy": "steps", "eval_steps": _interval(v, p)} if p.evaluates else {"eval_strategy": "no"}
+    ),
+    "eval.at_start": Row("eval_on_start", when=lambda v, p: p.evaluates),
+    "eval.samples": Row(_evaluation_rows, when=lambda v, p: p.evaluates),
     "eval.problems": Row(elsewhere="eval_dataset"),
     "eval.top_p": Row(note="TRL evaluates with sampling.top_p"),
-    "eval.greedy": Row(note=lambda p: p.config.data.eval and p.config.eval.greedy and "TRL evaluates with samples only"),
-    "checkpoint.every": Row(_checkpoints),
+    "eval.greedy": Row(note=lambda v, p: (v and p.evaluates) and "TRL evaluates with samples only"),
+    "checkpoint.every": Row(lambda v, p: {"save_strategy": "steps", "save_steps": _interval(v, p)}),
     "checkpoint.keep": Row("save_total_limit"),
-    "log.wandb": Row(_trackers),
+    "log.wandb": Row(lambda v, p: {"logging_steps": 1, "report_to": trackers(p) or "none"}),
     "log.trackio": Row(elsewhere="report_to"),
     "log.tensorboard": Row(elsewhere="report_to"),
     "log.rollouts": Row("log_completions"),

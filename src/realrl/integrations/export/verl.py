@@ -9,7 +9,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from realrl.config import Config
+from realrl.config import Config, DataSection, LoraSection, RewardSection
 from realrl.integrations.export.common import (
     Export,
     Machines,
@@ -23,11 +23,12 @@ from realrl.integrations.export.common import (
     plural,
     raise_faults,
     refuse,
+    trackers,
 )
 from realrl.integrations.export.parquet import write_held_out, write_training
 from realrl.models import load_tokenizer
 from realrl.models.precision import settle_for_gpus
-from realrl.objectives import build_objective
+from realrl.objectives import BaseObjectiveConfig
 from realrl.system.files import file_name
 
 # The number of verl's processes that ask for rollouts, by default.
@@ -71,13 +72,9 @@ class _Beside(str):
 
 
 class _VerlPlan(Plan):
-    @cached_property
-    def needs_ref(self) -> bool:
-        return build_objective(self.config.objective).needs_ref
-
     @property
-    def vllm(self) -> bool:
-        return self.config.sampling.engine == "vllm"
+    def needs_ref(self) -> bool:
+        return self.config.objective.needs_ref
 
     @cached_property
     def plain(self) -> bool | None:
@@ -89,34 +86,20 @@ class _VerlPlan(Plan):
         return not load_tokenizer(self.model, trust_remote_code=self.config.model.trust_remote_code).chat_template
 
 
-def _precision(plan: _VerlPlan) -> dict[str, Any]:
+def _precision(dtype: str, plan: _VerlPlan) -> dict[str, Any]:
     """FSDP casts the weights for each pass, so float32 weights are the master weights; adapters are always float32.
 
     verl's FSDP computes in bfloat16 unless `mixed_precision` is given; it does not read `fsdp_config.dtype`.
     """
-    model = plan.config.model
-    float32 = model.dtype == "float32" or plan.config.optim.master_weights or model.lora is not None
-    options = {f"{_ACTOR}.fsdp_config.model_dtype": "fp32" if float32 else "bf16"}
-    if plan.needs_ref:
-        options[f"{_REF}.fsdp_config.model_dtype"] = "bf16" if model.dtype == "bfloat16" else "fp32"
-    if "bfloat16" not in (model.dtype, model.autocast):
-        roles = (_ACTOR, _REF) if plan.needs_ref else (_ACTOR,)
-        options |= {f"+{role}.fsdp_config.mixed_precision.param_dtype": "fp32" for role in roles}
+    float32 = plan.config.optim.master_weights or plan.config.model.lora is not None
+    types = {_ACTOR: "float32" if float32 else dtype} | ({_REF: dtype} if plan.needs_ref else {})
+    options = {f"{role}.fsdp_config.model_dtype": {"float32": "fp32", "bfloat16": "bf16"}[kind] for role, kind in types.items()}
+    if "bfloat16" not in (dtype, plan.config.model.autocast):
+        options |= {f"+{role}.fsdp_config.mixed_precision.param_dtype": "fp32" for role in types}
     return options
 
 
-def _attention(plan: _VerlPlan) -> dict[str, Any]:
-    """verl packs sequences only for flash attention."""
-    attention = plan.config.model.attention
-    return {
-        f"+{_MODEL}.override_config.attn_implementation": attention,
-        f"{_MODEL}.use_remove_padding": attention == "flash_attention_2",
-    }
-
-
-def _lora(plan: _VerlPlan) -> dict[str, Any]:
-    lora = plan.config.model.lora
-    assert lora is not None
+def _lora(lora: LoraSection, plan: _VerlPlan) -> dict[str, Any]:
     return {
         f"{_MODEL}.lora_rank": lora.rank,
         f"{_MODEL}.lora_alpha": lora.alpha,
@@ -126,23 +109,16 @@ def _lora(plan: _VerlPlan) -> dict[str, Any]:
     }
 
 
-def _files(plan: _VerlPlan) -> dict[str, Any]:
+def _files(data: DataSection, plan: _VerlPlan) -> dict[str, Any]:
     train = _Beside("$HERE/train.parquet")
-    held_out = [_Beside(f"$HERE/{_eval_file(name)}") for name in plan.config.data.eval]
-    return {"data.train_files": train, "data.val_files": held_out or train}
+    return {"data.train_files": train, "data.val_files": [_Beside(f"$HERE/{_eval_file(name)}") for name in data.eval] or train}
 
 
 def _eval_file(name: str) -> str:
     return f"eval_{file_name(name)}.parquet"
 
 
-def _template_note(plan: _VerlPlan) -> str:
-    if plan.plain is not None:
-        return ""
-    return "verl uses the model's own chat template; if the model has none, add --data.chat_template plain"
-
-
-def _objective(plan: _VerlPlan) -> dict[str, Any]:
+def _objective(objective: BaseObjectiveConfig, plan: _VerlPlan) -> dict[str, Any]:
     """`use_kl_loss` makes verl load the reference model; the penalty itself is part of our objective."""
     return {
         "trainer.v1.trainer_mode": "real_colocate_async" if plan.config.sampling.steps_ahead else "real_sync",
@@ -150,130 +126,102 @@ def _objective(plan: _VerlPlan) -> dict[str, Any]:
         f"{_ACTOR}.policy_loss.loss_mode": "real",
         f"{_ACTOR}.use_kl_loss": plan.needs_ref,
         f"{_ACTOR}.kl_loss_coef": 0.0,
-        **_nested("+algorithm.real", given(plan.config.objective)),
+        **_nested("+algorithm.real", given(objective)),
     }
 
 
-def _reward(plan: _VerlPlan) -> dict[str, Any]:
+def _reward(reward: RewardSection, plan: _VerlPlan) -> dict[str, Any]:
     return {
         f"{_REWARD}.path": "pkg://realrl.integrations.verl.reward",
         f"{_REWARD}.name": "compute_score",
-        **_nested(f"+{_REWARD}.reward_kwargs", given(plan.config.reward)),
+        **_nested(f"+{_REWARD}.reward_kwargs", given(reward)),
     }
 
 
-def _run(plan: _VerlPlan) -> dict[str, Any]:
-    folder = Path(plan.config.run.dir)
+def _run(folder: str, plan: _VerlPlan) -> dict[str, Any]:
     return {
-        "trainer.default_local_dir": str(folder / "checkpoints"),
+        "trainer.default_local_dir": str(Path(folder) / "checkpoints"),
         "trainer.project_name": "realrl",
-        "trainer.experiment_name": folder.name,
+        "trainer.experiment_name": Path(folder).name,
         "trainer.n_gpus_per_node": plan.machines.gpus_per_node,
         "trainer.nnodes": plan.machines.nodes,
     }
-
-
-def _evaluations(plan: _VerlPlan) -> dict[str, Any]:
-    """verl also evaluates at the last step."""
-    return {"trainer.test_freq": (plan.config.eval.every or plan.config.train.steps) if plan.config.data.eval else -1}
-
-
-def _trackers(plan: _VerlPlan) -> dict[str, Any]:
-    trackers = (name for name in ("wandb", "trackio", "tensorboard") if getattr(plan.config.log, name))
-    return {"trainer.logger": ["console", *trackers]}
 
 
 TABLE: Table[_VerlPlan] = {
     "run.dir": Row(_run),
     "run.seed": Row(
         ("data.seed", f"{_ACTOR}.data_loader_seed", f"{_ROLLOUT}.seed"),
-        note=lambda p: "verl orders the problems and draws the rollouts differently from our trainer",
+        note=lambda v, p: "verl has its own order of problems and its own random draws",
     ),
     "run.threads": Row(note="set OMP_NUM_THREADS when you start Ray"),
-    "model.path": Row(lambda p: {f"{_MODEL}.path": p.model}),
+    "model.path": Row(lambda v, p: {f"{_MODEL}.path": p.model}),
     "model.dtype": Row(_precision),
     "model.autocast": Row(elsewhere="mixed_precision"),
-    "model.device": Row("trainer.device", when=lambda p: p.config.model.device != "auto"),
+    "model.device": Row("trainer.device", when=lambda v, p: v != "auto"),
+    # verl packs sequences only for flash attention.
     "model.attention": Row(
-        _attention,
-        when=lambda p: p.config.model.attention != "auto",
-        refused=lambda p: (
-            "verl packs sequences for flash_attention_2; set model.attention = 'auto'"
-            if p.config.model.attention == "flex_attention"
-            else ""
+        lambda v, p: {
+            f"+{_MODEL}.override_config.attn_implementation": v,
+            f"{_MODEL}.use_remove_padding": v == "flash_attention_2",
+        },
+        when=lambda v, p: v != "auto",
+        refused=lambda v, p: (
+            v == "flex_attention" and "verl packs sequences for flash_attention_2; set model.attention = 'auto'"
         ),
     ),
     "model.compile": Row(note="verl chooses itself which parts to compile"),
     "model.gradient_checkpointing": Row(f"{_MODEL}.enable_gradient_checkpointing"),
-    "model.trust_remote_code": Row(
-        (f"{_MODEL}.trust_remote_code", "data.trust_remote_code"), when=lambda p: p.config.model.trust_remote_code
-    ),
-    "model.lora": Row(_lora, when=lambda p: p.config.model.lora),
+    "model.trust_remote_code": Row((f"{_MODEL}.trust_remote_code", "data.trust_remote_code"), when=lambda v, p: v),
+    "model.lora": Row(_lora, when=lambda v, p: v),
     "model.quantize": Row(refused="verl does not train 4-bit weights; set model.quantize = 'none'"),
-    "model.offload_reference": Row(f"{_REF}.fsdp_config.param_offload", when=lambda p: p.needs_ref),
+    "model.offload_reference": Row(f"{_REF}.fsdp_config.param_offload", when=lambda v, p: p.needs_ref),
     "data.*": Row(_files),
     "data.chat_template": Row(
-        lambda p: {f"{_MODEL}.custom_chat_template": _PLAIN_TEMPLATE}, when=lambda p: p.plain, note=_template_note
+        lambda v, p: {f"{_MODEL}.custom_chat_template": _PLAIN_TEMPLATE},
+        when=lambda v, p: p.plain,
+        note=lambda v, p: (
+            p.plain is None and "verl uses the model's own chat template; if the model has none, add --data.chat_template plain"
+        ),
     ),
-    "data.max_prompt_tokens": Row(
-        lambda p: {"data.max_prompt_length": p.config.data.max_prompt_tokens, "data.filter_overlong_prompts": True}
-    ),
+    "data.max_prompt_tokens": Row(lambda v, p: {"data.max_prompt_length": v, "data.filter_overlong_prompts": True}),
     "reward.*": Row(_reward),
     "sampling.engine": Row(
-        lambda p: {f"{_ROLLOUT}.name": "vllm", f"{_ROLLOUT}.tensor_model_parallel_size": 1},
-        note=lambda p: "" if p.vllm else "verl samples with a server; this script uses vLLM (or add rollout.name=sglang)",
+        lambda v, p: {f"{_ROLLOUT}.name": "vllm", f"{_ROLLOUT}.tensor_model_parallel_size": 1},
+        note=lambda v, p: not p.vllm and "verl samples with a server; this script uses vLLM (or add rollout.name=sglang)",
     ),
-    "sampling.group_size": Row(
-        f"{_ROLLOUT}.n", refused=lambda p: p.config.sampling.group_size < 2 and "verl needs groups of at least 2; set 8" or ""
-    ),
+    "sampling.group_size": Row(f"{_ROLLOUT}.n", refused=lambda v, p: v < 2 and "verl needs groups of at least 2; set 8"),
     "sampling.temperature": Row((f"{_ROLLOUT}.temperature", f"{_ROLLOUT}.val_kwargs.temperature")),
     "sampling.top_p": Row(f"{_ROLLOUT}.top_p"),
-    "sampling.top_k": Row(
-        lambda p: dict.fromkeys((f"{_ROLLOUT}.top_k", f"{_ROLLOUT}.val_kwargs.top_k"), p.config.sampling.top_k or -1)
-    ),
+    "sampling.top_k": Row(lambda v, p: {f"{_ROLLOUT}.top_k": v or -1, f"{_ROLLOUT}.val_kwargs.top_k": v or -1}),
     "sampling.max_new_tokens": Row("data.max_response_length"),
-    "sampling.dtype": Row(
-        lambda p: {f"{_ROLLOUT}.dtype": p.config.model.dtype if p.config.sampling.dtype == "same" else p.config.sampling.dtype}
-    ),
+    "sampling.dtype": Row(lambda v, p: {f"{_ROLLOUT}.dtype": p.config.model.dtype if v == "same" else v}),
     "sampling.batch_rows": Row(note="verl's rollout engine schedules its rows itself"),
     # In a recipe for another sampler the values of these two keys were not chosen for vLLM.
-    "sampling.gpu_memory": Row(f"{_ROLLOUT}.gpu_memory_utilization", when=lambda p: p.vllm),
-    "sampling.sleep": Row(f"{_ROLLOUT}.free_cache_engine", when=lambda p: p.vllm),
+    "sampling.gpu_memory": Row(f"{_ROLLOUT}.gpu_memory_utilization", when=lambda v, p: p.vllm),
+    "sampling.sleep": Row(f"{_ROLLOUT}.free_cache_engine", when=lambda v, p: p.vllm),
     "sampling.steps_ahead": Row(
-        elsewhere="trainer_mode",
-        note="in verl a rollout may continue over several updates of the weights, in our trainer over one",
+        elsewhere="trainer_mode", note="in verl a rollout may span several updates of the weights, in our trainer one"
     ),
     "sampling.importance_cap": Row(refused="realrl's trainers in verl do not weight tokens; set sampling.importance_cap = 0"),
     "objective.*": Row(_objective),
-    "train.steps": Row(
-        # An epoch has at least one step, so total_training_steps ends the run.
-        ("trainer.total_training_steps", "trainer.total_epochs")
-    ),
-    "train.prompts_per_step": Row(
-        lambda p: {
-            "data.train_batch_size": p.config.train.prompts_per_step,
-            f"{_ROLLOUT}.agent.num_workers": min(_AGENTS, p.config.train.prompts_per_step),
-        }
-    ),
+    # An epoch has at least one step, so total_training_steps ends the run.
+    "train.steps": Row(("trainer.total_training_steps", "trainer.total_epochs")),
+    "train.prompts_per_step": Row(lambda v, p: {"data.train_batch_size": v, f"{_ROLLOUT}.agent.num_workers": min(_AGENTS, v)}),
     "train.mini_batch_prompts": Row(f"{_ACTOR}.ppo_mini_batch_size"),
     "train.micro_batch_tokens": Row(
-        lambda p: {
-            f"{_ACTOR}.use_dynamic_bsz": True,
-            f"{_ACTOR}.ppo_max_token_len_per_gpu": max(p.config.train.micro_batch_tokens, p.longest),
-        },
-        note=lambda p: (
-            f"raised to {p.longest}, the longest possible sequence, because verl does not split sequences"
-            if p.config.train.micro_batch_tokens < p.longest
-            else ""
+        lambda v, p: {f"{_ACTOR}.use_dynamic_bsz": True, f"{_ACTOR}.ppo_max_token_len_per_gpu": max(v, p.longest)},
+        note=lambda v, p: (
+            v < p.longest and f"raised to {p.longest}, the longest sequence, because verl does not split sequences"
         ),
     ),
     "train.parallel": Row(
-        lambda p: {f"{_ACTOR}.strategy": "fsdp2"}, note="verl always shards the model (FSDP2); the result is the same"
+        lambda v, p: {f"{_ACTOR}.strategy": "fsdp2"}, note="verl always shards the model (FSDP2); the result is the same"
     ),
     "train.gradient_route": Row(note="our trainer in verl is exact for any split of the rows"),
     "train.layout": Row(note="verl packs sequences"),
     "train.shuffle_rollouts": Row(
-        lambda p: {f"{_ACTOR}.shuffle": True}, note="verl balances a mini-batch over its ranks; the gradient is the same"
+        lambda v, p: {f"{_ACTOR}.shuffle": True}, note="verl balances a mini-batch over its ranks; the gradient is the same"
     ),
     "train.max_nonfinite_steps": Row(note="verl skips updates that are not finite and does not stop"),
     "train.stop_on": Row(note="verl has no alarms"),
@@ -281,44 +229,33 @@ TABLE: Table[_VerlPlan] = {
     "optim.master_weights": Row(elsewhere="model_dtype"),
     "optim.lr": Row(f"{_OPTIM}.lr"),
     "optim.weight_decay": Row(f"{_OPTIM}.weight_decay"),
-    "optim.betas": Row(lambda p: {f"{_OPTIM}.betas": list(p.config.optim.betas)}),
+    "optim.betas": Row(lambda v, p: {f"{_OPTIM}.betas": list(v)}),
     "optim.eps": Row(f"+{_OPTIM}.override_optimizer_config.eps"),
     "optim.schedule": Row(
         f"{_OPTIM}.lr_scheduler_type",
-        note=lambda p: (
-            "verl changes the learning rate at every optimizer step, our trainer at every round"
-            if p.config.optim.warmup_steps or p.config.optim.schedule != "constant"
-            else ""
-        ),
-        refused=lambda p: (
-            "verl's FSDP has only constant and cosine; set optim.schedule = 'cosine'"
-            if p.config.optim.schedule == "linear"
-            else ""
-        ),
+        note="verl changes the learning rate at every optimizer step, our trainer at every round",
+        refused=lambda v, p: v == "linear" and "verl's FSDP has only constant and cosine; set optim.schedule = 'cosine'",
     ),
     # In rounds: our trainer in verl multiplies it by the optimizer steps of a round.
     "optim.warmup_steps": Row(
-        f"{_OPTIM}.lr_warmup_steps", note="verl's first optimizer step has learning rate 0, ours lr / (warmup_steps + 1)"
+        f"{_OPTIM}.lr_warmup_steps",
+        note="verl raises the learning rate at every optimizer step, from 0; ours at every round, from lr / (warmup_steps + 1)",
     ),
     "optim.max_grad_norm": Row(f"{_OPTIM}.clip_grad"),
-    "eval.every": Row(_evaluations),
-    "eval.at_start": Row(lambda p: {"trainer.val_before_train": bool(p.config.data.eval) and p.config.eval.at_start}),
-    "eval.samples": Row(
-        lambda p: {f"{_ROLLOUT}.val_kwargs.n": p.config.eval.samples, f"{_ROLLOUT}.val_kwargs.do_sample": True}
-    ),
-    "eval.top_p": Row(lambda p: {f"{_ROLLOUT}.val_kwargs.top_p": p.config.eval.top_p or p.config.sampling.top_p}),
+    # verl also evaluates and saves at the last step.
+    "eval.every": Row(lambda v, p: {"trainer.test_freq": (v or p.config.train.steps) if p.evaluates else -1}),
+    "eval.at_start": Row(lambda v, p: {"trainer.val_before_train": v and p.evaluates}),
+    "eval.samples": Row(lambda v, p: {f"{_ROLLOUT}.val_kwargs.n": v, f"{_ROLLOUT}.val_kwargs.do_sample": True}),
+    "eval.top_p": Row(lambda v, p: {f"{_ROLLOUT}.val_kwargs.top_p": v or p.config.sampling.top_p}),
     "eval.problems": Row(elsewhere="the rows of data.val_files"),
-    "eval.greedy": Row(
-        note=lambda p: p.config.data.eval and p.config.eval.greedy and "verl evaluates with samples only"
-    ),
-    # verl also saves at the last step.
-    "checkpoint.every": Row(lambda p: {"trainer.save_freq": p.config.checkpoint.every or p.config.train.steps}),
+    "eval.greedy": Row(note=lambda v, p: (v and p.evaluates) and "verl evaluates with samples only"),
+    "checkpoint.every": Row(lambda v, p: {"trainer.save_freq": v or p.config.train.steps}),
     "checkpoint.keep": Row("trainer.max_actor_ckpt_to_keep"),
-    "log.wandb": Row(_trackers),
+    "log.wandb": Row(lambda v, p: {"trainer.logger": ["console", *trackers(p)]}),
     "log.trackio": Row(elsewhere="trainer.logger"),
     "log.tensorboard": Row(elsewhere="trainer.logger"),
     "log.rollouts": Row(
-        lambda p: {"trainer.rollout_data_dir": str(Path(p.config.run.dir) / "rollouts")}, when=lambda p: p.config.log.rollouts
+        lambda v, p: {"trainer.rollout_data_dir": str(Path(p.config.run.dir) / "rollouts")}, when=lambda v, p: v
     ),
     "log.examples": Row("trainer.log_val_generations"),
     "log.rich": Row(note="verl prints to the console"),
@@ -328,7 +265,7 @@ TABLE: Table[_VerlPlan] = {
 
 
 def export_verl(config: Config, machines: Machines, *, made_by: str = "realrl export verl") -> Export:
-    """The command as a script, its data and what verl does differently. Raises ConfigError for a recipe that verl cannot run."""
+    """The command as a script, its data and what verl does differently. Raises ConfigError if verl cannot run the recipe."""
     plan = _VerlPlan(config := settle_for_gpus(config), machines)
     refuse("verl", TABLE, plan)
     sections, notes = engine_options(TABLE, plan), engine_notes(TABLE, plan)
