@@ -15,7 +15,7 @@ import pytest
 import torch
 from patience import PATIENCE_S
 from safetensors.torch import load_file
-from test_train_command import ROOT, TINY, realrl, records
+from tiny_commands import ROOT, TINY, realrl, records
 from transformers import AutoModelForCausalLM
 
 # Five prompts on two ranks: one has a prompt more.

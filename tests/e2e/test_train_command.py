@@ -6,28 +6,19 @@ import signal
 import subprocess
 import sys
 
-import forked
 import pyarrow.parquet as pq
 import pytest
 import torch
 from forked import ROOT
 from safetensors.torch import load_file
+from tiny_commands import TINY, realrl, records
 from transformers import AutoModelForCausalLM
 
 from realrl.data import load_problems
 from realrl.data.datasets import local_file
 from realrl.models import smollm2
 
-TINY = str(ROOT / "recipes" / "tiny.toml")
 SMALL = "--train.prompts_per_step 4 --train.mini_batch_prompts 2 --eval.problems 8 --sampling.group_size 4"
-
-
-def realrl(*arguments, check=True, **environment):
-    words = [word for argument in arguments for word in str(argument).split()]
-    result = forked.realrl(*words, **environment)
-    if check:
-        assert result.returncode == 0, result.stderr
-    return result
 
 
 def train(folder, *arguments, **kwargs):
@@ -36,10 +27,6 @@ def train(folder, *arguments, **kwargs):
 
 def weights(folder, step):
     return load_file(folder / "checkpoints" / f"step_{step}" / "model.safetensors")
-
-
-def records(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_the_tiny_model_learns(tmp_path):

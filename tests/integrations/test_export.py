@@ -9,14 +9,14 @@ from pathlib import Path
 
 import forked
 import pytest
-from pydantic import BaseModel
 
 from realrl.config import Config, load_config, parse_config
 from realrl.data import render_prompt
 from realrl.errors import ConfigError
 from realrl.integrations.export import Machines, export_trl, export_verl, trl, verl
-from realrl.integrations.export.common import objective_table
+from realrl.integrations.export.common import given
 from realrl.models.adder import character_tokenizer
+from realrl.objectives import BaseObjectiveConfig
 from realrl.types import Problem
 
 ROOT = Path(__file__).parents[2]
@@ -31,23 +31,24 @@ def recipe(path=TINY, **overrides):
     return load_config(path, {key.replace("__", "."): str(value) for key, value in overrides.items()})
 
 
-def all_keys():
-    for section, info in Config.model_fields.items():
-        kind = info.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from (f"{section}.{key}" for key in kind.model_fields)
-        else:
-            yield f"{section}.*"
+ALL_KEYS = {
+    f"{section}.{key}"
+    for section, info in Config.model_fields.items()
+    for key in (info.annotation if isinstance(info.annotation, type) else BaseObjectiveConfig).model_fields
+}
 
 
-@pytest.mark.parametrize(
-    "tables", [(trl.MAPPED, trl.LEFT_OUT, trl.REFUSED), (verl.MAPPED, verl.LEFT_OUT, verl.REFUSED)], ids=["trl", "verl"]
-)
-def test_every_key_of_a_recipe_is_mapped_or_left_out_with_a_word_or_refused(tables):
-    named = [key for table in tables for key in table]
-    sections = {key.removesuffix(".*") for key in named if key.endswith(".*")}
-    expected = {f"{key.split('.')[0]}.*" if key.split(".")[0] in sections else key for key in all_keys()}
-    assert sorted(named) == sorted(expected)
+@pytest.mark.parametrize("table", [trl.TABLE, verl.TABLE], ids=["trl", "verl"])
+def test_every_key_of_a_recipe_has_a_row(table):
+    rowless = {key for key in ALL_KEYS if key not in table and f"{key.split('.')[0]}.*" not in table}
+    assert not rowless
+    assert {key for key in table if not key.endswith(".*")} <= ALL_KEYS
+
+
+@pytest.mark.parametrize("table", [trl.TABLE, verl.TABLE], ids=["trl", "verl"])
+def test_every_row_says_what_becomes_of_its_key(table):
+    for key, row in table.items():
+        assert row.options or row.elsewhere or row.note or row.refused, key
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -123,9 +124,24 @@ def test_an_adapter_without_its_base_model_is_refused(tmp_path):
 def test_the_objective_goes_over_as_the_recipe_has_it():
     config = recipe(PAPER, objective__tau=0.25)
     table = {"type": "real", "tau": 0.25, "anchor": True, "degenerate_groups": "skip", "kl": {"target": "none", "coef": 0.0}}
-    assert objective_table(config) == table
+    assert given(config.objective) == table
     assert '"tau": 0.25' in export_trl(config, ONE).script
     assert "+algorithm.real.tau=0.25 " in export_verl(config, ONE).script
+
+
+def test_an_objective_of_one_s_own_goes_over_with_its_keys(tmp_path, monkeypatch):
+    (tmp_path / "gap_loss.py").write_text(
+        "import realrl\n"
+        "class Gap(realrl.ScoreObjective):\n"
+        "    width: float = 1.0\n"
+        "    def loss_from_scores(self, scores, rewards, groups):\n"
+        "        return (scores * self.width).sum()\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = recipe(objective__type="gap_loss:Gap", objective__width=0.25)
+    assert 'objective={"type": "gap_loss:Gap", "width": 0.25},' in export_trl(config, ONE).script
+    script = export_verl(config, ONE).script
+    assert "+algorithm.real.type=gap_loss:Gap " in script and "+algorithm.real.width=0.25 " in script
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ The formulas are autograd scalars, so that a stopped gradient is one in the refe
 
 import pytest
 import torch
-from test_golden_values import CASES as PAPER_CASES
+from paper_formulas import CASES as PAPER_CASES
 
 from realrl.objectives import LossInputs, build_objective, list_objectives
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 if find_spec("transfer_queue") is None or find_spec("realrl_verl_harness") is None:
     pytest.skip("verl or its CPU harness is not installed in this environment; run `make test-verl`", allow_module_level=True)
 
-import reference
+import verl_reference
 from batches import recorded_batch
 from transformers import AutoModelForCausalLM
 from verl_run import EPS, LR, VerlRun, make_inputs
@@ -52,7 +52,7 @@ def assert_same_weights(found, expected):
 
 
 def assert_matches(run, steps, final_round, loss, warmup=0):
-    measured, weights = reference.replay(run.folder, steps, loss, LR, EPS, warmup)
+    measured, weights = verl_reference.replay(run.folder, steps, loss, LR, EPS, warmup)
     for step, (value, norm) in zip(steps, measured, strict=True):
         assert step["loss"] == pytest.approx(value, rel=1e-5, abs=1e-7)
         assert step["grad_norm"] == pytest.approx(norm, rel=1e-5)
@@ -62,7 +62,7 @@ def assert_matches(run, steps, final_round, loss, warmup=0):
 def test_every_step_is_the_objectives_own(plain):
     assert [step["fresh"] for step in plain.steps] == [True, False, False, False]
     assert max(step["abs_s_max"] for step in plain.steps) > 0.1
-    assert_matches(plain, plain.steps, 1, reference.real)
+    assert_matches(plain, plain.steps, 1, verl_reference.real)
     # What was trained on is in verl's own metrics.
     for name in ("real/loss", "real/abs_s_max", "real/groups/degenerate", "real/extra_passes:3", "real/optimizer_steps:4"):
         assert name in plain.log
@@ -114,7 +114,7 @@ def test_ragged_groups_a_failing_reward_and_a_killed_run(folder):
     assert any(step["rows"] > taught(step) for step in steps), "no step had padding rows"
     assert steps[0]["prompts"] != steps[2]["prompts"], "the second epoch was not shuffled anew"
     # The learning rate warms up over the four optimizer steps of one round.
-    assert_matches(run, steps, 2, reference.real, warmup=4)
+    assert_matches(run, steps, 2, verl_reference.real, warmup=4)
 
 
 def taught(step) -> int:
@@ -139,7 +139,7 @@ def test_an_additive_objective_with_a_penalty_to_the_reference(folder):
         },
     ).run()
     assert len(run.steps) == 2
-    assert_matches(run, run.steps, 1, reference.grpo_with_kl_to_the_reference)
+    assert_matches(run, run.steps, 1, verl_reference.grpo_with_kl_to_the_reference)
 
 
 def test_asynchronous_sampling_with_a_penalty_to_the_sampler(folder):
@@ -155,4 +155,4 @@ def test_asynchronous_sampling_with_a_penalty_to_the_sampler(folder):
         },
     ).run()
     assert len(run.steps) == 2
-    assert_matches(run, run.steps, 1, reference.bce_with_kl_to_the_sampler)
+    assert_matches(run, run.steps, 1, verl_reference.bce_with_kl_to_the_sampler)

@@ -21,16 +21,13 @@ except ImportError:
 pytest.importorskip("trl", reason="TRL is not installed in this environment; run `make test-vllm`")
 
 import torch
-from test_vllm_sampler import make_model
 from transformers import AutoTokenizer
+from trl_probe import PROMPTS, fresh_model, reward_of
+from vllm_models import make_model
 
 from realrl.models.adder import character_tokenizer
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
-
-from trl_probe import PROMPTS, fresh_model, reward_of  # noqa: E402
-
-RUN = Path(__file__).with_name("trl_run.py")
+RUN = Path(__file__).parents[1] / "support" / "trl_vllm_run.py"
 TAU = 0.5
 # Groups of 4, two samplings of 16 rollouts, two optimizer steps on each, the second of which is off-policy.
 SAMPLED = {"use_vllm": True, "vllm_mode": "colocate", "num_iterations": 2, "max_steps": 4, "learning_rate": 3e-3}

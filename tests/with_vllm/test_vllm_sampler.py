@@ -16,50 +16,14 @@ except ImportError:
 
 import torch
 from peft import LoraConfig
-from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+from transformers import Qwen2ForCausalLM
+from vllm_models import GROUP, PROMPTS, SEEDS, gap, make_model, run
 
 from realrl.config import parse_config
 from realrl.errors import ConfigError, SamplingError
 from realrl.models.adder import character_tokenizer
 from realrl.sampling import SamplingParams, VLLMSampler, build_sampler, merged_weights
 from realrl.sampling.hf import end_token_ids
-
-# The last two share more than a block (128 tokens on CPU) of the prefix cache.
-LONG = [3 + i % 11 for i in range(150)]
-PROMPTS = [[1, 5, 6], [1, 4, 8, 9, 12, 7, 3], [1], [*LONG, 4], [*LONG, 5, 9]]
-GROUP = 4
-SETTINGS = SamplingParams(temperature=0.8, max_new_tokens=24)
-SEEDS = [2**62 + 977 * index for index in range(len(PROMPTS) * GROUP)]
-
-
-def make_model(tied: bool) -> Qwen2ForCausalLM:
-    """A random Qwen2 with large weights (its distributions are far from flat) and two end tokens."""
-    tokenizer = character_tokenizer()
-    torch.manual_seed(0)
-    model = Qwen2ForCausalLM(
-        Qwen2Config(
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            vocab_size=len(tokenizer),
-            max_position_embeddings=512,
-            eos_token_id=2,
-            tie_word_embeddings=tied,
-        )
-    )
-    shake(model, 0.05)
-    newline = tokenizer.convert_tokens_to_ids("\n")
-    model.generation_config = GenerationConfig(eos_token_id=[2, newline], pad_token_id=0)
-    return model.eval()
-
-
-def shake(model: torch.nn.Module, size: float) -> None:
-    """Moves every parameter by an amount that shows in the log-probabilities."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * size)
 
 
 # One engine for each model of the module: vLLM holds its memory until the process ends.
@@ -90,22 +54,6 @@ def model(pair):
 @pytest.fixture
 def sampler(pair):
     return pair[1]
-
-
-def run(sampler, prompts=PROMPTS, seeds=SEEDS, params=SETTINGS, group_size=GROUP, on_finished=None):
-    return sampler.sample(prompts, group_size=group_size, params=params, seeds=seeds, on_finished=on_finished)
-
-
-def gap(model, rollouts, temperature=SETTINGS.temperature, prompts=PROMPTS) -> float:
-    """Largest difference to the log-probabilities of a full forward of transformers of each row alone."""
-    gaps = []
-    for rollout in rollouts:
-        prompt = prompts[rollout.prompt_index]
-        with torch.no_grad():
-            logits = model(input_ids=torch.tensor([[*prompt, *rollout.token_ids]])).logits[0, len(prompt) - 1 : -1]
-        table = (logits.double() / temperature).log_softmax(-1)
-        gaps += [abs(table[t, token].item() - rollout.logprobs_sampler[t]) for t, token in enumerate(rollout.token_ids)]
-    return max(gaps)
 
 
 def test_logprobs_are_those_of_transformers_at_the_temperature(model, sampler):
@@ -242,7 +190,7 @@ def test_refuses_what_would_be_sampled_otherwise_than_asked(model, sampler):
 
 
 def test_two_ranks_draw_what_one_does_from_gathered_shards(tmp_path):
-    script = [str(Path(__file__).with_name("two_ranks.py")), str(tmp_path)]
+    script = [str(Path(__file__).parents[1] / "support" / "vllm_two_ranks.py"), str(tmp_path)]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *script]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]

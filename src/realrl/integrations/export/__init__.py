@@ -1,7 +1,8 @@
-"""A recipe of ours as what another engine runs: a script for TRL, a command for verl.
+"""Export a recipe to another engine: a script for TRL, a launch command for verl.
 
-Nothing of a recipe is silently dropped: each key is an option of the engine (`MAPPED`), has no counterpart there and is named
-in the notes where it is set (`LEFT_OUT`), or is refused with the remedy. Neither module imports its engine.
+Each engine has one `TABLE` with a row for every recipe key. The row says which option the key becomes, what the engine does
+differently, or why the engine refuses it. The options, the notes and the refusals are made from this table, and a test checks
+that no key is missing. Neither module imports its engine.
 """
 
 from realrl.integrations.export.common import Export, Machines

@@ -1,12 +1,13 @@
-"""What the exports share: the machines, the table of a recipe's keys, the model's name, and files in a folder."""
+"""Shared by both exports: the machines, the table of recipe keys and what is made from it, and the exported files."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from realrl.config import Config
 from realrl.errors import ConfigError
@@ -15,7 +16,7 @@ from realrl.models.resolve import adapter_folder, resolve_model
 
 @dataclass(frozen=True, slots=True)
 class Machines:
-    """Where the recipe will run: one process on each GPU."""
+    """The machines that run the recipe, with one process on each GPU."""
 
     gpus_per_node: int = 8
     nodes: int = 1
@@ -25,11 +26,123 @@ class Machines:
         return self.gpus_per_node * self.nodes
 
 
+@dataclass(frozen=True)
+class Plan:
+    """A recipe and its machines: everything that the rows of a table read."""
+
+    config: Config
+    machines: Machines
+
+    @cached_property
+    def model(self) -> str:
+        """A folder or a hub name; a built-in model is created now. Raises ConfigError for an adapter without its base model."""
+        path = self.config.model.path
+        name = resolve_model(path)
+        if adapter_folder(name) is not None:
+            raise ConfigError(
+                f"model.path = {path!r} is an adapter, and an engine needs the whole model; merge the adapter into its base "
+                "model (PeftModel.merge_and_unload), save the result, and set model.path to that folder"
+            )
+        return local_path(name)
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.config.train.steps * self.config.updates_per_step
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest possible sequence."""
+        return self.config.data.max_prompt_tokens + self.config.sampling.max_new_tokens
+
+    @property
+    def vllm(self) -> bool:
+        return self.config.sampling.engine == "vllm"
+
+    @property
+    def evaluates(self) -> bool:
+        return bool(self.config.data.eval)
+
+    def value(self, key: str) -> Any:
+        """The value of `section.key`; the whole section for `section.*`."""
+        section, name = key.split(".")
+        found = getattr(self.config, section)
+        return found if name == "*" else getattr(found, name)
+
+    def sets(self, key: str) -> bool:
+        """Whether the recipe changes `section.key` from its default, other than to switch something off."""
+        section, name = key.split(".")
+        info = type(getattr(self.config, section)).model_fields[name]
+        return self.value(key) != info.get_default(call_default_factory=True) and self.value(key) is not False
+
+
+P = TypeVar("P", bound=Plan)
+# What a row says: a text if the recipe sets the key, or a function of the key's value and the plan that returns a text or
+# something false.
+Said = str | Callable[[Any, P], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Row(Generic[P]):
+    """What an engine makes of one recipe key.
+
+    `options` are the options that take the value, or a function of the value and the plan that returns options with their
+    values; they are written if `when` is true. `elsewhere` names the part of the script that takes the value instead. `note`
+    says what the engine does differently, `refused` what to set instead.
+    """
+
+    options: str | tuple[str, ...] | Callable[[Any, P], dict[str, Any]] = ()
+    when: Callable[[Any, P], object] = lambda value, plan: True
+    elsewhere: str = ""
+    note: Said[P] = ""
+    refused: Said[P] = ""
+
+
+# Recipe key → row. `section.*` is a row for the keys of a section that have none of their own.
+Table = Mapping[str, Row[P]]
+
+
+def engine_options(table: Table[P], plan: P) -> dict[str, dict[str, Any]]:
+    """The engine's options in the order of the table, grouped by the recipe's sections."""
+    sections: dict[str, dict[str, Any]] = {}
+    for key, row in table.items():
+        options, value = row.options, plan.value(key)
+        if options and row.when(value, plan):
+            names = (options,) if isinstance(options, str) else options
+            made = names(value, plan) if callable(names) else dict.fromkeys(names, value)
+            sections.setdefault(f"[{key.split('.')[0]}]", {}).update(made)
+    return sections
+
+
+def engine_notes(table: Table[P], plan: P) -> list[str]:
+    """What the engine does differently with this recipe, one line for each key."""
+    return _said({key: row.note for key, row in table.items()}, plan)
+
+
+def refuse(engine: str, table: Table[P], plan: P) -> None:
+    """Raise ConfigError that lists every key with a value that the engine cannot take."""
+    raise_faults(engine, _said({key: row.refused for key, row in table.items()}, plan))
+
+
+def raise_faults(engine: str, faults: list[str]) -> None:
+    if faults:
+        raise ConfigError(f"this recipe cannot be exported to {engine}:\n" + "\n".join(f"- {fault}" for fault in faults))
+
+
+def _said(texts: Mapping[str, Said[P]], plan: P) -> list[str]:
+    said = {k: text(plan.value(k), plan) if callable(text) else text and plan.sets(k) and text for k, text in texts.items()}
+    return [f"{key} = {plan.value(key)!r}: {text}" for key, text in said.items() if text]
+
+
+def trackers(plan: Plan) -> list[str]:
+    return [name for name in ("wandb", "trackio", "tensorboard") if getattr(plan.config.log, name)]
+
+
 @dataclass(frozen=True, slots=True)
 class Export:
-    """A recipe for another engine: the script `script_name`, how to start it, further files, and what to know.
+    """A recipe for another engine: its script, the command that starts it, further files, and what to know.
 
-    `files` write themselves to the path that they are given, and only where a folder was asked for.
+    Each function in `files` writes one file to the path that it gets; they are called only if a folder is written.
     """
 
     script_name: str
@@ -39,75 +152,35 @@ class Export:
     files: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)
 
     def write(self, folder: Path, *, overwrite: bool = False) -> None:
-        """Write everything into `folder`; ConfigError where it has files already, unless they may be replaced."""
+        """Write everything into `folder`. Raises ConfigError if the folder already has files, unless `overwrite` is set."""
         if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-            raise ConfigError(f"the folder {folder} has files; --overwrite replaces them, -o names another")
+            raise ConfigError(
+                f"the folder {folder} already has files; choose another with -o, or replace them with --overwrite"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         for name, write in self.files.items():
             write(folder / name)
         (folder / self.script_name).write_text(self.script, encoding="utf-8")
 
 
-def model_source(config: Config) -> str:
-    """A folder or a hub name for `model.path`; a built-in model is made now. ConfigError for an adapter without its base."""
-    name = resolve_model(config.model.path)
-    if adapter_folder(name) is not None:
-        raise ConfigError(
-            f"model.path = {config.model.path!r} is an adapter, which our trainer merges into its base model; merge it "
-            "(PeftModel.merge_and_unload), save the whole model, and give that folder"
-        )
-    return str(Path(name).resolve()) if Path(name).is_dir() else name
-
-
 def local_path(name: str) -> str:
-    """A file or folder by its full path, so that the script can be started anywhere; any other name as it is."""
+    """The full path of a local file or folder, so that the script starts from anywhere; any other name unchanged."""
     return str(Path(name).resolve()) if Path(name).exists() else name
 
 
-def changed(config: Config, key: str) -> bool:
-    """Whether a dotted key has another value than its default."""
-    section, name = key.split(".")
-    part = getattr(config, section)
-    info = type(part).model_fields[name]
-    return getattr(part, name) != info.get_default(call_default_factory=True)
-
-
-def left_out_notes(config: Config, left_out: Mapping[str, str]) -> list[str]:
-    """A line for each key without a counterpart that a recipe sets, unless it only switches something off."""
-    wanted = {key: why for key, why in left_out.items() if changed(config, key) and value_of(config, key) is not False}
-    return [f"{key} = {value_of(config, key)!r}: {why}" for key, why in wanted.items()]
-
-
-def value_of(config: Config, key: str) -> Any:
-    section, name = key.split(".")
-    return getattr(getattr(config, section), name)
-
-
-def refused_keys(config: Config, refused: Mapping[str, str]) -> list[str]:
-    """A fault for each key that would have to be at its default."""
-    return [f"{key} = {value_of(config, key)!r}: {why}" for key, why in refused.items() if changed(config, key)]
-
-
-def refuse(engine: str, faults: list[str]) -> None:
-    """ConfigError that lists every fault."""
-    if faults:
-        raise ConfigError(f"this recipe cannot be exported to {engine}:\n" + "\n".join(f"- {fault}" for fault in faults))
-
-
-def given(section: Any, *, leave: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The keys of a section that the recipe gives, as plain values."""
-    document = section.model_dump(mode="json", exclude_unset=True)
-    return {key: value for key, value in document.items() if key not in leave}
-
-
-def objective_table(config: Config) -> dict[str, Any]:
-    """`[objective]` as the recipe has it."""
-    return {"type": config.objective.type, **given(config.objective)}
+def given(section: Any) -> dict[str, Any]:
+    """The keys that the recipe sets in a section, as plain values, with `type` if the section has one."""
+    values = section.model_dump(mode="json", exclude_unset=True)
+    return {"type": section.type} | values if hasattr(section, "type") else values
 
 
 def bullets(notes: list[str], prefix: str = "") -> str:
-    """Notes as a wrapped list, each line after `prefix`."""
+    """The notes as a wrapped list, with `prefix` before each line."""
     lines = []
     for note in notes:
         lines += textwrap.wrap(f"- {note}", 120 - len(prefix), subsequent_indent="  ", break_long_words=False)
     return "\n".join(prefix + line for line in lines)
+
+
+def plural(count: int, noun: str, ending: str = "s") -> str:
+    return f"{count:,} {noun}{ending if count != 1 else ''}"

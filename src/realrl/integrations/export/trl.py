@@ -1,99 +1,31 @@
-"""`realrl export trl`: a recipe as a script for TRL with our `RealTrainer`, the script that a user would write."""
+"""`realrl export trl`: a recipe as a script for TRL with our `RealTrainer`, like one that a user would write."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from realrl.config import Config
+from realrl.data.tasks import TASKS
 from realrl.integrations.export.common import (
     Export,
     Machines,
+    Plan,
+    Row,
+    Table,
     bullets,
+    engine_notes,
+    engine_options,
     given,
-    left_out_notes,
     local_path,
-    model_source,
-    objective_table,
+    plural,
     refuse,
-    refused_keys,
+    trackers,
 )
 from realrl.models.precision import settle_for_gpus
 
-# Keys of a recipe → what they become; `section.*` is every key of a section.
-MAPPED = {
-    "run.dir": "output_dir",
-    "run.seed": "seed, data_seed, prompt_dataset(seed=)",
-    "model.path": "model (a built-in model as the path of its folder)",
-    "model.dtype": "model_init_kwargs dtype, bf16",
-    "model.autocast": "bf16",
-    "model.device": "use_cpu",
-    "model.attention": "model_init_kwargs attn_implementation",
-    "model.compile": "torch_compile",
-    "model.gradient_checkpointing": "gradient_checkpointing",
-    "model.trust_remote_code": "trust_remote_code",
-    "model.lora": "peft_config",
-    "model.quantize": "quantization_config",
-    "data.*": "prompt_dataset, eval_datasets",
-    "reward.*": "verifier_reward",
-    "sampling.engine": "use_vllm, vllm_mode",
-    "sampling.group_size": "num_generations",
-    "sampling.temperature": "temperature",
-    "sampling.top_p": "top_p",
-    "sampling.top_k": "top_k",
-    "sampling.max_new_tokens": "max_completion_length, vllm_max_model_length",
-    "sampling.gpu_memory": "vllm_gpu_memory_utilization",
-    "sampling.sleep": "vllm_enable_sleep_mode",
-    "sampling.importance_cap": "vllm_importance_sampling_correction, _mode, _clip_max",
-    "objective.*": "objective",
-    "train.steps": "max_steps (optimizer steps)",
-    "train.prompts_per_step": "steps_per_generation",
-    "train.mini_batch_prompts": "gradient_accumulation_steps",
-    "train.micro_batch_tokens": "per_device_train_batch_size, per_device_eval_batch_size",
-    "train.parallel": "accelerate launch --use_fsdp",
-    "optim.type": "optim",
-    "optim.master_weights": "model_init_kwargs dtype, bf16",
-    "optim.lr": "learning_rate",
-    "optim.weight_decay": "weight_decay",
-    "optim.betas": "adam_beta1, adam_beta2",
-    "optim.eps": "adam_epsilon",
-    "optim.schedule": "lr_scheduler_type",
-    "optim.warmup_steps": "warmup_steps (optimizer steps)",
-    "optim.max_grad_norm": "max_grad_norm",
-    "eval.every": "eval_steps (optimizer steps)",
-    "eval.samples": "num_generations_eval",
-    "eval.problems": "eval_datasets(problems=)",
-    "eval.at_start": "eval_on_start",
-    "checkpoint.every": "save_steps (optimizer steps)",
-    "checkpoint.keep": "save_total_limit",
-    "log.wandb": "report_to",
-    "log.trackio": "report_to",
-    "log.tensorboard": "report_to",
-    "log.rollouts": "log_completions",
-    "log.examples": "num_completions_to_print",
-}
-# Keys without a counterpart: named in the notes where a recipe sets them.
-LEFT_OUT = {
-    "run.threads": "set OMP_NUM_THREADS when you start the script",
-    "model.offload_reference": "TRL keeps the reference model on the device",
-    "sampling.dtype": "TRL samples with the weights in training, and vLLM in the type of the model's own configuration",
-    "sampling.batch_rows": "TRL samples all rollouts of a process at once",
-    "train.gradient_route": "RealTrainer takes the direct route where micro-batches hold whole groups, else two passes",
-    "train.layout": "TRL pads",
-    "train.shuffle_rollouts": "RealTrainer keeps groups together; the gradient is the same",
-    "train.max_nonfinite_steps": "TRL does not stop at gradients that are not finite",
-    "train.stop_on": "TRL has no alarms",
-    "eval.top_p": "TRL evaluates with sampling.top_p",
-    "eval.greedy": "TRL evaluates with samples",
-    "log.rich": "TRL has its own progress bar",
-    "log.figure": "TRL draws none",
-    "log.tokens": "TRL saves texts alone",
-}
-# Keys that must be at their default: what to set instead.
-REFUSED = {
-    "sampling.steps_ahead": "GRPOTrainer samples with the newest weights; set sampling.steps_ahead = 0",
-}
 _SCRIPT = '''"""{title}, made by
 
     {made_by}
@@ -125,12 +57,12 @@ def config() -> RealConfig:
 def main() -> None:
     args = config()
     if args.world_size != PROCESSES:
-        raise SystemExit(f"batch sizes for {{PROCESSES}} processes, {{args.world_size}} started; export the recipe for these")
+        raise SystemExit(f"this script is for {{PROCESSES}} processes, but {{args.world_size}} run; export the recipe again")
     trainer = RealTrainer(
         model=MODEL,
         reward_funcs=verifier_reward(**REWARD),
         args=args,
-        train_dataset=prompt_dataset(MODEL, {train_set}**DATA),
+        train_dataset=prompt_dataset(MODEL, {train_set}, **DATA),
 {trainer}    )
     trainer.train(resume_from_checkpoint="--resume" in sys.argv)
 
@@ -142,7 +74,7 @@ if __name__ == "__main__":
 
 @dataclass(frozen=True, slots=True)
 class Batches:
-    """How TRL cuts the rollouts of a sampling round: `per_device` rows, `accumulation` times, on each process."""
+    """How TRL splits the rollouts of a round on each process: micro-batches of `per_device` rows, `accumulation` an update."""
 
     per_device: int
     accumulation: int
@@ -153,132 +85,254 @@ class Batches:
         return self.accumulation * self.updates
 
 
-def export_trl(config: Config, machines: Machines, *, made_by: str = "realrl export trl") -> Export:
-    """The script, how to start it, and what TRL does otherwise. Raises ConfigError for what cannot be carried over."""
-    config = settle_for_gpus(config)
-    refuse("TRL", _faults(config, machines))
-    batches = plan_batches(config, machines.processes)
-    model, notes, command = model_source(config), _notes(config, batches), _command(config, machines)
-    shared = {"seed": config.run.seed} | ({"trust_remote_code": True} if config.model.trust_remote_code else {})
-    trainer = {}
-    if config.data.eval:
-        arguments = _arguments(shared | {"problems": config.eval.problems})
-        trainer["eval_dataset"] = f"eval_datasets(MODEL, {arguments}, **DATA)"
-    if config.model.lora:
-        targets = config.model.lora.targets
-        trainer["peft_config"] = (
-            f"LoraConfig(r={config.model.lora.rank}, lora_alpha={config.model.lora.alpha}, "
-            f'target_modules={_literal(targets)}, lora_dropout=0.0, task_type="CAUSAL_LM")'
-        )
-    if config.model.quantize == "4bit":
-        trainer["quantization_config"] = (
-            'BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", '
-            f"bnb_4bit_compute_dtype=torch.{config.model.dtype})"
-        )
-    # A generated task has no end: as many problems as the run will see.
-    train_set = shared | {"problems": config.train.steps * config.train.prompts_per_step}
-    script = _SCRIPT.format(
-        title=f"{config.objective.type.upper()} on {_in_docstring(config.model.path)} with TRL",
-        made_by=_in_docstring(made_by),
-        command=command,
-        arithmetic=bullets([_arithmetic(config, machines, batches)]).removeprefix("- ").replace("\n  ", "\n"),
-        notes="What TRL does otherwise:\n" + _in_docstring(bullets(notes)),
-        imports=_imports(config),
-        model=_literal(model),
-        processes=machines.processes,
-        data=_table(_data(config)),
-        reward=_table({"type": config.reward.type, **given(config.reward)}),
-        options=_options(config, batches, machines.processes),
-        train_set=_arguments(train_set if _generated(config) else shared) + ", ",
-        trainer="".join(f"        {name}={value},\n" for name, value in trainer.items()),
-    )
-    return Export("train.py", script, command, notes)
-
-
 def plan_batches(config: Config, processes: int) -> Batches:
-    """The largest micro-batch of `train.micro_batch_tokens`, of whole groups where one fits.
+    """The largest micro-batch within `train.micro_batch_tokens`, of whole groups if one fits.
 
-    TRL pads a micro-batch to its longest rollout, so it is sized for the longest that may be.
+    TRL pads a micro-batch to its longest rollout, so each row counts with the longest possible sequence.
     """
     rows = config.train.mini_batch_prompts * config.sampling.group_size // processes
-    fits = [size for size in range(1, rows + 1) if rows % size == 0 and size <= max(1, _rows_that_fit(config))]
+    fits = [size for size in range(1, rows + 1) if rows % size == 0 and size <= _rows_that_fit(config)]
     whole = [size for size in fits if size % config.sampling.group_size == 0]
     size = max(whole or fits)
     return Batches(size, rows // size, config.updates_per_step)
 
 
 def _rows_that_fit(config: Config) -> int:
-    return config.train.micro_batch_tokens // (config.data.max_prompt_tokens + config.sampling.max_new_tokens)
+    return max(1, config.train.micro_batch_tokens // (config.data.max_prompt_tokens + config.sampling.max_new_tokens))
 
 
-def _faults(config: Config, machines: Machines) -> list[str]:
-    faults, sampling = refused_keys(config, REFUSED), config.sampling
-    size, mini = sampling.group_size, config.train.mini_batch_prompts
-    if size < 2:
-        faults.append(f"sampling.group_size = {size}: TRL needs groups of at least 2; set 8")
-    if sampling.importance_cap and sampling.engine != "vllm":
-        faults.append(
-            f"sampling.importance_cap = {sampling.importance_cap}: TRL corrects for vLLM's numerics alone; set "
-            "sampling.engine = 'vllm', or sampling.importance_cap = 0"
-        )
-    # With several optimizer steps a round a group must lie within one of them, hence on one process.
-    whole, what = (mini, "groups") if config.updates_per_step > 1 else (mini * size, "rollouts")
-    if whole % machines.processes:
-        fitting = [count for count in range(1, whole + 1) if whole % count == 0]
-        faults.append(
-            f"{machines.processes} processes do not divide the {whole} {what} of an optimizer step; choose --gpus-per-node and "
-            f"--nodes so that their product is one of {fitting}, or set train.mini_batch_prompts to a multiple of "
-            f"{machines.processes}"
-        )
-    return faults
+class _TrlPlan(Plan):
+    @cached_property
+    def batches(self) -> Batches:
+        return plan_batches(self.config, self.machines.processes)
+
+    @property
+    def float32_masters(self) -> bool:
+        """Whether TRL's optimizer updates float32 weights, which autocast uses in bfloat16."""
+        return self.config.optim.master_weights and self.config.model.lora is None
+
+    @property
+    def bf16(self) -> bool:
+        """Whether the forward pass runs under autocast."""
+        model = self.config.model
+        return model.autocast == "bfloat16" or (model.dtype == "bfloat16" and self.float32_masters)
 
 
-def _notes(config: Config, batches: Batches) -> list[str]:
-    """What TRL does otherwise."""
-    optim, sampling, lora = config.optim, config.sampling, config.model.lora is not None
-    notes = left_out_notes(config, LEFT_OUT)
-    notes.append(f"run.seed = {config.run.seed}: the order of the problems and the draws are TRL's, not our trainer's")
-    if sampling.engine == "hf":
-        notes.append("sampling.engine = 'hf': transformers' generate, slow for long answers; --sampling.engine vllm is fast")
-    if batches.per_device % sampling.group_size and batches.updates > 1:
-        fit = sampling.group_size * (config.data.max_prompt_tokens + sampling.max_new_tokens)
-        notes.append(
-            f"a micro-batch of {batches.per_device} rollouts holds no whole group, so that every optimizer step but the first "
-            f"after sampling costs one forward pass more; --train.micro_batch_tokens {fit} would avoid it, if memory allows"
-        )
-    if optim.weight_decay:
-        notes.append("optim.weight_decay: TRL leaves biases and norms out, our trainer decays every weight")
-    if optim.warmup_steps:
-        notes.append("optim.warmup_steps: TRL's first optimizer step has the learning rate 0, ours lr / (warmup_steps + 1)")
-    if optim.warmup_steps or optim.schedule != "constant":
-        notes.append("optim.schedule: TRL changes the learning rate at every optimizer step, ours at every sampling round")
-    if config.data.eval and config.eval.greedy:
-        notes.append("eval.greedy: TRL evaluates with samples, not greedily")
-    if len(config.data.eval) > 1:
-        notes.append("data.eval: TRL logs the rewards of every set as eval_reward, beside the set's own eval_NAME_runtime")
-    if config.train.parallel == "fsdp2":
-        notes.append("train.parallel = 'fsdp2': RealTrainer has not been tested under accelerate's FSDP")
-    if config.objective.type == "trpa":
-        notes.append("objective.type = 'trpa': TRL's rewards tell right from wrong alone, not which answers cannot be read")
-    if config.model.quantize != "none":
-        notes.append("model.quantize = '4bit': TRL keeps the adapters in bfloat16, which loses small updates; ours are float32")
-    elif config.model.dtype == "bfloat16" and not optim.master_weights and not lora:
-        notes.append("model.dtype = 'bfloat16' without optim.master_weights: rounding loses most updates, as in our trainer")
-    return notes
+def _precision(dtype: str, plan: _TrlPlan) -> dict[str, Any]:
+    weights, attention = {"dtype": "float32" if plan.float32_masters else dtype}, plan.config.model.attention
+    if attention != "auto":
+        weights["attn_implementation"] = attention
+    return {"model_init_kwargs": weights, "bf16": plan.bf16}
 
 
-def _arithmetic(config: Config, machines: Machines, batches: Batches) -> str:
-    train, size = config.train, config.sampling.group_size
-    updates, many = batches.updates, "es" if machines.processes > 1 else ""
-    return (
-        f"{machines.processes} process{many} × {batches.per_device} rollouts × {batches.accumulation} micro-batches = "
-        f"{train.mini_batch_prompts * size:,} rollouts ({train.mini_batch_prompts} groups of {size}) an optimizer step; "
-        f"{updates} optimizer step{'s' if updates > 1 else ''} for each round of {train.prompts_per_step} prompts; "
-        f"{train.steps:,} rounds = {train.steps * updates:,} optimizer steps."
+def _precision_note(dtype: str, plan: _TrlPlan) -> object:
+    lossy = dtype == "bfloat16" and plan.config.model.lora is None and not plan.float32_masters
+    return lossy and "without optim.master_weights rounding loses most updates, as in our trainer"
+
+
+def _importance(cap: float, plan: _TrlPlan) -> dict[str, Any]:
+    bound = {"vllm_importance_sampling_mode": "token_truncate", "vllm_importance_sampling_clip_max": cap} if cap else {}
+    return {"vllm_importance_sampling_correction": cap > 0} | bound
+
+
+def _undivided(prompts: int, plan: _TrlPlan) -> object:
+    """If a round has several updates, a group must stay within one of them, so on one process."""
+    config, processes = plan.config, plan.machines.processes
+    whole, what = (prompts, "groups") if config.updates_per_step > 1 else (prompts * config.sampling.group_size, "rollouts")
+    fitting = [count for count in range(1, whole + 1) if whole % count == 0]
+    return processes not in fitting and (
+        f"{processes} processes do not divide the {whole} {what} of an optimizer step; choose --gpus-per-node and --nodes so "
+        f"that their product is one of {fitting}, or set train.mini_batch_prompts to a multiple of {processes}"
     )
 
 
-def _command(config: Config, machines: Machines) -> str:
+def _torn_groups(tokens: int, plan: _TrlPlan) -> object:
+    rows, size = plan.batches.per_device, plan.config.sampling.group_size
+    return (rows % size and plan.batches.updates > 1) and (
+        f"a micro-batch of {rows} rollouts holds no whole group, so every optimizer step but the first of a round needs one "
+        f"more forward pass; --train.micro_batch_tokens {size * plan.longest} avoids it if memory allows"
+    )
+
+
+def _schedule(schedule: str, plan: _TrlPlan) -> dict[str, Any]:
+    warm = schedule == "constant" and plan.config.optim.warmup_steps
+    return {"lr_scheduler_type": "constant_with_warmup" if warm else schedule}
+
+
+def _interval(rounds: int, plan: _TrlPlan) -> int:
+    """Rounds as optimizer steps, at most the whole run; 0 is the last step only."""
+    return min(rounds * plan.config.updates_per_step or plan.updates, plan.updates)
+
+
+def _evaluation_rows(samples: int, plan: _TrlPlan) -> dict[str, Any]:
+    """The rows of all processes together hold whole groups of samples."""
+    rows = next(rows for rows in range(1, samples + 1) if rows * plan.machines.processes % samples == 0)
+    fitting = max(1, _rows_that_fit(plan.config) // rows)
+    return {"num_generations_eval": samples, "per_device_eval_batch_size": rows * fitting}
+
+
+TABLE: Table[_TrlPlan] = {
+    "run.dir": Row("output_dir"),
+    "run.seed": Row(("seed", "data_seed"), note=lambda v, p: "TRL has its own order of problems and its own random draws"),
+    "run.threads": Row(note="set OMP_NUM_THREADS when you start the script"),
+    "objective.*": Row(lambda v, p: {"objective": given(v)}),
+    "objective.type": Row(
+        elsewhere="objective",
+        note=lambda v, p: v == "trpa" and "TRL's rewards do not separate a wrong answer from a missing one",
+    ),
+    "model.path": Row(elsewhere="MODEL"),
+    "model.dtype": Row(_precision, note=_precision_note),
+    "model.autocast": Row(elsewhere="bf16"),
+    "model.attention": Row(elsewhere="model_init_kwargs"),
+    "model.gradient_checkpointing": Row("gradient_checkpointing"),
+    "model.device": Row(lambda v, p: {"use_cpu": True}, when=lambda v, p: v == "cpu"),
+    "model.compile": Row("torch_compile", when=lambda v, p: v),
+    "model.trust_remote_code": Row("trust_remote_code", when=lambda v, p: v),
+    "model.lora": Row(elsewhere="peft_config"),
+    "model.quantize": Row(
+        elsewhere="quantization_config", note="TRL keeps the adapters in bfloat16, which loses small updates; ours are float32"
+    ),
+    "model.offload_reference": Row(note="TRL keeps the reference model on the device"),
+    "data.*": Row(elsewhere="DATA"),
+    "data.eval": Row(
+        elsewhere="eval_dataset",
+        note=lambda v, p: len(v) > 1 and "TRL logs the rewards of all sets under one name, eval_reward",
+    ),
+    "reward.*": Row(elsewhere="REWARD"),
+    "sampling.group_size": Row("num_generations", refused=lambda v, p: v < 2 and "TRL needs groups of at least 2; set 8"),
+    "sampling.temperature": Row("temperature"),
+    "sampling.top_p": Row("top_p"),
+    "sampling.top_k": Row("top_k"),
+    "sampling.max_new_tokens": Row("max_completion_length"),
+    "sampling.engine": Row(
+        lambda v, p: {"use_vllm": p.vllm} | ({"vllm_mode": "colocate"} if p.vllm else {}),
+        note=lambda v, p: v == "hf" and "transformers' generate is slow for long answers; --sampling.engine vllm is fast",
+    ),
+    "sampling.gpu_memory": Row("vllm_gpu_memory_utilization", when=lambda v, p: p.vllm),
+    "sampling.sleep": Row(
+        lambda v, p: {"vllm_enable_sleep_mode": v, "vllm_max_model_length": p.longest}, when=lambda v, p: p.vllm
+    ),
+    "sampling.importance_cap": Row(
+        _importance,
+        when=lambda v, p: p.vllm,
+        refused=lambda v, p: (
+            (v and not p.vllm)
+            and "TRL weights tokens only with vLLM; set sampling.engine = 'vllm', or sampling.importance_cap = 0"
+        ),
+    ),
+    "sampling.dtype": Row(note="TRL samples with the training weights; vLLM takes the dtype of the model's own configuration"),
+    "sampling.batch_rows": Row(note="TRL samples all rollouts of a process at once"),
+    "sampling.steps_ahead": Row(refused="GRPOTrainer samples with the newest weights; set sampling.steps_ahead = 0"),
+    "train.micro_batch_tokens": Row(lambda v, p: {"per_device_train_batch_size": p.batches.per_device}, note=_torn_groups),
+    "train.mini_batch_prompts": Row(lambda v, p: {"gradient_accumulation_steps": p.batches.accumulation}, refused=_undivided),
+    "train.prompts_per_step": Row(lambda v, p: {"steps_per_generation": p.batches.steps_per_generation}),
+    "train.steps": Row(lambda v, p: {"max_steps": p.updates}),
+    "train.parallel": Row(elsewhere="accelerate launch", note="RealTrainer has not been tested under accelerate's FSDP"),
+    "train.gradient_route": Row(note="RealTrainer takes the direct route if micro-batches hold whole groups, else two passes"),
+    "train.layout": Row(note="TRL pads every micro-batch"),
+    "train.shuffle_rollouts": Row(note="RealTrainer keeps groups together; the gradient is the same"),
+    "train.max_nonfinite_steps": Row(note="TRL does not stop when gradients are not finite"),
+    "train.stop_on": Row(note="TRL has no alarms"),
+    "optim.type": Row(lambda v, p: {"optim": {"adamw": "adamw_torch_fused", "adamw_8bit": "adamw_bnb_8bit"}[v]}),
+    "optim.master_weights": Row(elsewhere="bf16"),
+    "optim.lr": Row("learning_rate"),
+    "optim.weight_decay": Row(
+        "weight_decay", note=lambda v, p: v and "TRL does not decay biases and norms, our trainer decays every weight"
+    ),
+    "optim.betas": Row(lambda v, p: {"adam_beta1": v[0], "adam_beta2": v[1]}),
+    "optim.eps": Row("adam_epsilon"),
+    "optim.schedule": Row(_schedule, note="TRL changes the learning rate at every optimizer step, our trainer at every round"),
+    "optim.warmup_steps": Row(
+        lambda v, p: {"warmup_steps": v * p.config.updates_per_step},
+        note="TRL raises the learning rate at every optimizer step, from 0; ours at every round, from lr / (warmup_steps + 1)",
+    ),
+    "optim.max_grad_norm": Row("max_grad_norm"),
+    "eval.every": Row(
+        lambda v, p: {"eval_strategy": "steps", "eval_steps": _interval(v, p)} if p.evaluates else {"eval_strategy": "no"}
+    ),
+    "eval.at_start": Row("eval_on_start", when=lambda v, p: p.evaluates),
+    "eval.samples": Row(_evaluation_rows, when=lambda v, p: p.evaluates),
+    "eval.problems": Row(elsewhere="eval_dataset"),
+    "eval.top_p": Row(note="TRL evaluates with sampling.top_p"),
+    "eval.greedy": Row(note=lambda v, p: (v and p.evaluates) and "TRL evaluates with samples only"),
+    "checkpoint.every": Row(lambda v, p: {"save_strategy": "steps", "save_steps": _interval(v, p)}),
+    "checkpoint.keep": Row("save_total_limit"),
+    "log.wandb": Row(lambda v, p: {"logging_steps": 1, "report_to": trackers(p) or "none"}),
+    "log.trackio": Row(elsewhere="report_to"),
+    "log.tensorboard": Row(elsewhere="report_to"),
+    "log.rollouts": Row("log_completions"),
+    "log.examples": Row("num_completions_to_print"),
+    "log.rich": Row(note="TRL has its own progress bar"),
+    "log.figure": Row(note="TRL draws no learning curve"),
+    "log.tokens": Row(note="TRL saves only texts"),
+}
+
+
+def export_trl(config: Config, machines: Machines, *, made_by: str = "realrl export trl") -> Export:
+    """The script, its start command and what TRL does differently. Raises ConfigError for a recipe that TRL cannot run."""
+    plan = _TrlPlan(config := settle_for_gpus(config), machines)
+    refuse("TRL", TABLE, plan)
+    notes, command = engine_notes(TABLE, plan), _command(plan)
+    shared = {"seed": config.run.seed} | ({"trust_remote_code": True} if config.model.trust_remote_code else {})
+    # A generated task has no end: as many problems as the run will see.
+    count = {"problems": config.train.steps * config.train.prompts_per_step} if config.data.train in TASKS else {}
+    imports, trainer = _trainer(config, shared)
+    lines = []
+    for section, options in engine_options(TABLE, plan).items():
+        lines += [f"        # {section}\n", *(f"        {name}={_literal(value)},\n" for name, value in options.items())]
+    script = _SCRIPT.format(
+        title=f"{config.objective.type.upper()} on {_in_docstring(config.model.path)} with TRL",
+        made_by=_in_docstring(made_by),
+        command=command,
+        arithmetic=bullets([_arithmetic(plan)]).removeprefix("- ").replace("\n  ", "\n"),
+        notes="What TRL does differently:\n" + _in_docstring(bullets(notes)),
+        imports=imports,
+        model=_literal(plan.model),
+        processes=machines.processes,
+        data=_table(_data(config)),
+        reward=_table(given(config.reward)),
+        options="".join(lines),
+        train_set=_arguments(shared | count),
+        trainer="".join(f"        {name}={value},\n" for name, value in trainer.items()),
+    )
+    return Export("train.py", script, command, notes)
+
+
+def _trainer(config: Config, shared: dict[str, Any]) -> tuple[str, dict[str, str]]:
+    """The imports of the script and further arguments of RealTrainer."""
+    names, before = ["RealConfig", "RealTrainer", "prompt_dataset", "verifier_reward"], []
+    trainer, lora = {}, config.model.lora
+    if config.data.eval:
+        names.insert(2, "eval_datasets")
+        trainer["eval_dataset"] = f"eval_datasets(MODEL, {_arguments(shared | {'problems': config.eval.problems})}, **DATA)"
+    if lora:
+        before.append("from peft import LoraConfig")
+        trainer["peft_config"] = (
+            f"LoraConfig(r={lora.rank}, lora_alpha={lora.alpha}, target_modules={_literal(lora.targets)}, lora_dropout=0.0, "
+            'task_type="CAUSAL_LM")'
+        )
+    if config.model.quantize == "4bit":
+        before = ["import torch", *before, "from transformers import BitsAndBytesConfig"]
+        trainer["quantization_config"] = (
+            'BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", '
+            f"bnb_4bit_compute_dtype=torch.{config.model.dtype})"
+        )
+    ours = f"from realrl.integrations.trl import {', '.join(names)}"
+    return "\n".join([*before, *([""] if before else []), ours]), trainer
+
+
+def _arithmetic(plan: _TrlPlan) -> str:
+    train, size, batches = plan.config.train, plan.config.sampling.group_size, plan.batches
+    return (
+        f"{plural(plan.machines.processes, 'process', 'es')} × {batches.per_device} rollouts × {batches.accumulation} "
+        f"micro-batches = {train.mini_batch_prompts * size:,} rollouts ({train.mini_batch_prompts} groups of {size}) an "
+        f"optimizer step; {plural(batches.updates, 'optimizer step')} for each round of {train.prompts_per_step} prompts; "
+        f"{train.steps:,} rounds = {plan.updates:,} optimizer steps."
+    )
+
+
+def _command(plan: _TrlPlan) -> str:
+    machines, config = plan.machines, plan.config
     if config.model.device == "cpu":
         return "python train.py" if machines.processes == 1 else f"torchrun --nproc-per-node {machines.processes} train.py"
     words = ["accelerate launch", f"--num_processes {machines.processes}"]
@@ -289,156 +343,19 @@ def _command(config: Config, machines: Machines) -> str:
     words.append(f"--num_machines {machines.nodes}")
     if machines.nodes > 1:
         words.append("--machine_rank $RANK_OF_NODE --main_process_ip $FIRST_NODE --main_process_port 29500")
-    words.append(f"--mixed_precision {'bf16' if _bf16(config) else 'no'} --dynamo_backend no")
+    words.append(f"--mixed_precision {'bf16' if plan.bf16 else 'no'} --dynamo_backend no")
     return " ".join([*words, "train.py"])
 
 
-def _bf16(config: Config) -> bool:
-    """Whether the forward pass runs under autocast."""
-    section = config.model
-    masters = section.dtype == "bfloat16" and config.optim.master_weights and section.lora is None
-    return masters or section.autocast == "bfloat16"
-
-
-def _weights_dtype(config: Config) -> str:
-    """With master weights the weights that TRL's optimizer updates are the float32 ones, cast in the forward pass."""
-    masters = config.optim.master_weights and config.model.lora is None
-    return "float32" if masters else config.model.dtype
-
-
-def _options(config: Config, batches: Batches, processes: int) -> str:
-    """The arguments of RealConfig, section by section."""
-    model, train, optim = config.model, config.train, config.optim
-    updates = batches.updates
-    total = train.steps * updates
-    init = {"dtype": _weights_dtype(config)}
-    if model.attention != "auto":
-        init["attn_implementation"] = model.attention
-    precision = "[model]"
-    if model.dtype == "bfloat16" and _weights_dtype(config) == "float32":
-        precision += ": bfloat16 with float32 master weights is float32 weights under autocast"
-    sections: dict[str, dict[str, Any]] = {
-        "[run]": {"output_dir": config.run.dir, "seed": config.run.seed, "data_seed": config.run.seed},
-        "[objective]": {"objective": objective_table(config)},
-        precision: {
-            "model_init_kwargs": init,
-            "bf16": _bf16(config),
-            "gradient_checkpointing": model.gradient_checkpointing,
-            **({"use_cpu": True} if model.device == "cpu" else {}),
-            **({"torch_compile": True} if model.compile else {}),
-            **({"trust_remote_code": True} if model.trust_remote_code else {}),
-        },
-        "[sampling]": _sampling(config),
-        "[train]": {
-            "per_device_train_batch_size": batches.per_device,
-            "gradient_accumulation_steps": batches.accumulation,
-            "steps_per_generation": batches.steps_per_generation,
-            "max_steps": total,
-        },
-        "[optim]": {
-            "optim": "adamw_bnb_8bit" if optim.type == "adamw_8bit" else "adamw_torch_fused",
-            "learning_rate": optim.lr,
-            "weight_decay": optim.weight_decay,
-            "adam_beta1": optim.betas[0],
-            "adam_beta2": optim.betas[1],
-            "adam_epsilon": optim.eps,
-            "lr_scheduler_type": "constant_with_warmup"
-            if optim.schedule == "constant" and optim.warmup_steps
-            else optim.schedule,
-            "warmup_steps": optim.warmup_steps * updates,
-            "max_grad_norm": optim.max_grad_norm,
-        },
-        "[eval]": _evaluation(config, processes, total),
-        "[checkpoint]": {
-            "save_strategy": "steps",
-            "save_steps": min(config.checkpoint.every * updates or total, total),
-            "save_total_limit": config.checkpoint.keep,
-        },
-        "[log]": {
-            "logging_steps": 1,
-            "report_to": [name for name in ("wandb", "trackio", "tensorboard") if getattr(config.log, name)] or "none",
-            "log_completions": config.log.rollouts,
-            "num_completions_to_print": config.log.examples,
-        },
-    }
-    lines = []
-    for comment, options in sections.items():
-        lines.append(f"        # {comment}\n")
-        lines += [f"        {name}={_literal(value)},\n" for name, value in options.items()]
-    return "".join(lines)
-
-
-def _sampling(config: Config) -> dict[str, Any]:
-    sampling = config.sampling
-    options: dict[str, Any] = {
-        "num_generations": sampling.group_size,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k,
-        "max_completion_length": sampling.max_new_tokens,
-        "use_vllm": sampling.engine == "vllm",
-    }
-    if sampling.engine != "vllm":
-        return options
-    options |= {
-        "vllm_mode": "colocate",
-        "vllm_gpu_memory_utilization": sampling.gpu_memory,
-        "vllm_enable_sleep_mode": sampling.sleep,
-        "vllm_max_model_length": config.data.max_prompt_tokens + sampling.max_new_tokens,
-        "vllm_importance_sampling_correction": sampling.importance_cap > 0,
-    }
-    if sampling.importance_cap:
-        options |= {
-            "vllm_importance_sampling_mode": "token_truncate",
-            "vllm_importance_sampling_clip_max": sampling.importance_cap,
-        }
-    return options
-
-
-def _evaluation(config: Config, processes: int, total: int) -> dict[str, Any]:
-    """Evaluation at the recipe's steps and always at the last; the rows of all processes are whole groups of samples."""
-    if not config.data.eval:
-        return {"eval_strategy": "no"}
-    samples = config.eval.samples
-    rows = next(rows for rows in range(1, samples + 1) if rows * processes % samples == 0)
-    return {
-        "eval_strategy": "steps",
-        "eval_steps": min(config.eval.every * config.updates_per_step or total, total),
-        "eval_on_start": config.eval.at_start,
-        "num_generations_eval": samples,
-        "per_device_eval_batch_size": rows * max(1, _rows_that_fit(config) // rows),
-    }
-
-
 def _data(config: Config) -> dict[str, Any]:
-    """`[data]` as arguments, with local files by their full path."""
-    table = given(config.data) | {"train": local_path(config.data.train)}
-    for key in ("eval", "decontaminate"):
-        if names := getattr(config.data, key):
-            table[key] = [local_path(name) for name in names]
-    return table
-
-
-def _generated(config: Config) -> bool:
-    from realrl.data.tasks import TASKS
-
-    return config.data.train in TASKS
-
-
-def _imports(config: Config) -> str:
-    names = ["RealConfig", "RealTrainer", *(["eval_datasets"] if config.data.eval else []), "prompt_dataset", "verifier_reward"]
-    lines = []
-    if config.model.quantize != "none":
-        lines.append("import torch")
-    if config.model.lora:
-        lines.append("from peft import LoraConfig")
-    if config.model.quantize != "none":
-        lines.append("from transformers import BitsAndBytesConfig")
-    return "\n".join([*lines, *([""] if lines else []), f"from realrl.integrations.trl import {', '.join(names)}"])
+    """`[data]` as arguments, with the full paths of local files."""
+    data = config.data
+    lists = {key: [local_path(name) for name in names] for key in ("eval", "decontaminate") if (names := getattr(data, key))}
+    return given(data) | {"train": local_path(data.train)} | lists
 
 
 def _literal(value: Any) -> str:
-    """Python source of a plain value, texts in double quotes."""
+    """A plain value as Python source, with double quotes around texts."""
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, dict):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from test_vllm_sampler import GROUP, PROMPTS, SEEDS, gap, make_model, run
 from torch.distributed.fsdp import fully_shard
+from vllm_models import GROUP, PROMPTS, SEEDS, gap, make_model, run
 
 from realrl.models.adder import character_tokenizer
 from realrl.sampling import VLLMSampler

@@ -1,6 +1,6 @@
 """Started by test_trl_vllm.py: trl_probe.py with vLLM's CPU build in the training process.
 
-    python tests/with_vllm/trl_run.py MODEL OUT CASE
+    python tests/support/trl_vllm_run.py MODEL OUT CASE
 
 TRL puts new weights into the parameters of vLLM's model, which its CPU build packs and throws away; here it keeps them, and
 multiplies by them as they are.
@@ -16,11 +16,8 @@ os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_CI_ENV": "1", "VLLM_LOGG
 os.environ |= {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
 
 import torch
+from trl_probe import run
 from vllm.model_executor.layers import utils
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
-
-from trl_probe import run  # noqa: E402
 
 
 def keep_weights(layer: torch.nn.Module, remove_weight: bool) -> None:

@@ -20,7 +20,7 @@ from realrl.models.adder import character_tokenizer
 # gradients near 0 up to a share of the learning rate.
 LR, EPS = 1e-3, 1e-6
 LIMIT_S = 900
-REWARD = Path(__file__).parent / "rewards.py"
+REWARD = Path(__file__).with_name("verl_rewards.py")
 
 
 def make_inputs(folder: Path) -> None:
