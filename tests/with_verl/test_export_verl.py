@@ -53,7 +53,7 @@ def test_verl_reads_every_recipe_with_the_same_arithmetic(path, tmp_path):
     config, found = composed(tmp_path, path)
     validate_config(found, use_reference_policy=need_reference_policy(found), use_critic=need_critic(found))
     objective = check_config(found)
-    assert objective.config == config.objective
+    assert objective.model_dump() == config.objective.model_dump()
     assert need_reference_policy(found) == objective.needs_ref
     actor, rollout = found.actor_rollout_ref.actor, found.actor_rollout_ref.rollout
     size, mini, round_ = config.sampling.group_size, config.train.mini_batch_prompts, config.train.prompts_per_step
@@ -111,7 +111,7 @@ def test_options_away_from_their_defaults(tmp_path):
         "run__seed": 7,
     }
     config, found = composed(tmp_path, TINY, **changes)
-    assert check_config(found).config == config.objective
+    assert check_config(found).model_dump() == config.objective.model_dump()
     actor, rollout, model = (found.actor_rollout_ref[part] for part in ("actor", "rollout", "model"))
     assert (actor.optim.lr_scheduler_type, actor.optim.lr_warmup_steps, actor.optim.clip_grad) == ("cosine", 5, 0.5)
     # Raised to the longest sequence: 1,024 + 48.

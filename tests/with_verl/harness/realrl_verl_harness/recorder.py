@@ -30,7 +30,7 @@ class Recorder:
             "masks": [mask.int().tolist() for mask in data["response_mask"].unbind()],
             "rewards": inputs.rewards.tolist(),
             "groups": inputs.group_ids.tolist(),
-            "loss": float(self.objective(inputs).loss),
+            "loss": float(self.objective.evaluate(inputs).loss),
             "grad_norm": measured["actor/grad_norm"],
             "lr": measured["actor/lr"],
             "abs_s_max": float(((inputs.logprobs_policy - inputs.logprobs_old) * inputs.loss_mask).abs().max()),
