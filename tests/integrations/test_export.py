@@ -142,6 +142,8 @@ def test_an_objective_of_one_s_own_goes_over_with_its_keys(tmp_path, monkeypatch
     assert 'objective={"type": "gap_loss:Gap", "width": 0.25},' in export_trl(config, ONE).script
     script = export_verl(config, ONE).script
     assert "+algorithm.real.type=gap_loss:Gap " in script and "+algorithm.real.width=0.25 " in script
+    where = "objective.type = 'gap_loss:Gap': put the module gap_loss beside the script or on PYTHONPATH"
+    assert all(where in export(config, ONE).notes for export in (export_trl, export_verl))
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,11 @@ The reference takes token ids and weights from a run and rebuilds everything els
 """
 
 import json
+import sys
 from collections import defaultdict
 from pathlib import Path
 
+import own_objective
 import pytest
 import torch
 
@@ -86,6 +88,8 @@ def naive_coupled_loss(objective, group):
     right, wrong = ([of(p, o, f) for p, o, f, r in group if r == label] for label in (1, 0))
     if not (right and wrong):
         return 0 * of(*group[0][:3])
+    if kind == own_objective.NAME:
+        return own_objective.margin_loss(right, wrong, objective["margin"])
     if kind == "trpa":
         return sum(torch.log1p(torch.exp(-2.5 * 0.1 * (better - worse))) for better in right for worse in wrong)
     if kind == "bce":
@@ -180,6 +184,17 @@ def test_every_optimizer_step_has_the_exact_gradient(name, tiny_folder, tmp_path
     assert_exact(tiny_folder, tmp_path, case)
 
 
+def test_an_objective_of_ones_own_has_the_exact_gradient(tiny_folder, tmp_path, monkeypatch):
+    own_objective.write_module(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    case = split(2, accumulation=4, iterations=2, objective={"type": own_objective.NAME, "margin": 0.3})
+    try:
+        run(str(tiny_folder), tmp_path, case)
+    finally:
+        sys.modules.pop("my_losses", None)
+    assert_exact(tiny_folder, tmp_path, case)
+
+
 @pytest.fixture(scope="module")
 def two_processes(tiny_folder, tmp_path_factory):
     """A folder with a folder for each case, all run by the same two processes."""
@@ -257,6 +272,10 @@ BAD = {
     "TRL's KL": ({"beta": 0.04}, r"beta = 0.04.*'kl': \{'target': 'ref', 'coef': 0.04\}"),
     "unknown objective": ({"objective": {"type": "reall"}}, "did you mean 'real'"),
     "unknown key": ({"objective": {"tua": 0.1}}, "did you mean 'tau'"),
+    "own objective that is none": (
+        {"objective": {"type": "math:pi"}},
+        "must be a subclass of realrl.ScoreObjective",
+    ),
     "objective as text": ({"objective": "real"}, "must be a table"),
 }
 

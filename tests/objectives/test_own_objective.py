@@ -1,9 +1,8 @@
 """Objectives of one's own: by class, in a recipe, and the check that finds what is wrong with them."""
 
-import re
 import sys
-from pathlib import Path
 
+import own_objective
 import pytest
 import torch
 
@@ -13,15 +12,12 @@ from realrl.errors import ConfigError
 from realrl.objectives import build_objective, list_objectives
 from realrl.testing import check_exact
 
-PAGE = Path(__file__).parents[2] / "docs" / "own_objective.md"
-
 
 @pytest.fixture
 def my_losses(tmp_path, monkeypatch):
-    (source,) = re.findall(r"```python\n(# my_losses.py.*?)```", PAGE.read_text(), re.DOTALL)
-    (tmp_path / "my_losses.py").write_text(source)
+    own_objective.write_module(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    yield "my_losses:Margin"
+    yield own_objective.NAME
     sys.modules.pop("my_losses", None)
 
 

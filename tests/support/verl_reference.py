@@ -1,5 +1,6 @@
 """What verl should have done: the formulas of the paper written out, a plain model, torch's AdamW, one batch a step."""
 
+import own_objective
 import torch
 from torch.nn.functional import softplus
 from transformers import AutoModelForCausalLM
@@ -37,6 +38,13 @@ def grpo_with_kl_to_the_reference(rows, epsilon=0.2, coef=0.5):
             gain = torch.minimum(ratio * advantage, ratio.clamp(1 - epsilon, 1 + epsilon) * advantage)
             total = total - gain.mean() + coef * _k3(row.new - row.ref)
     return total / len(rows)
+
+
+def margin(rows, margin=0.3):
+    """The objective of docs/own_objective.md, averaged over all groups."""
+    groups = _groups(rows)
+    scores = [[[row.score for row in group if row.reward == label] for label in (1, 0)] for group in groups]
+    return sum(own_objective.margin_loss(right, wrong, margin) for right, wrong in scores) / len(groups)
 
 
 def _k3(difference):

@@ -57,10 +57,10 @@ def test_an_untested_strategy_is_said(caplog):
 
 
 def test_the_objective_is_the_recipes_table():
-    assert check().config.model_dump() == check("+algorithm.real.type=real").config.model_dump()
+    assert check().model_dump() == check("+algorithm.real.type=real").model_dump()
     objective = check("+algorithm.real.tau=0.25", "+algorithm.real.anchor=False", "+algorithm.real.degenerate_groups=use")
     assert (objective.tau, objective.anchor, objective.degenerate_groups) == (0.25, False, "use")
-    assert check("+algorithm.real.type=dapo").config.type == "dapo"
+    assert check("+algorithm.real.type=dapo").type == "dapo"
     kl = ["+algorithm.real.kl.target=ref", "+algorithm.real.kl.coef=0.001"]
     assert check(*kl, f"{ACTOR}.use_kl_loss=True", f"{ACTOR}.kl_loss_coef=0").needs_ref
 
@@ -71,6 +71,7 @@ REFUSED = {
     "+algorithm.real.taux=1": "no key 'taux'; did you mean 'tau'",
     "+algorithm.real.tau=-1": "tau = -1",
     "+algorithm.real.type=reel": "unknown objective type 'reel'; did you mean 'real'",
+    "+algorithm.real.type=math:pi": "must be a subclass of realrl.ScoreObjective",
     "+algorithm.real=bce": r"\+algorithm.real.type=bce",
     "actor_rollout_ref.rollout.n=1": "actor_rollout_ref.rollout.n=8",
     f"{ACTOR}.ppo_mini_batch_size=48": r"does not divide data.train_batch_size=128.*\[1, 2, 4, 8, 16, 32, 64, 128\]",

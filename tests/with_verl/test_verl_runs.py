@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 if find_spec("transfer_queue") is None or find_spec("realrl_verl_harness") is None:
     pytest.skip("verl or its CPU harness is not installed in this environment; run `make test-verl`", allow_module_level=True)
 
+import own_objective
 import verl_reference
 from batches import recorded_batch
 from transformers import AutoModelForCausalLM
@@ -156,3 +157,17 @@ def test_asynchronous_sampling_with_a_penalty_to_the_sampler(folder):
     ).run()
     assert len(run.steps) == 2
     assert_matches(run, run.steps, 1, verl_reference.bce_with_kl_to_the_sampler)
+
+
+def test_an_objective_of_ones_own(folder):
+    """Its module lies where the command is started."""
+    run = VerlRun(
+        folder,
+        "own",
+        {"+algorithm.real.type": own_objective.NAME, "+algorithm.real.margin": 0.3, f"{ACTOR}.ppo_epochs": 2},
+    )
+    run.out.mkdir()
+    own_objective.write_module(run.out)
+    run.run()
+    assert len(run.steps) == 4
+    assert_matches(run, run.steps, 1, verl_reference.margin)

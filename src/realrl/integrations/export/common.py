@@ -134,6 +134,12 @@ def _said(texts: Mapping[str, Said[P]], plan: P) -> list[str]:
     return [f"{key} = {plan.value(key)!r}: {text}" for key, text in said.items() if text]
 
 
+def own_module(value: str, plan: Plan) -> object:
+    """A note on a part of the user's own, "module:name"."""
+    module, colon, _ = value.partition(":")
+    return colon and f"put the module {module} beside the script or on PYTHONPATH"
+
+
 def trackers(plan: Plan) -> list[str]:
     return [name for name in ("wandb", "trackio", "tensorboard") if getattr(plan.config.log, name)]
 

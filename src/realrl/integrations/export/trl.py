@@ -20,6 +20,7 @@ from realrl.integrations.export.common import (
     engine_options,
     given,
     local_path,
+    own_module,
     plural,
     refuse,
     trackers,
@@ -178,7 +179,9 @@ TABLE: Table[_TrlPlan] = {
     "objective.*": Row(lambda v, p: {"objective": given(v)}),
     "objective.type": Row(
         elsewhere="objective",
-        note=lambda v, p: v == "trpa" and "TRL's rewards do not separate a wrong answer from a missing one",
+        note=lambda v, p: (
+            "TRL's rewards do not separate a wrong answer from a missing one" if v == "trpa" else own_module(v, p)
+        ),
     ),
     "model.path": Row(elsewhere="MODEL"),
     "model.dtype": Row(_precision, note=_precision_note),
@@ -199,6 +202,7 @@ TABLE: Table[_TrlPlan] = {
         note=lambda v, p: len(v) > 1 and "TRL logs the rewards of all sets under one name, eval_reward",
     ),
     "reward.*": Row(elsewhere="REWARD"),
+    "reward.type": Row(elsewhere="REWARD", note=own_module),
     "sampling.group_size": Row("num_generations", refused=lambda v, p: v < 2 and "TRL needs groups of at least 2; set 8"),
     "sampling.temperature": Row("temperature"),
     "sampling.top_p": Row("top_p"),

@@ -20,6 +20,7 @@ from realrl.integrations.export.common import (
     engine_notes,
     engine_options,
     given,
+    own_module,
     plural,
     raise_faults,
     refuse,
@@ -186,6 +187,7 @@ TABLE: Table[_VerlPlan] = {
     ),
     "data.max_prompt_tokens": Row(lambda v, p: {"data.max_prompt_length": v, "data.filter_overlong_prompts": True}),
     "reward.*": Row(_reward),
+    "reward.type": Row(elsewhere="reward_kwargs", note=own_module),
     "sampling.engine": Row(
         lambda v, p: {f"{_ROLLOUT}.name": "vllm", f"{_ROLLOUT}.tensor_model_parallel_size": 1},
         note=lambda v, p: not p.vllm and "verl samples with a server; this script uses vLLM (or add rollout.name=sglang)",
@@ -205,6 +207,7 @@ TABLE: Table[_VerlPlan] = {
     ),
     "sampling.importance_cap": Row(refused="realrl's trainers in verl do not weight tokens; set sampling.importance_cap = 0"),
     "objective.*": Row(_objective),
+    "objective.type": Row(elsewhere="algorithm.real", note=own_module),
     # An epoch has at least one step, so total_training_steps ends the run.
     "train.steps": Row(("trainer.total_training_steps", "trainer.total_epochs")),
     "train.prompts_per_step": Row(lambda v, p: {"data.train_batch_size": v, f"{_ROLLOUT}.agent.num_workers": min(_AGENTS, v)}),

@@ -48,7 +48,11 @@ class RealConfig(GRPOConfig):
 
     scale_rewards: str = field(default="none", metadata={"help": "Only 'none': rewards are labels."})
     objective: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Objective, e.g. {'type': 'real', 'tau': 0.5}; None is REAL with its defaults."}
+        default=None,
+        metadata={
+            "help": "Objective, e.g. {'type': 'real', 'tau': 0.5} or your own {'type': 'my_losses:Margin'}; None is REAL with "
+            "its defaults."
+        },
     )
     reward_threshold: float | None = field(
         default=None, metadata={"help": "A weighted sum of rewards from here on is label 1, any other label 0."}
