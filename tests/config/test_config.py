@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, Field
 
-from realrl.config import Config, LoraSection, dump_config, load_config, parse_config
+from realrl.config import SAMPLERS, Config, LoraSection, dump_config, load_config, parse_config
 from realrl.config.table import _rows, fill
 from realrl.errors import ConfigError
 from realrl.objectives import list_objectives
@@ -99,6 +99,12 @@ def test_dump_round_trips(recipe, tmp_path):
         ("data.eval", "held_out.jsonl", "data.eval = 'held_out.jsonl': a list is needed, such as ['held_out.jsonl']"),
         ("data.filter.source", "aime", "data.filter.source = 'aime': a list is needed, such as ['aime']"),
         ("train", "3", "train = 3: a table is needed"),
+        (
+            "sampling.engine",
+            "nonsense",
+            ": unknown sampling.engine 'nonsense'; known: hf, vllm, or a sampler class as \"module:name\"",
+        ),
+        ("sampling.engine", "vlm", "did you mean vllm?"),
         ("objective.kl.coef", "0.5", "coef = 0.5 without a target penalises nothing"),
         ("objective.kl.target", "ref", "target = 'ref' without a coef penalises nothing"),
     ],
@@ -107,6 +113,13 @@ def test_errors_name_the_key_and_the_remedy(recipe, key, value, message):
     with pytest.raises(ConfigError) as error:
         load_config(recipe, {key: value})
     assert message.split(".x")[0] in str(error.value)
+
+
+def test_a_sampler_of_ones_own_and_a_registered_one_are_taken_without_an_import(recipe, monkeypatch):
+    assert load_config(recipe, {"sampling.engine": "no_such_module:Sampler"}).sampling.engine == "no_such_module:Sampler"
+    monkeypatch.setattr(SAMPLERS, "_known", dict(SAMPLERS._known))
+    SAMPLERS.register("mine", dict)
+    assert load_config(recipe, {"sampling.engine": "mine"}).sampling.engine == "mine"
 
 
 def test_missing_recipe_and_broken_toml(tmp_path, recipe):

@@ -18,7 +18,7 @@ from realrl.config.model import LoraSection, ModelSection
 from realrl.config.optim import OptimSection
 from realrl.config.reward import RewardSection
 from realrl.config.run import RunSection
-from realrl.config.sampling import MIN_TEMPERATURE, SamplingSection
+from realrl.config.sampling import MIN_TEMPERATURE, SAMPLERS, SamplingSection
 from realrl.config.section import Section
 from realrl.config.toml import check_values, flatten, read_recipe, read_toml, set_dotted, start_objective_over
 from realrl.config.train import AlarmKind, TrainSection
@@ -27,6 +27,7 @@ from realrl.objectives import ObjectiveConfig, RealConfig
 
 __all__ = [
     "MIN_TEMPERATURE",
+    "SAMPLERS",
     "AlarmKind",
     "CheckpointSection",
     "Config",

@@ -35,6 +35,8 @@ def describe(fault: Any, document: Mapping[str, Any], recipe: type[BaseModel]) -
         near = difflib.get_close_matches(str(fault["ctx"]["tag"]), expected, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(expected)}, or one of your own as 'module:Class'"
         return f"unknown objective.type {fault['ctx']['tag']!r}; {hint}"
+    if fault["type"] == "unknown_part":
+        return fault["msg"]
     message = fault["msg"].removeprefix("Value error, ")
     shown = repr(fault["input"])
     shown = shown if len(shown) <= _MAX_SHOWN else f"{shown[:_MAX_SHOWN]}…"

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from realrl.config.section import Count, PositiveInt, Section
+from realrl.errors import ConfigError
+from realrl.system.registry import Registry
 
 # Below this, logits divided by the temperature overflow, and samples are meaningless.
 MIN_TEMPERATURE = 0.01
+# What `sampling.engine` can name. Each is called with the arguments of `realrl.sampling.build_sampler`.
+SAMPLERS: Registry[Callable[..., Any]] = Registry(
+    "sampling.engine",
+    "a sampler class",
+    {"hf": "realrl.sampling.hf:HFSampler.of_recipe", "vllm": "realrl.sampling.vllm:VLLMSampler.of_recipe"},
+)
 
 
 class SamplingSection(Section):
@@ -46,3 +56,12 @@ class SamplingSection(Section):
         ge=0,
         description="weight each token's gradient with min(trainer's probability / sampler's probability, cap); 0: no weights",
     )
+
+    @field_validator("engine")
+    @classmethod
+    def _is_known(cls, engine: str) -> str:
+        try:
+            SAMPLERS.check(engine)
+        except ConfigError as error:
+            raise PydanticCustomError("unknown_part", "{message}", {"message": str(error)}) from error
+        return engine

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from realrl.config import MIN_TEMPERATURE, Config, load_config, parse_config
-from realrl.data import chat_messages, load_problems, plain_text, render_prompts
+from realrl.data import chat_messages, held_out_problems, plain_text, render_prompts
 from realrl.errors import ConfigError, DataError, SamplingError
 from realrl.eval.progress import Progress
 from realrl.eval.runner import EvalResult, grade_generations
@@ -35,8 +35,6 @@ from realrl.types import Problem
 _TEMPERATURE, _TOP_P, _MAX_NEW_TOKENS, _SAMPLES = 0.6, 0.95, 8192, 16
 _PROMPT_SUFFIX = "\nLet's think step by step and output the final answer within \\boxed{}."
 _DTYPES = ("float32", "bfloat16")
-# Problems of a generated task where --problems does not say.
-_TASK_PROBLEMS = 128
 _SCHEMA = 1
 
 
@@ -219,23 +217,16 @@ def _engine_name(request: EvalRequest) -> str:
 
 def _problems(name: str, config: Config, seed: int, count: int | None) -> tuple[list[Problem], int]:
     """The first `count` problems (all by default) and how many there are; what was left out is said on stderr."""
-    loaded = load_problems(
-        name,
-        columns=config.data.columns,
-        seed=seed,
-        task_options=config.data.task,
-        count=count or _TASK_PROBLEMS,
-        split="eval",
-    )
-    for line in loaded.warnings():
+    # A bad row is counted: `data.strict` of a recipe is for its own data.
+    found = held_out_problems(config.data.model_copy(update={"strict": False}), name, seed=seed, count=count)
+    for line in found.warnings:
         print(f"realrl: {printable(line)}", file=sys.stderr)
-    chosen = [loaded.problems[index] for index in range(min(count or len(loaded.problems), len(loaded.problems)))]
     seen: set[str] = set()
-    for problem in chosen:
+    for problem in found.problems:
         if problem.id in seen:
             raise DataError(f"{name}: the id {problem.id!r} occurs twice; stored generations are found by it, make it unique")
         seen.add(problem.id)
-    return chosen, len(loaded.problems)
+    return found.problems, found.total
 
 
 def _benchmark(name: str, config: Config, request: EvalRequest) -> Benchmark:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from realrl.config import DataSection
-from realrl.data import load_problems, training_problems
+from realrl.data import training_problems
 from realrl.errors import ConfigError
 from realrl.types import Problem
 
@@ -22,11 +22,3 @@ def problems_to_train(data: DataSection, *, seed: int, count: int | None) -> tup
             "problems = train.steps × train.prompts_per_step"
         )
     return [problems[index] for index in range(count)], notes
-
-
-def held_out_problems(data: DataSection, name: str, *, seed: int, count: int) -> tuple[list[Problem], list[str]]:
-    """At most `count` problems of the evaluation set `name`, the same as the trainer's, and a line about bad rows."""
-    loaded = load_problems(
-        name, columns=data.columns, strict=data.strict, seed=seed, task_options=data.task, count=count, split="eval"
-    )
-    return [loaded.problems[index] for index in range(min(count, len(loaded.problems)))], loaded.warnings()

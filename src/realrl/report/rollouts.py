@@ -12,7 +12,7 @@ from typing import Any
 
 from realrl.config import RewardSection
 from realrl.errors import ConfigError
-from realrl.rewards.second_grader import second_grader
+from realrl.rewards.second_grader import grade_again
 from realrl.rundir.runs import RunRecord, read_columns
 
 # Steps whose rollouts are looked into at most.
@@ -69,14 +69,12 @@ def mark_disagreements(rows: Sequence[dict[str, Any]], grader: str) -> None:
     Raises DataError for an unknown name.
     """
     whole = [row for row in rows if not row["cut"]]
-    pool = second_grader(grader, RewardSection())
-    try:
-        judged = pool.judge([(row["response"], (row["answer"],)) for row in whole])
-    finally:
-        pool.close()
-    for row, other in zip(whole, judged, strict=True):
+    responses, golds, ours = ([row[name] for row in whole] for name in ("response", "answer", "verdict"))
+    for row, other in zip(
+        whole, grade_again(grader, responses, [(gold,) for gold in golds], ours, RewardSection()), strict=True
+    ):
         row["second"] = f"{grader}: {other.status}"
-        row["disagree"] = (row["verdict"] == "correct") != (other.status == "correct")
+        row["disagree"] = other.disagrees
 
 
 def token_texts(run: RunRecord, ids: set[int]) -> dict[int, str]:

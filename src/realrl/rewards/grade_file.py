@@ -13,7 +13,7 @@ from realrl.config import RewardSection
 from realrl.data.readers import read_file
 from realrl.errors import DataError
 from realrl.rewards.grader import build_grader
-from realrl.rewards.second_grader import second_grader
+from realrl.rewards.second_grader import check_second_grader, grade_again
 from realrl.types import Verdict
 
 # Labels of every kind of file as text in small letters; None is a row without one.
@@ -52,23 +52,19 @@ def grade_file(
     Raises DataError for a row that cannot be graded, naming its line, before any work is done.
     """
     reward = reward or RewardSection()
-    # Its workers start when they are asked.
-    pool = second_grader(compare, reward) if compare is not None else None
+    if compare is not None:
+        check_second_grader(compare)
     rows = _read(Path(path))
     responses, golds = [row["response"] for row in rows], [_golds(row) for row in rows]
     with build_grader(reward) as grader:
         verdicts = grader.score(responses, golds, progress)
     graded = [row | _fields(verdict) for row, verdict in zip(rows, verdicts, strict=True)]
     disagreements = []
-    if pool is not None:
-        try:
-            others = pool.judge(list(zip(responses, golds, strict=True)), progress)
-        finally:
-            pool.close()
+    if compare is not None:
+        others = grade_again(compare, responses, golds, [row["status"] for row in graded], reward, progress)
         for row, other in zip(graded, others, strict=True):
             row[f"status_{compare}"] = other.status
-            if (row["status"] == "correct") != (other.status == "correct"):
-                disagreements.append(row)
+        disagreements = [row for row, other in zip(graded, others, strict=True) if other.disagrees]
     if output is not None:
         lines = (json.dumps(row, ensure_ascii=True, default=str) + "\n" for row in graded)
         Path(output).write_text("".join(lines), encoding="utf-8")

@@ -1,6 +1,9 @@
-"""Other graders, held beside our verifier."""
+"""Other graders beside our verifier, and where they disagree with it."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from realrl.config import RewardSection
 from realrl.errors import DataError
@@ -9,11 +12,42 @@ from realrl.verifier.pool import JudgePool
 SECOND_GRADERS = {"math-verify": "judge_math_verify", "deepscaler": "judge_deepscaler"}
 
 
-def second_grader(name: str, reward: RewardSection) -> JudgePool:
-    """Workers of another grader, with the deadline and memory of `reward`; DataError for an unknown name."""
+@dataclass(frozen=True, slots=True)
+class SecondVerdict:
+    """The status that a second grader gives a response, and whether it disagrees with ours on right or wrong."""
+
+    status: str
+    disagrees: bool
+
+
+def check_second_grader(name: str) -> None:
+    """Raise DataError for an unknown name."""
     if name not in SECOND_GRADERS:
         raise DataError(f"--compare {name!r} is no known grader; known: {', '.join(SECOND_GRADERS)}")
-    # Imported before an answer's seconds run: where Python keeps no bytecode, sympy alone takes longer than they are.
+
+
+def grade_again(
+    name: str,
+    responses: Sequence[str],
+    golds: Sequence[Sequence[str]],
+    ours: Sequence[str],
+    reward: RewardSection,
+    progress: Callable[[int], None] | None = None,
+) -> list[SecondVerdict]:
+    """The grader `name` on responses whose statuses by our verifier are `ours`, with the deadline and memory of `reward`.
+
+    Raises DataError for an unknown name.
+    """
+    check_second_grader(name)
+    # Imported before an answer's seconds run: where Python keeps no bytecode, importing sympy alone takes longer than they are.
     imports = ("math_verify", "sympy")
     path = f"realrl.verifier.judges:{SECOND_GRADERS[name]}"
-    return JudgePool(path, reward.workers, reward.timeout_s, reward.memory_mib, imports=imports)
+    pool = JudgePool(path, reward.workers, reward.timeout_s, reward.memory_mib, imports=imports)
+    try:
+        judged = pool.judge(list(zip(responses, golds, strict=True)), progress)
+    finally:
+        pool.close()
+    return [
+        SecondVerdict(other.status, (status == "correct") != (other.status == "correct"))
+        for status, other in zip(ours, judged, strict=True)
+    ]

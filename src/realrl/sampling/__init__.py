@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from realrl.config import Config
+from realrl.config import SAMPLERS, Config
 from realrl.errors import ConfigError
 from realrl.sampling.base import EngineOptions, Sampler, SamplingParams, TextEngine, TextRequest, TextResponse
 from realrl.sampling.hf import HFSampler
@@ -32,10 +32,6 @@ __all__ = [
     "whole",
 ]
 
-# What `sampling.engine` can name; called with the arguments of `build_sampler`.
-SAMPLERS: Registry[Callable[..., Any]] = Registry(
-    "sampling.engine", "a sampler class", {"hf": HFSampler.of_recipe, "vllm": VLLMSampler.of_recipe}
-)
 # What `realrl eval --engine` can name; called with `EngineOptions`.
 ENGINES: Registry[Callable[[EngineOptions], Any]] = Registry(
     "--engine", "an engine class", {"hf": HFEngine, "vllm": VLLMEngine, "openai": EndpointEngine}, also=("auto",)

@@ -1,4 +1,4 @@
-"""Parts by name: a table that can be extended, and "module:name" for a part that lies elsewhere."""
+"""Parts by name: a table that can be extended, and "module:name" for a part of the user's own."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Iterable, Mapping
+from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
 from realrl.errors import ConfigError, RealrlError
@@ -15,17 +16,17 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """The parts that the option `key` can name.
+    """The parts that the option `key` can name. A part given as "module:name" is imported when it is used.
 
-    For errors: `kind` says what a part is, such as "a sampler class", `also` and `besides` what else the option takes, as names
-    and in words; `error` is their class.
+    For errors: `kind` says what a part is, such as "a sampler class"; `also` and `besides` say what else the option takes, as
+    names and in words; `error` is their class.
     """
 
     def __init__(
         self,
         key: str,
         kind: str,
-        known: Mapping[str, T],
+        known: Mapping[str, T | str],
         *,
         also: Iterable[str] = (),
         besides: str = "",
@@ -42,15 +43,10 @@ class Registry(Generic[T]):
         """The known names, in the order of their registration."""
         return list(self._known)
 
-    def find(self, name: str) -> T:
-        """The part that is registered under `name`, or the one at "module:name".
-
-        Raises the registry's error for an unknown name, a module that cannot be imported, and an object that cannot be called.
-        """
-        if name in self._known:
-            return self._known[name]
-        if ":" in name:
-            return self._load(name)
+    def check(self, name: str) -> None:
+        """Raise the registry's error for a plain name that is not known. A part given as "module:name" is not imported."""
+        if name in self._known or ":" in name:
+            return
         known = [*self._also, *self._known]
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
@@ -58,13 +54,22 @@ class Registry(Generic[T]):
             f'unknown {self._key} {name!r}; known: {", ".join(known)}, or {self._besides}{self._kind} as "module:name"{hint}'
         )
 
+    def find(self, name: str) -> T:
+        """The part that is registered under `name`, or the one at "module:name".
+
+        Raises the registry's error for an unknown name, a module that cannot be imported, and an object that cannot be called.
+        """
+        self.check(name)
+        part: Any = self._known.get(name, name)
+        return self._load(part) if isinstance(part, str) else part
+
     def _load(self, path: str) -> Any:
         module, _, name = path.partition(":")
         # An installed command does not look for modules in the current folder.
         if os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())
         try:
-            part = getattr(importlib.import_module(module), name)
+            part = attrgetter(name)(importlib.import_module(module))
         except Exception as error:
             raise self._error(
                 f"{self._key} = {path!r} cannot be loaded: {type(error).__name__}: {error}; it is {self._kind} as "

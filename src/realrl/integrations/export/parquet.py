@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from realrl.config import Config
-from realrl.data import chat_messages
-from realrl.integrations.problems import held_out_problems, problems_to_train
+from realrl.data import chat_messages, held_out_problems
+from realrl.integrations.problems import problems_to_train
 from realrl.types import Problem
 
 logger = logging.getLogger(__name__)
@@ -27,8 +27,8 @@ def write_training(config: Config, path: Path) -> None:
 
 def write_held_out(config: Config, name: str, path: Path) -> None:
     """At most `eval.problems` problems of the evaluation set `name`."""
-    problems, notes = held_out_problems(config.data, name, seed=config.run.seed, count=config.eval.problems)
-    _write_rows(config, name, "eval", problems, notes, path)
+    found = held_out_problems(config.data, name, seed=config.run.seed, count=config.eval.problems)
+    _write_rows(config, name, "eval", found.problems, found.warnings, path)
 
 
 def _write_rows(config: Config, source: str, split: str, problems: Sequence[Problem], notes: Sequence[str], path: Path) -> None:

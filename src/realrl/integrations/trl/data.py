@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from transformers import PreTrainedTokenizerBase
 
 from realrl.config import DataSection
-from realrl.data import chat_messages, plain_text, render_prompts
+from realrl.data import chat_messages, held_out_problems, plain_text, render_prompts
 from realrl.errors import ConfigError, DataError
-from realrl.integrations.problems import held_out_problems, problems_to_train
+from realrl.integrations.problems import problems_to_train
 from realrl.models import load_tokenizer
 from realrl.types import Problem, Prompt
 
@@ -46,8 +46,8 @@ def eval_datasets(
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
     sets = {}
     for name in section.eval:
-        found, notes = held_out_problems(section, name, seed=seed, count=problems)
-        sets[name] = _dataset(name, found, tokenizer, section, notes)
+        found = held_out_problems(section, name, seed=seed, count=problems)
+        sets[name] = _dataset(name, found.problems, tokenizer, section, found.warnings)
     return sets
 
 
