@@ -12,7 +12,8 @@ import pytest
 from small_runs import config
 
 from realrl.errors import ConfigError
-from realrl.rundir.lock import LOCK, RunLock
+from realrl.rundir.lock import RunLock
+from realrl.rundir.paths import LOCK
 from realrl.train import train
 
 HOLD = """

@@ -9,7 +9,7 @@ from children import train_child
 from small_runs import assert_same_run, config, records
 
 from realrl.train import train
-from realrl.train.checkpoint import newest_whole, read_state, step_of
+from realrl.train.checkpoint import newest_whole, read_progress, step_of
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
@@ -23,7 +23,7 @@ def test_a_signal_to_all_processes_of_a_run_saves_and_the_run_goes_on_as_if_noth
     assert status == 128 + signum, out
     assert "finishing this step" in out and "stopped after step" in out and "Traceback" not in out
     checkpoint, _ = newest_whole(tmp_path / "run" / "checkpoints")
-    stopped = read_state(checkpoint)["step"]
+    stopped = read_progress(checkpoint).rounds
     assert 3 <= stopped < 20 and records(tmp_path / "run")[-1]["step"] == stopped
     train(config(tiny_folder, tmp_path / "run", **sections), resume=True)
     train(config(tiny_folder, tmp_path / "whole", **sections))

@@ -25,9 +25,9 @@ from realrl.report.page import render_page
 from realrl.report.report import report_data
 from realrl.rewards.grade_file import grade_file
 from realrl.rundir.alarms import Alarms
+from realrl.rundir.metrics import read_records
 from realrl.rundir.rollouts import write_rollouts
 from realrl.sweep import load_sweep
-from realrl.sweep.outcome import read_metrics
 from realrl.train.debug import BadUpdate, replay, save_bad_update
 from realrl.types import Batch, Problem, Prompt
 
@@ -234,7 +234,7 @@ def test_run_folders(tmp_path):
             except RealrlError:
                 continue
             assert "<html" in page
-            assert isinstance(read_metrics(run_folder), list)
+            assert all(record["kind"] in ("round", "evaluation") for record in read_records(run_folder / "metrics.jsonl")[0])
             assert isinstance(closing_lines(run_folder, 1), list)
         file.write_bytes(whole)
 
@@ -258,8 +258,8 @@ def test_odd_records_of_metrics(tmp_path, record):
     render_page(report_data([run_folder]))
     closing_lines(run_folder, 1)
     alarms = Alarms()
-    for line in (run_folder / "metrics.jsonl").read_text().splitlines():
-        alarms.check(json.loads(line))
+    for found in read_records(run_folder / "metrics.jsonl")[0]:
+        alarms.check(found)
 
 
 @pytest.mark.parametrize(

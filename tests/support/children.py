@@ -26,7 +26,7 @@ PHASES = {
     "metrics": ["realrl.rundir.metrics:MetricsFile.write"],
     "alarms": ["realrl.train.recorder:Recorder.alarm"],
     "rollouts": ["realrl.train.recorder:write_rollouts"],
-    "evaluating": ["realrl.train.recorder:Recorder.evaluate"],
+    "evaluating": ["realrl.train:evaluate_held_out", "realrl.train.loop:evaluate_held_out"],
     "checkpoint": ["realrl.train.checkpoint:_write_checkpoint"],
     "naming": ["realrl.train.checkpoint:_put"],
     "pruning": ["realrl.train.checkpoint:_remove"],

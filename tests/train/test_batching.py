@@ -4,7 +4,7 @@ import torch
 
 from realrl.rundir.alarms import Alarms
 from realrl.train.batching import make_batch
-from realrl.train.recorder import _reward_metrics
+from realrl.train.metrics import reward_metrics
 from realrl.types import Problem, Prompt, Rollout, Verdict
 
 
@@ -27,8 +27,8 @@ def test_groups_of_which_none_is_mixed_ring_the_alarm_however_they_part():
     verdicts = [Verdict("correct"), Verdict("wrong"), Verdict("wrong")]
     rollouts = [Rollout(group, (2,), (0.0,), "", False) for group in range(3)]
     batch = make_batch([Prompt(Problem("", "", ""), "", (1,))] * 3, rollouts, verdicts, torch.device("cpu"))
-    metrics = _reward_metrics(batch, rollouts, verdicts)
+    metrics = reward_metrics(batch, rollouts, verdicts)
     assert (metrics["groups/solved_all"], metrics["groups/solved_none"], metrics["groups/mixed"]) == (1 / 3, 2 / 3, 0)
     alarms = Alarms()
-    rung = [alarm.text for _ in range(3) for alarm in alarms.check(metrics)]
+    rung = [alarm.text for _ in range(3) for alarm in alarms.check({"kind": "round", **metrics})]
     assert any("every group is all right or all wrong" in text for text in rung)

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from realrl.report.curves import is_accuracy
-from realrl.rundir.runs import as_number, read_alarms, read_columns, read_records
-from realrl.system.files import file_name
+from realrl.rundir.alarms import read_alarms
+from realrl.rundir.metrics import read_records
+from realrl.rundir.paths import RunPaths
+from realrl.rundir.runs import as_number, read_columns
 
 # Different alarms that are shown; alarms.txt has all.
 _ALARMS = 5
@@ -16,7 +18,7 @@ _ALARMS = 5
 def closing_lines(folder: Path, examples: int) -> list[str]:
     """Held-out accuracy before and after, `examples` problems with both answers, and what rang."""
     evaluations: dict[str, dict[int, dict[str, Any]]] = {}
-    for record in read_records(folder / "metrics.jsonl")[0]:
+    for record in read_records(RunPaths(folder).metrics)[0]:
         for name in (name for name, value in record.items() if is_accuracy(name) and as_number(value) is not None):
             evaluations.setdefault(name.removesuffix("/accuracy"), {})[record["step"]] = record
     lines = []
@@ -41,16 +43,16 @@ def closing_lines(folder: Path, examples: int) -> list[str]:
         if mode == "sampled":
             lines += _examples(_rows(folder, name, mode, first), _rows(folder, name, mode, last), examples)
     texts: dict[str, int] = {}
-    for step, text in read_alarms(folder):
+    for step, text in read_alarms(RunPaths(folder).alarms):
         texts.setdefault(text, step)
     lines += [f"alarm, step {step}: {text}" for text, step in list(texts.items())[:_ALARMS]]
-    return [*lines, f"{len(texts) - _ALARMS} more alarms in {folder}/alarms.txt"] if len(texts) > _ALARMS else lines
+    return [*lines, f"{len(texts) - _ALARMS} more alarms in {RunPaths(folder).alarms}"] if len(texts) > _ALARMS else lines
 
 
 def _rows(folder: Path, name: str, mode: str, step: int) -> dict[str, dict[str, str]]:
     """The first sample of each problem, by the problem's id; none where the file cannot be read."""
     columns = ("id", "problem", "answer", "response", "status")
-    found = read_columns(folder / "eval" / f"{file_name(name)}_{mode}_step_{step:06}.parquet", columns)
+    found = read_columns(RunPaths(folder).evaluation_of(name, mode, step), columns)
     rows: dict[str, dict[str, str]] = {}
     if found and len(found) == len(columns):
         for values in zip(*(found[column] for column in columns), strict=True):

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from realrl.config import Config
+from realrl.config import Config, load_config
 from realrl.errors import ConfigError
 from realrl.models.precision import settle_as_before
 from realrl.rundir.alarms import take_back_alarms
 from realrl.rundir.environment import record_environment
-from realrl.rundir.lock import LOCK, RunLock, is_run_folder
-from realrl.rundir.metrics import MetricsFile, last_step
+from realrl.rundir.lock import RunLock
+from realrl.rundir.metrics import MetricsFile, last_round
+from realrl.rundir.paths import CONFIG, LOCK, RunPaths, is_run_folder
 from realrl.rundir.segments import check_comparable, write_recipe
-from realrl.train.checkpoint import list_checkpoints, load_optimizer, newest_whole, read_state, tidy
+from realrl.train.checkpoint import list_checkpoints, load_optimizer, newest_whole, read_progress, tidy
 from realrl.train.display import Display
 from realrl.train.distributed import World, join_world
+from realrl.train.evaluation import evaluate_held_out
 from realrl.train.forecast import estimate
-from realrl.train.loop import StopRequest, train_loop
+from realrl.train.loop import train_loop
+from realrl.train.progress import Progress
 from realrl.train.recorder import Recorder, writing
 from realrl.train.rollouts import Collector
 from realrl.train.setup import Run, prepare
+from realrl.train.stop import StopRequest
 from realrl.train.trackers import check_trackers
 
 __all__ = ["Summary", "estimate", "train"]
@@ -30,9 +33,9 @@ __all__ = ["Summary", "estimate", "train"]
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """How a run ended: finished steps and the newest checkpoint; its folder has the rest.
+    """How a run ended: `steps` finished rounds of `total`, and the newest checkpoint; its folder has the rest.
 
-    `signum` is the signal that stopped it before its last step, or 0.
+    `signum` is the signal that stopped it before its end, or 0.
     """
 
     folder: Path
@@ -43,12 +46,12 @@ class Summary:
 
 
 def train(config: Config, *, resume: bool = False, overwrite: bool = False, force: bool = False) -> Summary | None:
-    """Run a recipe, with its peers where torchrun started several (then None on all ranks but the first). An existing run
-    folder is refused unless `resume` or `overwrite` is given; `resume` begins where there is no folder or no checkpoint was due
-    yet, and with `force` goes on with a recipe whose steps cannot be compared with those before.
+    """Run a recipe; under torchrun together with the other ranks, of which only the first returns a summary.
 
-    Raises ConfigError or DataError for input that cannot be used, before anything is written, and TrainingError for a run
-    that must stop.
+    An existing run folder is refused unless `resume` or `overwrite` is given. `resume` begins the run if there is no folder, or
+    if no checkpoint was due yet. With `force` it also goes on with a recipe whose rounds cannot be compared with earlier ones.
+
+    Raises ConfigError or DataError for unusable input, before anything is written, and TrainingError for a run that must stop.
     """
     with join_world() as world, RunLock(Path(config.run.dir)) as lock:
         summary = _train(config, world, lock, resume=resume, overwrite=overwrite, force=force)
@@ -56,29 +59,30 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, forc
 
 
 def _train(config: Config, world: World, lock: RunLock, *, resume: bool, overwrite: bool, force: bool) -> Summary:
-    folder = Path(config.run.dir)
-    _check_folder(folder, resume=resume, overwrite=overwrite, force=force)
+    paths = RunPaths(Path(config.run.dir))
+    _check_folder(paths.folder, resume=resume, overwrite=overwrite, force=force)
     again = "give the same command again" if resume or overwrite else "start again with --overwrite"
-    if world.is_main and folder.exists():
-        with writing(folder, again):
+    if world.is_main and paths.folder.exists():
+        with writing(paths.folder, again):
             lock.take()
     newest, warnings, changes = None, [], []
     if resume:
-        newest, warnings = world.of_main(_resumable(folder, config) if world.is_main else (None, []))
+        newest, warnings = world.of_main(_resumable(paths, config) if world.is_main else (None, []))
     check_trackers(config.log)
-    state = read_state(newest) if newest else {}
-    start = int(state.get("step", 0))
+    progress = Progress(config.run.seed, evaluation_due=config.eval.at_start)
     if newest:
-        config = settle_as_before(config, folder)
-        changes = check_comparable(folder, start, config, force=force)
-    run = prepare(config, world, weights=str(newest) if newest else None, start=start)
-    config = run.config
+        # The seed is the recipe's, which --force may change.
+        progress = replace(read_progress(newest), seed=config.run.seed)
+        config = settle_as_before(config, load_config(paths.config))
+        changes = check_comparable(paths.folder, progress.rounds, config, force=force)
+    run = prepare(config, world, weights=str(newest) if newest else None, start=progress.rounds)
+    config, start = run.config, progress.rounds
     if newest:
         load_optimizer(newest, run.model, run.optimizer)
-    with writing(folder, again):
-        recorder = _recorder(run, folder, lock, state)
+    with writing(paths.folder, again):
+        recorder = _recorder(run, paths, lock, progress)
     try:
-        recorder.begin(config, newest, state, known_ids=max(run.tokenizer.get_vocab().values()) + 1)
+        recorder.begin(config, newest, start, known_ids=max(run.tokenizer.get_vocab().values()) + 1)
         for note in [*run.notes, *lock.notes, *warnings]:
             recorder.line(note)
         if newest:
@@ -87,49 +91,55 @@ def _train(config: Config, world: World, lock: RunLock, *, resume: bool, overwri
             recorder.line(f"changed after step {start}: {change}")
         if start >= config.train.steps:
             recorder.line(f"the run has its {start} steps; it goes on with --train.steps {start + 1} or more")
-        if state.get("evaluation_due", not newest and config.eval.at_start):
-            recorder.evaluate(run, start)
+        if progress.evaluation_due:
+            evaluate_held_out(run, recorder, progress)
         with StopRequest() as stop, Collector(run) as collector:
-            steps = train_loop(run, collector, recorder, stop, start)
+            train_loop(run, collector, recorder, progress, stop)
     finally:
         recorder.close()
         run.grader.close()
-    stopped_by = stop.signum if steps < config.train.steps or recorder.evaluation_due else 0
-    return Summary(folder, steps, config.train.steps, stopped_by, recorder.last_checkpoint)
+    unfinished = progress.rounds < config.train.steps or progress.evaluation_due
+    return Summary(
+        paths.folder, progress.rounds, config.train.steps, stop.signum if unfinished else 0, recorder.last_checkpoint
+    )
 
 
-def _recorder(run: Run, folder: Path, lock: RunLock, state: dict[str, Any]) -> Recorder:
-    """The run folder, emptied for a fresh run, and its recorder; on the first rank alone it writes."""
+def _recorder(run: Run, paths: RunPaths, lock: RunLock, progress: Progress) -> Recorder:
+    """The recorder of a run folder, which is emptied for a fresh run; only the first rank writes."""
     config, world = run.config, run.world
-    # No rank removes what another still looks at.
+    # No rank removes what another still reads.
     world.wait()
     if not world.is_main:
-        return Recorder(folder, world, None, None, config.log)
+        return Recorder(paths.folder, world, None, None, config.log)
     if not lock.held:
         try:
-            folder.mkdir(parents=True)
+            paths.folder.mkdir(parents=True)
         except FileExistsError as error:
-            raise ConfigError(f"another process has just made the run folder {folder}; choose another --run.dir") from error
+            raise ConfigError(
+                f"another process has just made the run folder {paths.folder}; choose another --run.dir"
+            ) from error
         lock.take()
-    start = int(state.get("step", 0))
+    start = progress.rounds
     if start == 0:
-        _empty(folder)
-    tidy(folder / "checkpoints", start, config.checkpoint.keep)
-    take_back_alarms(folder / "alarms.txt", start)
+        _empty(paths.folder)
+    tidy(paths.checkpoints, start, config.checkpoint.keep)
+    take_back_alarms(paths.alarms, start)
     if start < config.train.steps:
-        write_recipe(folder, start, config)
-    record_environment(folder, world.size, run.rates)
-    metrics = MetricsFile(folder / "metrics.jsonl", start, evaluation_due=bool(state.get("evaluation_due")))
-    return Recorder(folder, world, Display(config.train.steps, start, rich=config.log.rich), metrics, config.log)
+        write_recipe(paths.folder, start, config)
+    record_environment(paths.folder, world.size, run.rates)
+    metrics = MetricsFile(paths.metrics, start, evaluation_due=progress.evaluation_due)
+    return Recorder(paths.folder, world, Display(config.train.steps, start, rich=config.log.rich), metrics, config.log)
 
 
 def _empty(folder: Path) -> None:
-    """Remove what an earlier run left, but for its lock and, until the new one takes its place, its config: whenever this is
-    cut short, the folder is still known for a run's."""
+    """Remove what an earlier run left, except its lock and its config, which the new one replaces.
+
+    If this is cut short, the folder is still recognised as a run's.
+    """
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        elif path.name not in (LOCK, "config.toml"):
+        elif path.name not in (LOCK, CONFIG):
             path.unlink()
 
 
@@ -150,17 +160,15 @@ def _check_folder(folder: Path, *, resume: bool, overwrite: bool, force: bool) -
         raise ConfigError(f"{folder} is not a run folder (no config.toml), so --overwrite leaves it alone; choose --run.dir")
 
 
-def _resumable(folder: Path, config: Config) -> tuple[Path | None, list[str]]:
-    """The checkpoint to go on from, and what is to be said of it; None where the run has not begun or came to none: to go on
-    is to begin.
+def _resumable(paths: RunPaths, config: Config) -> tuple[Path | None, list[str]]:
+    """The checkpoint to resume from, and notes on it; None where the run has to begin, because no checkpoint was due yet.
 
-    Raises TrainingError where one was due and none is whole.
+    Raises TrainingError where a checkpoint was due and none is whole.
     """
-    if not folder.exists():
-        return None, [f"nothing to resume in {folder}, which does not exist: the run begins"]
-    checkpoints = folder / "checkpoints"
-    begun = folder.exists() and is_run_folder(folder) and not list_checkpoints(checkpoints)
-    # The first is due with its own step's record, or where there are no others at the end.
-    if begun and last_step(folder / "metrics.jsonl") <= (config.checkpoint.every or config.train.steps - 1):
+    if not paths.folder.exists():
+        return None, [f"nothing to resume in {paths.folder}, which does not exist: the run begins"]
+    begun = is_run_folder(paths.folder) and not list_checkpoints(paths.checkpoints)
+    # The first is due after round `checkpoint.every`, or after the last round.
+    if begun and last_round(paths.metrics) <= (config.checkpoint.every or config.train.steps - 1):
         return None, ["no checkpoint was made yet: the run begins again"]
-    return newest_whole(checkpoints)
+    return newest_whole(paths.checkpoints)

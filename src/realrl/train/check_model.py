@@ -34,6 +34,7 @@ from realrl.train.batching import select_rows
 from realrl.train.checkpoint import load_optimizer, save_checkpoint
 from realrl.train.distributed import World
 from realrl.train.optim import build_optimizer
+from realrl.train.progress import Progress
 from realrl.train.setup import load_policy
 from realrl.types import Batch, Problem, Prompt
 
@@ -344,7 +345,8 @@ def _check_resume(subject: Subject, worst: Worst, plain: PreTrainedModel) -> Non
     if not (trained - start).abs().max() > 1e-2:
         worst.wrong.append("a training step changed nothing")
     tokenizer = load_tokenizer(config.model.path)
-    saved = save_checkpoint(subject.folder / "checkpoints", 1, model, tokenizer, optimizer, {}, 1, World())
+    progress = Progress(seed=0, rounds=1)
+    saved = save_checkpoint(subject.folder / "checkpoints", model, tokenizer, optimizer, progress, 1, World())
     loaded = subject.load(config, str(saved))
     load_optimizer(saved, loaded, build_optimizer(config.optim, loaded))
     with torch.no_grad():

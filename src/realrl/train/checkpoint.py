@@ -14,7 +14,6 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -22,35 +21,36 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from realrl.errors import TrainingError
+from realrl.rundir.paths import CHECKPOINT_STATE
 from realrl.sampling import whole
 from realrl.system.files import sync
 from realrl.train.distributed import World, in_lockstep, like
 from realrl.train.optim import MASTER, MasterWeights
+from realrl.train.progress import Progress
 
 FORMAT = 1
-_STATE = "trainer.json"
 _SUMS = "SHA256SUMS"
 _WRITING, _REMOVED = ".writing_", ".removed_"
 
 
 def save_checkpoint(
     folder: Path,
-    step: int,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     optimizer: torch.optim.Optimizer,
-    state: dict[str, int | float | str],
+    progress: Progress,
     keep: int,
     world: World,
 ) -> Path:
-    """Write `folder/step_N` (N = `step`) and remove all but the newest `keep` up to it; returns its path.
+    """Write `folder/step_N` (N = finished rounds) and remove all but the newest `keep` up to it; returns its path.
 
-    Every rank takes part. Where something cannot be written, `folder` stays as it was: OSError, or what the library at work
-    makes of it.
+    Every rank takes part. Where something cannot be written, `folder` stays as it was; raises OSError, or the exception that
+    the writing library makes of it.
     """
+    step = progress.rounds
     target, temporary = folder / f"step_{step}", folder / f"{_WRITING}step_{step}"
     try:
-        _write_checkpoint(temporary, step, model, tokenizer, optimizer, state, world)
+        _write_checkpoint(temporary, model, tokenizer, optimizer, progress, world)
         if world.is_main:
             _put(temporary, target)
             tidy(folder, step, keep)
@@ -63,11 +63,10 @@ def save_checkpoint(
 
 def _write_checkpoint(
     temporary: Path,
-    step: int,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     optimizer: torch.optim.Optimizer,
-    state: dict[str, int | float | str],
+    progress: Progress,
     world: World,
 ) -> None:
     if world.is_main:
@@ -88,7 +87,7 @@ def _write_checkpoint(
             if model.generation_config is not None:
                 model.generation_config.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        (temporary / _STATE).write_text(json.dumps({"format": FORMAT, "step": step, **state}, indent=1))
+        (temporary / CHECKPOINT_STATE).write_text(json.dumps({"format": FORMAT, **progress.state()}, indent=1))
         _write_sums(temporary)
 
 
@@ -121,7 +120,7 @@ def tidy(folder: Path, step: int, keep: int) -> None:
 
 def _write_sums(checkpoint: Path) -> None:
     """SHA-256 of every file; trainer.json comes last, so that a list cut short is told from a whole one."""
-    names = sorted((file.name for file in checkpoint.iterdir()), key=lambda name: (name == _STATE, name))
+    names = sorted((file.name for file in checkpoint.iterdir()), key=lambda name: (name == CHECKPOINT_STATE, name))
     (checkpoint / _SUMS).write_text("".join(f"{_digest(checkpoint / name)}  {name}\n" for name in names))
 
 
@@ -215,11 +214,11 @@ def _fault(checkpoint: Path) -> str:
     """Why the checkpoint is not what was written; empty where it is. Without SHA256SUMS, as before there were any, only
     trainer.json can be looked at."""
     try:
-        read_state(checkpoint)
+        read_progress(checkpoint)
         if not (checkpoint / _SUMS).exists():
             return ""
         listed = [line.partition("  ") for line in (checkpoint / _SUMS).read_text().splitlines()]
-        if not listed or listed[-1][2] != _STATE:
+        if not listed or listed[-1][2] != CHECKPOINT_STATE:
             return f"{_SUMS} is cut short"
         different = [name for digest, _, name in listed if _digest(checkpoint / name) != digest]
     except (OSError, ValueError) as error:
@@ -227,18 +226,21 @@ def _fault(checkpoint: Path) -> str:
     return f"not as {_SUMS} has it: {', '.join(different)}" if different else ""
 
 
-def read_state(checkpoint: Path) -> dict[str, Any]:
+def read_progress(checkpoint: Path) -> Progress:
     """The trainer's counters at the checkpoint.
 
     Raises OSError or ValueError for a file that is damaged, and TrainingError for one of another format.
     """
-    path = checkpoint / _STATE
+    path = checkpoint / CHECKPOINT_STATE
     state = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(state, dict) or state.get("step") != step_of(checkpoint):
         raise ValueError(f"{path} is not that of {checkpoint.name}")
     if state.get("format") != FORMAT:
         raise TrainingError(f"{checkpoint} has format {state.get('format')}, this version reads {FORMAT}")
-    return state
+    try:
+        return Progress.from_state(state)
+    except TypeError as error:
+        raise ValueError(f"{path} holds a counter that is no number ({error})") from error
 
 
 def load_optimizer(checkpoint: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> None:

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from realrl.config import load_config
 from realrl.errors import ConfigError, DataError
 from realrl.objectives import build_objective
+from realrl.rundir.paths import RunPaths
 from realrl.sampling import whole
 from realrl.system.files import replacing, write_whole
 from realrl.system.hardware import choose_device
@@ -56,13 +57,12 @@ def gradients_not_finite(model: PreTrainedModel) -> list[str]:
     return not_finite((name, parameter.grad) for name, parameter in model.named_parameters())
 
 
-def save_bad_update(folder: Path, step: int, update: int, bad: BadUpdate) -> Path | None:
-    """Write `folder/step_S_update_U` as .safetensors and .json; returns the second, or None where enough are kept already.
+def save_bad_update(target: Path, step: int, update: int, bad: BadUpdate) -> Path | None:
+    """Write `target`, a .json file, and its tensors beside it as .safetensors.
 
-    Raises OSError.
+    Returns `target`, or None where its folder holds enough of them already. Raises OSError.
     """
-    target = folder / f"step_{step:06}_update_{update}.json"
-    if not target.exists() and len(list(folder.glob("*.json"))) >= _KEPT:
+    if not target.exists() and len(list(target.parent.glob("*.json"))) >= _KEPT:
         return None
     batch = bad.batch
     tensors = {
@@ -102,13 +102,14 @@ def replay(file: Path, weights: str | None = None, *, trust_remote_code: bool = 
     """
     bad, seen = _load(file)
     folder = file.parent.parent
-    config = load_config(folder / "config.toml")
+    paths = RunPaths(folder)
+    config = load_config(paths.config)
     if config.model.trust_remote_code and not trust_remote_code:
         raise ConfigError(
-            f"{folder}/config.toml has model.trust_remote_code = true, so that its model runs code of its own; give "
+            f"{paths.config} has model.trust_remote_code = true, so that its model runs code of its own; give "
             "--trust-remote-code if you trust this folder"
         )
-    earlier = [path for path in list_checkpoints(folder / "checkpoints") if step_of(path) <= seen["step"]]
+    earlier = [path for path in list_checkpoints(paths.checkpoints) if step_of(path) <= seen["step"]]
     weights = weights or (str(earlier[-1]) if earlier else None)
     device = choose_device(config.model.device)
     model = load_policy(config, device, weights)

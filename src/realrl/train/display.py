@@ -1,4 +1,4 @@
-"""What a run says on the terminal as it goes."""
+"""What a run prints while it goes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from realrl.system.terminal import printable
 
 
 class Display:
-    """A progress bar with one line a step on a terminal, the same lines plainly elsewhere."""
+    """A progress bar and one line per round on a terminal; elsewhere the lines alone."""
 
     def __init__(self, total: int, start: int, *, rich: bool) -> None:
         self.console = Console(highlight=False, soft_wrap=True, markup=False)
@@ -34,12 +34,12 @@ class Display:
         self._began = time.monotonic()
 
     def phase(self, name: str) -> None:
-        """Say what the current step is doing."""
+        """Say what the current round is doing."""
         if self._bar:
             self._bar.update(self._task, description=printable(name))
 
-    def step(self, step: int, m: dict[str, float]) -> None:
-        """One line for a finished step."""
+    def round(self, step: int, m: dict[str, float]) -> None:
+        """One line for finished round `step`."""
         per_step = (time.monotonic() - self._began) / max(step - self._first, 1)
         self.line(
             f"step {step:>4}/{self._total}  reward {m['reward/mean']:.3f}  solved all {m['groups/solved_all']:.2f} "

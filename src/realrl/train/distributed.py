@@ -25,7 +25,7 @@ from realrl.models.logprobs import Layout, TokenStats, response_logprobs
 from realrl.types import Batch
 
 _Item = TypeVar("_Item")
-# Ranks wait for the slowest sampler or for a held-out evaluation graded by the first one.
+# Ranks wait for the slowest sampler and grader, and while the first one writes.
 _TIMEOUT = datetime.timedelta(hours=2)
 # Gradients are summed in blocks of this many elements (256 MiB in float32).
 _BUCKET = 1 << 26

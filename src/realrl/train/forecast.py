@@ -17,7 +17,7 @@ from realrl.models.adapters import add_lora
 from realrl.models.precision import settle, settle_for_gpus, training_dtype
 from realrl.models.prefix import common_prefix
 from realrl.models.shape import Shape, sketch
-from realrl.rundir.metrics import step_records
+from realrl.rundir.metrics import read_rounds
 from realrl.system.hardware import Rates, Speed, choose_device, measure_rates
 from realrl.train.estimate import Lengths, run_seconds
 from realrl.train.footprint import disk_parts, free_disk, free_memory, memory_parts
@@ -150,7 +150,7 @@ def _assumed(config: Config, prompt: float, common: int = 0) -> Lengths:
 
 def lengths_so_far(lengths: Lengths, metrics: Path) -> Lengths:
     """The lengths with the responses and the share of active groups that the run's last rounds had."""
-    recent = step_records(metrics)[-_RECENT:]
+    recent = read_rounds(metrics)[-_RECENT:]
     if not recent:
         return lengths
     means = {

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from realrl.config import OptimSection
+from realrl.config import Config, OptimSection
 from realrl.models.adapters import need_bitsandbytes
 
 MASTER = "master"
@@ -36,6 +36,14 @@ def build_optimizer(optim: OptimSection, model: PreTrainedModel) -> torch.optim.
 
     narrow = any(parameter.dtype != torch.float32 for parameter in parameters)
     return MasterWeights(parameters, make) if optim.master_weights and narrow else make(parameters)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, config: Config, number: int) -> float:
+    """Set and return the rate of round `number` (from 0): a warm-up, then `optim.schedule`."""
+    rate = config.optim.lr * config.optim.factor(number, config.train.steps)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    return rate
 
 
 def state_bytes(optim: OptimSection, model: PreTrainedModel) -> int:

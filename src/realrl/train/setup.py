@@ -22,6 +22,7 @@ from realrl.models.precision import precision_notes, sampling_dtype, settle, tra
 from realrl.models.rotary import fix_rotary
 from realrl.objectives import Groups, Objective, build_objective
 from realrl.rewards import Grader, build_grader
+from realrl.rundir.paths import RunPaths
 from realrl.sampling import SAMPLERS, Sampler, SamplingParams, build_sampler
 from realrl.system.hardware import Rates, choose_device, measure_rates
 from realrl.train.distributed import World, shard
@@ -39,7 +40,7 @@ _LOOKED_AT = 1 << 14
 class Run:
     """The parts that the training loop works with.
 
-    `micro_batch_tokens` goes before the recipe's where memory ran out (`fitting`).
+    `micro_batch_tokens` replaces the recipe's value after memory ran out (train/retry.py).
     """
 
     config: Config
@@ -305,7 +306,7 @@ def _outlook(
     """Time, memory and disk of what is left of the run. Raises ConfigError where memory or disk is certainly too little."""
     lengths = lengths_of(shown, config)
     if start:
-        lengths = lengths_so_far(lengths, Path(config.run.dir) / "metrics.jsonl")
+        lengths = lengths_so_far(lengths, RunPaths(Path(config.run.dir)).metrics)
     counts = {name: len(prompts) for name, prompts in held_out.items()}
     outlook = Outlook(config, sketch_of(config)[0], rates, lengths, counts, start, world.size)
     outlook.check_disk()

@@ -49,15 +49,18 @@ class _WandbLike:
 
 
 def check_trackers(log: LogSection) -> None:
-    """A ConfigError that names the extra, for a backend that the recipe asks for and that is not installed."""
+    """Raise ConfigError for a backend that the recipe asks for and that is not installed; the error names the extra."""
     for name in ("tensorboard", "wandb", "trackio"):
         if getattr(log, name) and importlib.util.find_spec(name) is None:
             raise ConfigError(f"log.{name} = true needs a package that is not installed: pip install 'realrl[{name}]'")
 
 
 class Trackers:
-    """The backends that the recipe asks for. Training depends on none: one that fails, at whatever, is told of once and left
-    out from then on; metrics.jsonl has it all."""
+    """The backends that the recipe asks for.
+
+    Training depends on none of them: one that fails is reported once through `on_fault` and then left out; metrics.jsonl has
+    everything.
+    """
 
     def __init__(self, log: LogSection, run_dir: Path, config: Config, on_fault: Callable[[str], None]) -> None:
         self._on_fault = on_fault
@@ -84,7 +87,7 @@ class Trackers:
         except Exception as error:  # noqa: BLE001  whatever a backend raises
             self._open.pop(name, None)
             what = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-            self._on_fault(f"WARNING: log.{name} failed ({what}) and gets no more metrics; metrics.jsonl has them all")
+            self._on_fault(f"log.{name} failed ({what}) and gets no more metrics; metrics.jsonl has them all")
 
 
 def _start(name: str, run_dir: Path, config: Config) -> Tracker:

@@ -1,4 +1,4 @@
-"""Out of memory in a micro-batch: half the token budget, and the computation again from its beginning."""
+"""Out of memory in a micro-batch: halve the token budget and compute again."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from realrl.types import Batch
 _Result = TypeVar("_Result")
 
 
-def fitting(run: Run, gradient: GradientStep, batch: Batch, compute: Callable[[], _Result]) -> _Result:
-    """What `compute()` makes of `batch` with `gradient`, to which no earlier gradient may have been added.
+def retry_with_half_the_budget(run: Run, gradient: GradientStep, batch: Batch, compute: Callable[[], _Result]) -> _Result:
+    """The result of `compute()`, which makes something of `batch` with `gradient`; no gradient may have been added before.
 
-    Where memory runs out, the gradient is taken back to nothing, the budget halved for the rest of the run, and `compute`
-    called again: any budget gives the same gradient. Raises TrainingError where not even one sequence fits, and with several
-    ranks, where the others wait in an exchange that a repeated pass would not meet.
+    Where memory runs out, this clears the gradient, halves the token budget for the rest of the run, and calls `compute`
+    again: the gradient is the same with any budget. Raises TrainingError where a single sequence does not fit, and with
+    several ranks: the others wait in an exchange that a repeated pass would not meet.
     """
     while True:
         if run.micro_batch_tokens:
@@ -33,7 +33,7 @@ def fitting(run: Run, gradient: GradientStep, batch: Batch, compute: Callable[[]
             if not out_of_memory(error):
                 raise
             reason = str(error).partition("\n")[0][:200]
-        # Outside the handler: the traceback holds activations.
+        # Outside the handler, because the traceback keeps activations alive.
         run.optimizer.zero_grad(set_to_none=True)
         if run.device.type != "cpu":
             getattr(torch, run.device.type).empty_cache()
@@ -50,5 +50,5 @@ def fitting(run: Run, gradient: GradientStep, batch: Batch, compute: Callable[[]
                 f"out of memory with one sequence of {longest} tokens at a time ({reason}); set model.gradient_checkpointing = "
                 "true, lower sampling.max_new_tokens, or see docs/troubleshooting.md, Out of memory"
             )
-        # A budget above what there is to compute would have to be halved many times before that changes anything.
+        # From a budget far above the size of the batch, halving would change nothing many times.
         run.micro_batch_tokens = max(min(budget, sum(lengths) + sum(prompts)) // 2, longest)
