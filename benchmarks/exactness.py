@@ -109,7 +109,7 @@ def ours(model, batch: Batch, old_NT: Tensor, budget: int, route: str, shuffle: 
     step = GradientStep(model, build_objective({"type": "real", "tau": TAU}), settings)
     model.zero_grad()
     step.backward(batch, old_NT, None)
-    return gradient_of(model), step.backwards
+    return gradient_of(model), step.take_passes()[1]
 
 
 def torn(model, batch: Batch, old_NT: Tensor, parts: Iterable[Tensor]) -> tuple[Tensor, int]:

@@ -387,7 +387,7 @@ def test_kept_mini_batches(tmp_path, tiny_folder):
     )
     bad = BadUpdate(batch, None, None, -ones, math.nan, 1.0, [], [])
     (tmp_path / "debug").mkdir()
-    file = save_bad_update(tmp_path / "debug", 1, 0, bad)
+    file = save_bad_update(tmp_path / "debug" / "step_000001_update_0.json", 1, 0, bad)
     assert file
     twin = file.with_suffix(".safetensors")
     assert "again, with" in replay(file)

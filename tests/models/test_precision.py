@@ -6,7 +6,7 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from realrl.config import dump_config, parse_config
+from realrl.config import dump_config, load_config, parse_config
 from realrl.errors import ConfigError
 from realrl.models.precision import (
     leaves_open,

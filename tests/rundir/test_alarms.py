@@ -92,5 +92,5 @@ def test_odd_values_ring_nothing():
 
 def test_a_value_that_is_not_finite_is_as_one_that_was_not_recorded():
     records = rounds(entropy=[1.0] * 10 + [math.nan] * 3 + [0.05] * 20)
-    saved = [{name: value for name, value in record.items() if math.isfinite(value)} for record in records]
+    saved = [{name: value for name, value in record.items() if value == value} for record in records]
     assert rung(records) == rung(saved) == [(25, "the entropy collapsed", "entropy")]

@@ -37,7 +37,7 @@ def main(out: str) -> None:
         graded.append(response)
         return Judgement("correct" if int(response.split()[1]) % 2 else "wrong", response)
 
-    tables = {"model": {"path": "tiny-adder"}, "data": {"train": "addition"}, "eval": {"samples": SAMPLES}}
+    tables = {"model": {"path": "tiny-adder"}, "data": {"train": "addition"}, "eval": {"samples": SAMPLES, "greedy": False}}
     config = parse_config(tables | {"objective": {"type": "real"}})
     with join_world() as world:
         run = Run(

@@ -77,8 +77,8 @@ class StepReport:
 class GradientStep:
     """Accumulates the gradient of an objective over one mini-batch of whole groups into `model.parameters()`.
 
-    `forwards` and `backwards` count this rank's micro-batches that went through the model since it was made. Every rank
-    gives the same batches to its own GradientStep; gradients are left to be summed (`distributed.sum_gradients`).
+    Every rank gives the same batches to its own GradientStep; the gradients are left to be summed
+    (`distributed.sum_gradients`).
     """
 
     def __init__(
@@ -88,8 +88,14 @@ class GradientStep:
         self.objective = objective
         self.settings = settings
         self.world = world or World()
-        self.forwards = 0
-        self.backwards = 0
+        self._forwards = 0
+        self._backwards = 0
+
+    def take_passes(self) -> tuple[int, int]:
+        """Forward and backward passes of micro-batches on this rank since the last call."""
+        passes = self._forwards, self._backwards
+        self._forwards = self._backwards = 0
+        return passes
 
     def backward(self, batch: Batch, old_NT: Float[Tensor, "N T"] | None, ref_NT: Float[Tensor, "N T"] | None) -> StepReport:
         """Add dL/dtheta of the mini-batch to the gradients: all of it, or this rank's part.
@@ -119,7 +125,7 @@ class GradientStep:
         for rows in parts:
             inputs = self._forward(batch, rows, old_NT, ref_NT, report)
             part_loss(self.objective, inputs, groups, weights, rows).backward()
-            self.backwards += 1
+            self._backwards += 1
         for _ in range(idle):
             (0 * self._stats(_shortest_row(batch)).logprobs.sum()).backward()
         self.world.sum_(report.logprobs_NT, report.entropy_N, report.top1_N)
@@ -151,7 +157,7 @@ class GradientStep:
         dtype = self.settings.autocast
         with torch.autocast(self.model.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
             stats = token_stats_of(self.model, part, self.settings.temperature, self.settings.layout)
-        self.forwards += 1
+        self._forwards += 1
         return stats
 
     def _idle_passes(self, parts: int) -> int:

@@ -27,7 +27,7 @@ class Update:
     """One optimizer step: its rows of the batch, what the gradient pass reported, and the norm of the gradient.
 
     `on_policy`: whether the weights before it were still those that sampled. `forwards` and `backwards` count this rank's
-    micro-batches, `budget` is their limit in tokens. `bad` is what is kept of an update that was skipped.
+    micro-batches since the update before it; `budget` is their limit in tokens. A skipped update is kept in `bad`.
     """
 
     rows: Tensor
@@ -95,9 +95,9 @@ def _update(
     mini = select_rows(batch, rows)
     width = mini.response_ids.shape[1]
     old, ref = (None if values_NT is None else values_NT[rows, :width] for values_NT in (old_NT, ref_NT))
-    passes = gradient.forwards, gradient.backwards
     run.optimizer.zero_grad(set_to_none=True)
     report = retry_with_half_the_budget(run, gradient, mini, partial(gradient.backward, mini, old, ref))
+    forwards, backwards = gradient.take_passes()
     grad_norm, bad = 0.0, None
     if report.computed_N.any():
         sum_gradients(run.model, run.world)
@@ -122,8 +122,8 @@ def _update(
         report=report,
         grad_norm=grad_norm,
         on_policy=old_NT is None,
-        forwards=gradient.forwards - passes[0],
-        backwards=gradient.backwards - passes[1],
+        forwards=forwards,
+        backwards=backwards,
         budget=gradient.settings.budget,
         bad=bad,
     )
