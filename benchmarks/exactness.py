@@ -22,8 +22,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from realrl.models.logprobs import response_logprobs
 from realrl.objectives import LossInputs, build_objective
-from realrl.train.batching import select_rows
-from realrl.train.step import GradientStep, StepSettings
+from realrl.training.batching import select_rows
+from realrl.training.step import GradientStep, StepSettings
 from realrl.types import Batch, Problem, Prompt
 
 TAU, TEMPERATURE, VOCABULARY = 0.5, 0.6, 211

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from realrl.objectives import build_objective
 from realrl.sampling import HFSampler, SamplingParams
-from realrl.train.step import GradientStep, StepSettings
+from realrl.training.step import GradientStep, StepSettings
 from realrl.types import Batch, Problem, Prompt
 
 HIDDEN, INTERMEDIATE, LAYERS, HEADS, KV_HEADS = 256, 1024, 4, 4, 2

@@ -254,9 +254,9 @@ def work_ours(plan: dict, steps: int) -> list[dict[str, float]]:
     from realrl.objectives import build_objective
     from realrl.sampling import HFSampler, SamplingParams
     from realrl.system.memory import keep_freed_memory, return_freed_memory
-    from realrl.train.batching import make_batch
-    from realrl.train.optim import build_optimizer
-    from realrl.train.step import GradientStep, StepSettings
+    from realrl.training.batching import make_batch
+    from realrl.training.optim import build_optimizer
+    from realrl.training.step import GradientStep, StepSettings
     from realrl.types import Problem, Prompt, Verdict
 
     # As `realrl train` does at its start, and after sampling.

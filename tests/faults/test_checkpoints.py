@@ -9,8 +9,8 @@ import pytest
 from small_runs import assert_same_run, config
 
 from realrl.errors import TrainingError
-from realrl.train import train
-from realrl.train.checkpoint import newest_whole
+from realrl.training import train
+from realrl.training.checkpoint import newest_whole
 
 
 @pytest.fixture(scope="module")

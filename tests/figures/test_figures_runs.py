@@ -18,9 +18,9 @@ from realrl.figures.dynamics import figure_4, figure_5
 from realrl.figures.write import _left_out, write_figures
 from realrl.rundir.rollouts import write_rollouts
 from realrl.rundir.runs import group_runs, read_run
-from realrl.train.metrics import token_columns
-from realrl.train.step import StepReport
-from realrl.train.update import Update
+from realrl.training.metrics import token_columns
+from realrl.training.step import StepReport
+from realrl.training.update import Update
 from realrl.types import Batch
 
 # One group that teaches (two right, two wrong) and one that does not; ρ of each token, chosen around the edges.

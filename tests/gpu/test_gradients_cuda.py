@@ -15,7 +15,7 @@ from made_up import make_model
 from plain import gradient_of, row_logprobs
 
 from realrl.objectives import LossInputs, build_objective, list_objectives
-from realrl.train.step import GradientStep, StepSettings
+from realrl.training.step import GradientStep, StepSettings
 from realrl.types import Batch, Problem, Prompt
 
 pytestmark = marks

@@ -20,15 +20,15 @@ from realrl.config import dump_config, load_config, parse_config
 from realrl.data import load_problems
 from realrl.errors import ConfigError, DataError, RealrlError
 from realrl.eval.store import Generation, Store
-from realrl.report.closing import closing_lines
 from realrl.report.page import render_page
 from realrl.report.report import report_data
 from realrl.rewards.grade_file import grade_file
 from realrl.rundir.alarms import Alarms
+from realrl.rundir.closing import closing_lines
 from realrl.rundir.metrics import read_records
 from realrl.rundir.rollouts import write_rollouts
 from realrl.sweep import load_sweep
-from realrl.train.debug import BadUpdate, replay, save_bad_update
+from realrl.training.debug import BadUpdate, replay, save_bad_update
 from realrl.types import Batch, Problem, Prompt
 
 CAMPAIGN = bool(os.environ.get("REALRL_CAMPAIGN"))

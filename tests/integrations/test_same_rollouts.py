@@ -20,7 +20,7 @@ from datasets import Dataset  # noqa: E402
 
 from realrl.integrations.trl import RealConfig, RealTrainer  # noqa: E402
 from realrl.objectives import build_objective  # noqa: E402
-from realrl.train.step import GradientStep, StepSettings  # noqa: E402
+from realrl.training.step import GradientStep, StepSettings  # noqa: E402
 
 RECORD = os.environ.get("REALRL_RECORD", "")
 pytestmark = pytest.mark.skipif(not RECORD, reason="no recorded verl run: make test-integrations makes one")

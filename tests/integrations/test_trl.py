@@ -24,7 +24,7 @@ from realrl.integrations import engines  # noqa: E402
 from realrl.integrations.trl import RealConfig, RealTrainer, verifier_reward  # noqa: E402
 from realrl.integrations.trl.trainer import _loss_inputs  # noqa: E402
 from realrl.objectives import build_objective  # noqa: E402
-from realrl.train.step import GradientStep, StepSettings  # noqa: E402
+from realrl.training.step import GradientStep, StepSettings  # noqa: E402
 from realrl.types import Batch  # noqa: E402
 
 

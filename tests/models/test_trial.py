@@ -192,13 +192,13 @@ def test_a_sampler_is_tried_again_for_longer_rows(tiny_folder):
 
 
 def test_a_sampler_of_other_weights_stops_the_run_at_its_first_step(tiny_folder):
-    from realrl.train.batching import make_batch
-    from realrl.train.check_sampler import check_sampler
-    from realrl.train.distributed import World
-    from realrl.train.progress import Progress
-    from realrl.train.rollouts import Collector
-    from realrl.train.setup import prepare
-    from realrl.train.update import update_policy
+    from realrl.training.batching import make_batch
+    from realrl.training.check_sampler import check_sampler
+    from realrl.training.distributed import World
+    from realrl.training.progress import Progress
+    from realrl.training.rollouts import Collector
+    from realrl.training.setup import prepare
+    from realrl.training.update import update_policy
 
     for wrong in (False, True):
         config = config_of(tiny_folder, sampling={"steps_ahead": 1, "dtype": "same"}, model={"autocast": "none"})

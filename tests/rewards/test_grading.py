@@ -12,7 +12,7 @@ from realrl.models import load_model
 from realrl.objectives import build_objective
 from realrl.rewards import Grading, build_grader
 from realrl.rewards.grader import Grader
-from realrl.train.step import GradientStep, StepSettings
+from realrl.training.step import GradientStep, StepSettings
 from realrl.verifier.pool import Judgement
 
 

@@ -1,4 +1,4 @@
-"""What each rank of tests/train/test_evaluation.py runs: the evaluation of five held-out problems."""
+"""What each rank of tests/training/test_evaluation.py runs: the evaluation of five held-out problems."""
 
 import json
 from pathlib import Path
@@ -6,11 +6,11 @@ from pathlib import Path
 from realrl.config import parse_config
 from realrl.rewards import Grader
 from realrl.rundir.metrics import MetricsFile
-from realrl.train.distributed import join_world
-from realrl.train.evaluation import evaluate_held_out
-from realrl.train.progress import Progress
-from realrl.train.recorder import Recorder
-from realrl.train.setup import Run
+from realrl.training.distributed import join_world
+from realrl.training.evaluation import evaluate_held_out
+from realrl.training.progress import Progress
+from realrl.training.recorder import Recorder
+from realrl.training.setup import Run
 from realrl.types import Problem, Prompt, Rollout
 from realrl.verifier.pool import Judgement
 

@@ -7,10 +7,10 @@ from realrl.models import Reference, load_model
 from realrl.models.logprobs import layout_of
 from realrl.objectives import build_objective
 from realrl.sampling import whole
-from realrl.train.distributed import World, shard
-from realrl.train.progress import Progress
-from realrl.train.setup import Run
-from realrl.train.update import update_policy
+from realrl.training.distributed import World, shard
+from realrl.training.progress import Progress
+from realrl.training.setup import Run
+from realrl.training.update import update_policy
 from realrl.types import Batch, Problem, Prompt
 
 GROUPS = [0] * 5 + [1] * 3 + [2] * 4 + [3] * 1 + [4] * 6 + [5] * 2

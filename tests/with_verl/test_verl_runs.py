@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from verl_run import EPS, LR, VerlRun, make_inputs
 
 from realrl.objectives import build_objective
-from realrl.train.step import GradientStep, StepSettings
+from realrl.training.step import GradientStep, StepSettings
 
 ACTOR = "actor_rollout_ref.actor"
 ROLLOUT = "actor_rollout_ref.rollout"

@@ -13,7 +13,8 @@ from realrl.errors import DataError
 from realrl.eval.benchmarks import COLUMNS, PAPER_ROWS, PAPER_SOURCE, paper_column
 from realrl.eval.intervals import interval
 from realrl.figures.statistics import NORMAL, mean_of
-from realrl.report.curves import is_accuracy, set_name
+from realrl.report.curves import set_name
+from realrl.rundir.metrics import is_accuracy
 from realrl.rundir.paths import RunPaths
 from realrl.rundir.runs import RunGroup, RunRecord, read_columns
 

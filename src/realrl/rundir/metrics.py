@@ -104,3 +104,8 @@ def _record(line: bytes) -> dict[str, Any] | None:
         # Runs of earlier versions wrote no kind; every round then had a reward, and no evaluation had one.
         record["kind"] = "round" if "reward/mean" in record else "evaluation"
     return record
+
+
+def is_accuracy(name: str) -> bool:
+    """Whether a metric is a held-out accuracy: `eval/SET/MODE/accuracy`."""
+    return name.startswith("eval/") and name.endswith("/accuracy") and name.count("/") >= 3

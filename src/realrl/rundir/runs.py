@@ -33,7 +33,7 @@ class RunRecord:
     """What one run left behind.
 
     `config` has dotted keys; `metrics` holds, for each name, the finite values by step, in the order of steps; `times` the Unix
-    seconds of every record; `environment` one entry for each start (train/environment.py); `alarms` pairs of step and text;
+    seconds of every record; `environment` one entry for each start (rundir/environment.py); `alarms` pairs of step and text;
     `broken` the lines of metrics.jsonl that are no record, but for a last one that a crash tore or that is being written;
     `earlier` the recipes of a run that was resumed with another one, each with its last step, dotted keys too.
     """

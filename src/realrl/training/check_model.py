@@ -30,12 +30,12 @@ from realrl.models import load_tokenizer, resolve_model
 from realrl.models.logprobs import layout_of, response_logprobs
 from realrl.models.resolve import load_architecture
 from realrl.sampling import SamplingParams, build_sampler
-from realrl.train.batching import select_rows
-from realrl.train.checkpoint import load_optimizer, save_checkpoint
-from realrl.train.distributed import World
-from realrl.train.optim import build_optimizer
-from realrl.train.progress import Progress
-from realrl.train.setup import load_policy
+from realrl.training.batching import select_rows
+from realrl.training.checkpoint import load_optimizer, save_checkpoint
+from realrl.training.distributed import World
+from realrl.training.optim import build_optimizer
+from realrl.training.progress import Progress
+from realrl.training.setup import load_policy
 from realrl.types import Batch, Problem, Prompt
 
 TEMPERATURE = 0.8

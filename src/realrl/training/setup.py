@@ -25,11 +25,11 @@ from realrl.rewards import Grader, build_grader
 from realrl.rundir.paths import RunPaths
 from realrl.sampling import SAMPLERS, Sampler, SamplingParams, build_sampler
 from realrl.system.hardware import Rates, choose_device, measure_rates
-from realrl.train.distributed import World, shard
-from realrl.train.footprint import free_disk, free_memory
-from realrl.train.forecast import Outlook, lengths_of, lengths_so_far, sketch_of
-from realrl.train.optim import build_optimizer
-from realrl.train.verdicts import try_verifier
+from realrl.training.distributed import World, shard
+from realrl.training.footprint import free_disk, free_memory
+from realrl.training.forecast import Outlook, lengths_of, lengths_so_far, sketch_of
+from realrl.training.optim import build_optimizer
+from realrl.training.verdicts import try_verifier
 from realrl.types import Problem, Prompt
 
 # Problems of a generated task among which held-out ones are looked for, at most; about a second.
@@ -40,7 +40,7 @@ _LOOKED_AT = 1 << 14
 class Run:
     """The parts that the training loop works with.
 
-    `micro_batch_tokens` replaces the recipe's value after memory ran out (train/retry.py).
+    `micro_batch_tokens` replaces the recipe's value after memory ran out (training/retry.py).
     """
 
     config: Config

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from three_steps import ragged_batch, three_steps
 
 from realrl.models import load_model
-from realrl.train.distributed import World, deal_groups
+from realrl.training.distributed import World, deal_groups
 
 CASES = {
     "real": [{"type": "real"}, {}],

@@ -7,7 +7,7 @@ from three_steps import ragged_batch, three_steps
 from realrl.models import load_model
 from realrl.models.logprobs import response_logprobs
 from realrl.objectives import LossInputs, build_objective
-from realrl.train.step import GradientStep, StepSettings
+from realrl.training.step import GradientStep, StepSettings
 
 OBJECTIVES = [
     {"type": "real"},
@@ -79,7 +79,7 @@ def test_one_step_off_the_sampling_policy_has_the_gradient_of_the_whole_batch(ti
 
 def test_cutting_groups_without_the_weights_would_be_another_gradient(tiny_folder):
     """The control: the loss averaged over torn groups is far off, so the test above can fail."""
-    from realrl.train.batching import select_rows
+    from realrl.training.batching import select_rows
 
     model = load_model(str(tiny_folder), dtype=torch.float32)
     batch = ragged_batch(model.config.vocab_size)

@@ -22,9 +22,9 @@ from realrl.rundir.paths import RunPaths
 from realrl.sampling import whole
 from realrl.system.files import replacing, write_whole
 from realrl.system.hardware import choose_device
-from realrl.train.checkpoint import list_checkpoints, step_of
-from realrl.train.setup import load_policy
-from realrl.train.step import GradientStep, settings_of
+from realrl.training.checkpoint import list_checkpoints, step_of
+from realrl.training.setup import load_policy
+from realrl.training.step import GradientStep, settings_of
 from realrl.types import Batch, Problem, Prompt
 
 # Files of a run: the first faults tell the most.

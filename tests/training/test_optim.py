@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from realrl.config import OptimSection
-from realrl.train.checkpoint import _moments, load_optimizer
-from realrl.train.optim import MasterWeights, build_optimizer, state_bytes
+from realrl.training.checkpoint import _moments, load_optimizer
+from realrl.training.optim import MasterWeights, build_optimizer, state_bytes
 
 NEEDS_BITSANDBYTES = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes: pip install 'realrl[qlora]'"

@@ -19,8 +19,8 @@ from realrl.models.prefix import common_prefix
 from realrl.models.shape import Shape, sketch
 from realrl.rundir.metrics import read_rounds
 from realrl.system.hardware import Rates, Speed, choose_device, measure_rates
-from realrl.train.estimate import Lengths, run_seconds
-from realrl.train.footprint import disk_parts, free_disk, free_memory, memory_parts
+from realrl.training.estimate import Lengths, run_seconds
+from realrl.training.footprint import disk_parts, free_disk, free_memory, memory_parts
 from realrl.types import Prompt
 
 # Before the first round: responses of this share of sampling.max_new_tokens (.51 to .58 in the first rounds of our recipes),

@@ -18,10 +18,10 @@ from realrl.models.shape import Shape, sketch
 from realrl.sampling import SamplingParams
 from realrl.sampling.hf import HFSampler
 from realrl.system.hardware import Rates, Speed
-from realrl.train.estimate import Lengths, backward_work, evaluations, forward_work, run_seconds, sampling_work
-from realrl.train.footprint import activation_bytes, memory_parts
-from realrl.train.forecast import Outlook, lengths_so_far
-from realrl.train.optim import build_optimizer
+from realrl.training.estimate import Lengths, backward_work, evaluations, forward_work, run_seconds, sampling_work
+from realrl.training.footprint import activation_bytes, memory_parts
+from realrl.training.forecast import Outlook, lengths_so_far
+from realrl.training.optim import build_optimizer
 
 PROMPT, RESPONSE, GROUPS, SIZE = 24, 10, 3, 4
 LENGTHS = Lengths(PROMPT, RESPONSE)

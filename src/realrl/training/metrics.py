@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from realrl.train.update import Update
+from realrl.training.update import Update
 from realrl.types import Batch, Rollout, Verdict
 from realrl.verifier.extract import last_boxed
 

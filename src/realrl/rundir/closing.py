@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from realrl.report.curves import is_accuracy
 from realrl.rundir.alarms import read_alarms
-from realrl.rundir.metrics import read_records
+from realrl.rundir.metrics import is_accuracy, read_records
 from realrl.rundir.paths import RunPaths
 from realrl.rundir.runs import as_number, read_columns
 

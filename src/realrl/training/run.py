@@ -1,41 +1,42 @@
-"""Training: `train(config)` runs a recipe from its preflight to its last checkpoint."""
+"""A run from its preflight to its last checkpoint."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from realrl.config import Config, load_config
 from realrl.errors import ConfigError
 from realrl.models.precision import settle_as_before
 from realrl.rundir.alarms import take_back_alarms
+from realrl.rundir.closing import closing_lines
 from realrl.rundir.environment import record_environment
 from realrl.rundir.lock import RunLock
 from realrl.rundir.metrics import MetricsFile, last_round
 from realrl.rundir.paths import CONFIG, LOCK, RunPaths, is_run_folder
 from realrl.rundir.segments import check_comparable, write_recipe
-from realrl.train.checkpoint import list_checkpoints, load_optimizer, newest_whole, read_progress, tidy
-from realrl.train.display import Display
-from realrl.train.distributed import World, join_world
-from realrl.train.evaluation import evaluate_held_out
-from realrl.train.forecast import estimate
-from realrl.train.loop import train_loop
-from realrl.train.progress import Progress
-from realrl.train.recorder import Recorder, writing
-from realrl.train.rollouts import Collector
-from realrl.train.setup import Run, prepare
-from realrl.train.stop import StopRequest
-from realrl.train.trackers import check_trackers
-
-__all__ = ["Summary", "estimate", "train"]
+from realrl.training.checkpoint import list_checkpoints, load_optimizer, newest_whole, read_progress, tidy
+from realrl.training.display import Display
+from realrl.training.distributed import World, join_world
+from realrl.training.evaluation import evaluate_held_out
+from realrl.training.loop import train_loop
+from realrl.training.progress import Progress
+from realrl.training.recorder import Recorder, writing
+from realrl.training.rollouts import Collector
+from realrl.training.setup import Run, prepare
+from realrl.training.stop import StopRequest
+from realrl.training.trackers import check_trackers
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """How a run ended: `steps` finished rounds of `total`, and the newest checkpoint; its folder has the rest.
+    """How a run ended; printed, it shows the held-out accuracy before and after.
 
-    `signum` is the signal that stopped it before its end, or 0.
+    `folder`: the run folder. `steps`: finished rounds of `total`. `signum`: the signal that stopped the run early, or 0.
+    `checkpoint`: the newest one.
     """
 
     folder: Path
@@ -44,15 +45,35 @@ class Summary:
     signum: int
     checkpoint: Path | None
 
+    def __str__(self) -> str:
+        head = f"{self.folder}: {self.steps} of {self.total} rounds, newest checkpoint: {self.checkpoint or 'none'}"
+        return "\n".join([head, *closing_lines(self.folder, 0)])
 
-def train(config: Config, *, resume: bool = False, overwrite: bool = False, force: bool = False) -> Summary | None:
-    """Run a recipe; under torchrun together with the other ranks, of which only the first returns a summary.
 
-    An existing run folder is refused unless `resume` or `overwrite` is given. `resume` begins the run if there is no folder, or
-    if no checkpoint was due yet. With `force` it also goes on with a recipe whose rounds cannot be compared with earlier ones.
+def train(
+    recipe: str | Path | Config,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    force: bool = False,
+) -> Summary | None:
+    """Train a model with a recipe: the path of its file, or a `Config`.
+
+    `overrides` replace values of the file by dotted name, e.g. `{"optim.lr": 1e-4}`. An existing run folder is refused unless
+    `resume` or `overwrite` is given. `resume` continues from the newest checkpoint, or begins the run if there is none yet.
+    With `force` it continues even if the recipe changed so that its rounds cannot be compared with earlier ones.
+
+    Under torchrun all ranks call it; only the first returns a summary.
 
     Raises ConfigError or DataError for unusable input, before anything is written, and TrainingError for a run that must stop.
     """
+    if not isinstance(recipe, Config):
+        config = load_config(recipe, overrides)
+    elif overrides:
+        raise ConfigError("overrides need the path of a recipe, not a Config; set the values in the Config")
+    else:
+        config = recipe
     with join_world() as world, RunLock(Path(config.run.dir)) as lock:
         summary = _train(config, world, lock, resume=resume, overwrite=overwrite, force=force)
         return summary if world.is_main else None

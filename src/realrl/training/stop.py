@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from realrl.train.distributed import World
+from realrl.training.distributed import World
 
 
 class StopRequest:

@@ -10,7 +10,7 @@ from typing import Any
 
 from realrl.rewards import Grading
 from realrl.seeding import derive_seed
-from realrl.train.setup import Run, sampling_params
+from realrl.training.setup import Run, sampling_params
 from realrl.types import Prompt, Rollout, Verdict
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from realrl.config import Config
 from realrl.errors import TrainingError
 from realrl.models.precision import sampling_dtype, training_dtype
-from realrl.train.batching import select_rows
-from realrl.train.update import Update
+from realrl.training.batching import select_rows
+from realrl.training.update import Update
 from realrl.types import Batch
 
 # Nats per token. In float32 a correct sampler stays below 1e-5; a wrong position or a missing layer gives more than 1.

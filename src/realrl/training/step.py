@@ -20,8 +20,8 @@ from realrl.objectives.base import score_proper
 from realrl.objectives.exact import Weights, part_loss, weigh
 from realrl.objectives.segments import masked_token_mean
 from realrl.seeding import generator
-from realrl.train.batching import padded_tokens, plan_micro_batches, select_rows
-from realrl.train.distributed import World, deal_groups, in_lockstep, token_stats_of
+from realrl.training.batching import padded_tokens, plan_micro_batches, select_rows
+from realrl.training.distributed import World, deal_groups, in_lockstep, token_stats_of
 from realrl.types import Batch
 
 

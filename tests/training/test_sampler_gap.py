@@ -2,9 +2,9 @@
 
 import torch
 
-from realrl.train.metrics import update_metrics
-from realrl.train.step import StepReport
-from realrl.train.update import Update
+from realrl.training.metrics import update_metrics
+from realrl.training.step import StepReport
+from realrl.training.update import Update
 from realrl.types import Batch, Problem, Prompt
 
 

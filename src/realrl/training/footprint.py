@@ -15,8 +15,8 @@ from realrl.models.head import tokens_at_once
 from realrl.models.precision import sampling_dtype
 from realrl.models.shape import Shape
 from realrl.sampling.cache import BLOCK
-from realrl.train.estimate import Lengths, evaluations, micro_batches
-from realrl.train.optim import state_bytes
+from realrl.training.estimate import Lengths, evaluations, micro_batches
+from realrl.training.optim import state_bytes
 
 # Python, torch, transformers and pyarrow after a step of a tiny model: resident memory on Linux.
 _PROCESS = 650 << 20

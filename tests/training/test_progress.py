@@ -5,8 +5,8 @@ import json
 import pytest
 
 from realrl.errors import TrainingError
-from realrl.train.checkpoint import read_progress
-from realrl.train.progress import Progress
+from realrl.training.checkpoint import read_progress
+from realrl.training.progress import Progress
 
 
 def checkpoint(folder, **state):

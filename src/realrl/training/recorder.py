@@ -15,17 +15,17 @@ from realrl.rundir.metrics import MetricsFile, RecordKind
 from realrl.rundir.paths import RunPaths
 from realrl.rundir.rollouts import write_rollouts
 from realrl.system.terminal import printable
-from realrl.train.checkpoint import save_checkpoint
-from realrl.train.debug import save_bad_update
-from realrl.train.display import Display
-from realrl.train.distributed import World
-from realrl.train.metrics import reward_metrics, rollout_rows, token_columns, update_metrics
-from realrl.train.progress import Progress
-from realrl.train.rollouts import Collected
-from realrl.train.setup import Run
-from realrl.train.trackers import Trackers
-from realrl.train.update import Update
-from realrl.train.verdicts import failures_of
+from realrl.training.checkpoint import save_checkpoint
+from realrl.training.debug import save_bad_update
+from realrl.training.display import Display
+from realrl.training.distributed import World
+from realrl.training.metrics import reward_metrics, rollout_rows, token_columns, update_metrics
+from realrl.training.progress import Progress
+from realrl.training.rollouts import Collected
+from realrl.training.setup import Run
+from realrl.training.trackers import Trackers
+from realrl.training.update import Update
+from realrl.training.verdicts import failures_of
 from realrl.types import Batch
 
 

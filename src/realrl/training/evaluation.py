@@ -5,9 +5,9 @@ from __future__ import annotations
 from realrl.eval.runner import graded_rows, summarise
 from realrl.seeding import derive_seed
 from realrl.system.memory import return_freed_memory
-from realrl.train.progress import Progress
-from realrl.train.recorder import Recorder
-from realrl.train.setup import Run, sampling_params
+from realrl.training.progress import Progress
+from realrl.training.recorder import Recorder
+from realrl.training.setup import Run, sampling_params
 
 
 def evaluate_held_out(run: Run, recorder: Recorder, progress: Progress) -> None:

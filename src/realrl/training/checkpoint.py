@@ -24,9 +24,9 @@ from realrl.errors import TrainingError
 from realrl.rundir.paths import CHECKPOINT_STATE
 from realrl.sampling import whole
 from realrl.system.files import sync
-from realrl.train.distributed import World, in_lockstep, like
-from realrl.train.optim import MASTER, MasterWeights
-from realrl.train.progress import Progress
+from realrl.training.distributed import World, in_lockstep, like
+from realrl.training.optim import MASTER, MasterWeights
+from realrl.training.progress import Progress
 
 FORMAT = 1
 _SUMS = "SHA256SUMS"

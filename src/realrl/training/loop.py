@@ -9,18 +9,18 @@ import torch
 from realrl.errors import TrainingError
 from realrl.seeding import derive_seed
 from realrl.system.memory import return_freed_memory
-from realrl.train.batching import make_batch
-from realrl.train.check_sampler import check_sampler
-from realrl.train.clock import Clock
-from realrl.train.evaluation import evaluate_held_out
-from realrl.train.optim import set_learning_rate
-from realrl.train.progress import Progress
-from realrl.train.recorder import Recorder
-from realrl.train.rollouts import Collected, Collector
-from realrl.train.setup import Run
-from realrl.train.stop import StopRequest
-from realrl.train.update import Update, update_policy
-from realrl.train.verdicts import fault_of
+from realrl.training.batching import make_batch
+from realrl.training.check_sampler import check_sampler
+from realrl.training.clock import Clock
+from realrl.training.evaluation import evaluate_held_out
+from realrl.training.optim import set_learning_rate
+from realrl.training.progress import Progress
+from realrl.training.recorder import Recorder
+from realrl.training.rollouts import Collected, Collector
+from realrl.training.setup import Run
+from realrl.training.stop import StopRequest
+from realrl.training.update import Update, update_policy
+from realrl.training.verdicts import fault_of
 
 
 def train_loop(run: Run, collector: Collector, recorder: Recorder, progress: Progress, stop: StopRequest) -> None:

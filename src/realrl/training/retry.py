@@ -10,8 +10,8 @@ import torch
 
 from realrl.errors import TrainingError
 from realrl.system.memory import out_of_memory
-from realrl.train.setup import Run
-from realrl.train.step import GradientStep
+from realrl.training.setup import Run
+from realrl.training.step import GradientStep
 from realrl.types import Batch
 
 _Result = TypeVar("_Result")

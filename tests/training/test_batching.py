@@ -3,8 +3,8 @@
 import torch
 
 from realrl.rundir.alarms import Alarms
-from realrl.train.batching import make_batch
-from realrl.train.metrics import reward_metrics
+from realrl.training.batching import make_batch
+from realrl.training.metrics import reward_metrics
 from realrl.types import Problem, Prompt, Rollout, Verdict
 
 

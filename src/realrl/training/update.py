@@ -12,13 +12,13 @@ from torch import Tensor
 
 from realrl.sampling import whole
 from realrl.seeding import generator
-from realrl.train.batching import mini_batches, select_rows
-from realrl.train.debug import BadUpdate, gradients_not_finite, not_finite
-from realrl.train.distributed import sum_gradients
-from realrl.train.progress import Progress
-from realrl.train.retry import retry_with_half_the_budget
-from realrl.train.setup import Run
-from realrl.train.step import GradientStep, StepReport, StepSettings, groups_of, settings_of
+from realrl.training.batching import mini_batches, select_rows
+from realrl.training.debug import BadUpdate, gradients_not_finite, not_finite
+from realrl.training.distributed import sum_gradients
+from realrl.training.progress import Progress
+from realrl.training.retry import retry_with_half_the_budget
+from realrl.training.setup import Run
+from realrl.training.step import GradientStep, StepReport, StepSettings, groups_of, settings_of
 from realrl.types import Batch
 
 
