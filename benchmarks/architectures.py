@@ -2,9 +2,9 @@
 
     python benchmarks/architectures.py [--only NAME]... [--jobs 2] [--json FILE]
 
-Each tiny model of `zoo.py` goes through all parts of `realrl.train.check_model`. A part is exact (largest difference in nats;
-the gradient's relative error), refused (a RealrlError, with its message), or WRONG, any other exception included. A model of
-which no single row can be computed plainly, or whose tokens see later ones, has to be refused. Prints a Markdown table.
+Each tiny model of `zoo.py` goes through all parts of `realrl.training.check_model`. A part is exact (largest difference in
+nats; the gradient's relative error), refused (a RealrlError, with its message), or WRONG, any other exception included. A model
+of which no single row can be computed plainly, or whose tokens see later ones, has to be refused. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers import logging as transformers_logging
 from zoo import FAMILIES, VOCABULARY, build
 
-from realrl.train.check_model import CHECKS, Subject, findings
+from realrl.training.check_model import CHECKS, Subject, findings
 
 
 def stub_tokenizer() -> PreTrainedTokenizerFast:

@@ -102,17 +102,17 @@ def case(folder: Path, steps: int, tokens: bool) -> dict:
     """The steps of one run in `folder`."""
     import torch
 
-    import realrl.train.loop as loop
-    import realrl.train.recorder as recording
-    import realrl.train.step as stepping
+    import realrl.training.gradient as stepping
+    import realrl.training.loop as loop
+    import realrl.training.recorder as recording
     from realrl.config import parse_config
     from realrl.models.logprobs import TokenStats
     from realrl.rewards.grader import Grader
     from realrl.rundir.metrics import MetricsFile
     from realrl.system.memory import keep_freed_memory
-    from realrl.train.distributed import World
-    from realrl.train.rollouts import Collector
-    from realrl.train.setup import prepare
+    from realrl.training.distributed import World
+    from realrl.training.rollouts import Collector
+    from realrl.training.setup import prepare
     from realrl.verifier.pool import Judgement
 
     keep_freed_memory()

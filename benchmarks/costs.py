@@ -1,4 +1,4 @@
-"""Where the constants of `realrl.train.estimate` come from: counted work beside the CPU seconds that it takes, one thread.
+"""Where the constants of `realrl.training.estimate` come from: counted work beside the CPU seconds that it takes, one thread.
 
 CPU seconds, because other jobs on the machine disturb them less than the clock on the wall. Each case is measured beside a
 plain product. Prints JSON: a line for each case with its counts, its seconds, and the estimate's.
@@ -22,7 +22,7 @@ from realrl.sampling import SamplingParams
 from realrl.sampling.hf import HFSampler
 from realrl.system.hardware import Rates, Speed
 from realrl.system.memory import keep_freed_memory
-from realrl.train.estimate import Lengths, Work, backward_work, forward_work, sampling_work, seconds
+from realrl.training.estimate import Lengths, Work, backward_work, forward_work, sampling_work, seconds
 from realrl.types import Batch, Problem, Prompt
 
 # hidden, intermediate, layers, heads, key heads, vocabulary; groups, rollouts of each, tokens of a prompt and of a response.

@@ -238,7 +238,7 @@ def bookkeeping_section(repeats: int) -> dict:
 
     import realrl.models.logprobs as logprobs
     from realrl.sampling import SamplingParams
-    from realrl.train import batching
+    from realrl.training import batching
     from realrl.types import Verdict
 
     vocabulary, length = 2048, 64

@@ -3,7 +3,7 @@
     python benchmarks/quickstart_cost.py [KEY=VALUE …]
 
 Runs `realrl train recipes/quickstart.toml` in a process of its own (keys of the recipe may be overridden) and counts its
-operations by `realrl.train.estimate` with the lengths and groups that came out. Divides its time by that of plain matrix
+operations by `realrl.training.estimate` with the lengths and groups that came out. Divides its time by that of plain matrix
 products of the model's shape, timed before and after the run, in the precision of each part. Prints JSON.
 """
 
@@ -27,7 +27,7 @@ from realrl.models import load_tokenizer
 from realrl.models.precision import sampling_dtype, training_dtype
 from realrl.models.prefix import common_prefix
 from realrl.models.shape import Shape, sketch
-from realrl.train.estimate import Lengths, Work, sampling_work, update_work
+from realrl.training.estimate import Lengths, Work, sampling_work, update_work
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart.toml"
 # Tokens of the plain product: about those of a micro-batch.

@@ -13,7 +13,7 @@ from made_up import gradient_step, make_batch, make_model, make_sampler, sample
 
 from gpu_parts.part import Part
 from realrl.config import OptimSection
-from realrl.train.optim import state_bytes
+from realrl.training.optim import state_bytes
 
 ROWS, REPEATS = 8, 2
 

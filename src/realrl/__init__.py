@@ -4,6 +4,7 @@
     real = realrl.Real(tau=0.5)                             # an objective
     loss = real(policy, old, mask, rewards, groups)         # of a whole mini-batch
     plan = real.plan(old, mask, rewards, groups)            # exact for any split of it
+    realrl.train("recipes/tiny.toml", {"optim.lr": 1e-4})   # a run; returns a Summary
 
 Names are loaded on first use: importing this takes no torch.
 """
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         build_objective,
     )
     from realrl.rewards import verify
+    from realrl.training import Summary, train
 
 __version__ = "0.1.0"
 
@@ -60,15 +62,20 @@ __all__ = [
     "Plan",
     "Real",
     "ScoreObjective",
+    "Summary",
     "build_objective",
+    "train",
     "verify",
 ]
+
+# Where a name comes from, if not from the objectives.
+_ROOMS = {"verify": "realrl.rewards", "train": "realrl.training", "Summary": "realrl.training"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module("realrl.rewards" if name == "verify" else "realrl.objectives"), name)
+    return getattr(importlib.import_module(_ROOMS.get(name, "realrl.objectives")), name)
 
 
 def __dir__() -> list[str]:

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from realrl.cli import app
 from realrl.cli.common import parse_overrides
-from realrl.train import Summary
+from realrl.training import Summary
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ def test_the_commands_that_a_stopped_run_prints_keep_its_overrides(tmp_path, mon
     recipe = tmp_path / "tiny.toml"
     recipe.write_text('[model]\npath = "tiny-adder"\n[data]\ntrain = "column_addition"\n[log]\nfigure = false\n')
     stopped = Summary(Path("runs/a b"), 3, 9, 2, Path("runs/a b/checkpoints/step_3"))
-    monkeypatch.setattr("realrl.train.train", lambda config, **_: stopped)
+    monkeypatch.setattr("realrl.training.train", lambda config, **_: stopped)
     overrides = ["--run.dir", "runs/a b", "--objective.tau", "0.25"]
     result = CliRunner().invoke(app, ["train", str(recipe), *overrides, "--overwrite"])
     printed = [line.rpartition("realrl ")[2] for line in result.output.splitlines() if "realrl train" in line]

@@ -13,8 +13,8 @@ from realrl.data.tasks import TASKS, is_held_out
 from realrl.errors import ConfigError, DataError
 from realrl.models.adder import character_tokenizer
 from realrl.rewards import verify
-from realrl.train.distributed import World
-from realrl.train.setup import _training_prompts, prepare
+from realrl.training.distributed import World
+from realrl.training.setup import _training_prompts, prepare
 from realrl.types import Problem, Prompt
 
 ROWS = [{"question": "1+1?", "gold": "2"}, {"question": "2+2?", "gold": 4}, {"question": "3+3?", "gold": 6.0}]

@@ -6,7 +6,7 @@ import torch
 from transformers import CpmAntConfig, CpmAntForCausalLM, MambaConfig, MambaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from realrl.models import load_tokenizer
-from realrl.train.check_model import CHECKS, Subject, findings
+from realrl.training.check_model import CHECKS, Subject, findings
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 from small_runs import assert_same_run, config, records
 
 from realrl.report.report import report_data
-from realrl.train import train
+from realrl.training import train
 
 
 def test_jumps_of_the_wall_clock_change_no_metric_but_the_label(tiny_folder, tmp_path, monkeypatch):

@@ -10,8 +10,8 @@ import pytest
 from small_runs import CAMPAIGN, assert_same_run, config
 
 from realrl.errors import TrainingError
-from realrl.train import train
-from realrl.train.checkpoint import list_checkpoints, newest_whole
+from realrl.training import train
+from realrl.training.checkpoint import list_checkpoints, newest_whole
 
 # Where the run meets them: alarms and the config, metrics, rollouts or an evaluation, the tokenizer, weights and optimizer.
 LIMITS = [1_000, 4_000, 6_000, 9_000, 20_000, 60_000, 120_000] if CAMPAIGN else [1_000, 4_000, 60_000]

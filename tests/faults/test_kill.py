@@ -10,7 +10,7 @@ import pytest
 from children import PHASES, Aim, train_child
 from small_runs import CAMPAIGN, assert_same_run
 
-from realrl.train.checkpoint import list_checkpoints, newest_whole
+from realrl.training.checkpoint import list_checkpoints, newest_whole
 
 KILLS = 60 if CAMPAIGN else 4
 # Each run is killed this often, then left to its end.

@@ -12,8 +12,9 @@ import pytest
 from small_runs import config
 
 from realrl.errors import ConfigError
-from realrl.rundir.lock import LOCK, RunLock
-from realrl.train import train
+from realrl.rundir.lock import RunLock
+from realrl.rundir.paths import LOCK
+from realrl.training import train
 
 HOLD = """
 import sys
@@ -56,7 +57,7 @@ def test_a_second_process_is_refused_with_the_owner_and_changes_nothing(tmp_path
 
 def test_two_fresh_starts_at_once_make_one_run(tmp_path, tiny_folder, monkeypatch):
     """The folder appears while the second prepares, as if the first had won and even ended by then."""
-    import realrl.train as module
+    import realrl.training.run as module
 
     prepare = module.prepare
 

@@ -8,10 +8,10 @@ import torch
 from small_runs import config, records
 from three_steps import three_steps
 
-import realrl.train.setup as setup
+import realrl.training.setup as setup
 from realrl.errors import ModelError, TrainingError
 from realrl.models import load_model
-from realrl.train import train
+from realrl.training import train
 
 
 def no_memory():

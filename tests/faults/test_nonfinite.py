@@ -15,8 +15,8 @@ from realrl.errors import ConfigError, DataError, TrainingError
 from realrl.models import load_model
 from realrl.models.logprobs import response_logprobs
 from realrl.objectives import LossInputs, build_objective
-from realrl.train import train
-from realrl.train.debug import replay
+from realrl.training import train
+from realrl.training.debug import replay
 from realrl.types import Batch, Problem, Prompt
 
 OBJECTIVE = {"type": "real", "degenerate_groups": "use"}

@@ -8,8 +8,8 @@ import pytest
 from children import train_child
 from small_runs import assert_same_run, config, records
 
-from realrl.train import train
-from realrl.train.checkpoint import newest_whole, read_state, step_of
+from realrl.training import train
+from realrl.training.checkpoint import newest_whole, read_progress, step_of
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
@@ -23,7 +23,7 @@ def test_a_signal_to_all_processes_of_a_run_saves_and_the_run_goes_on_as_if_noth
     assert status == 128 + signum, out
     assert "finishing this step" in out and "stopped after step" in out and "Traceback" not in out
     checkpoint, _ = newest_whole(tmp_path / "run" / "checkpoints")
-    stopped = read_state(checkpoint)["step"]
+    stopped = read_progress(checkpoint).rounds
     assert 3 <= stopped < 20 and records(tmp_path / "run")[-1]["step"] == stopped
     train(config(tiny_folder, tmp_path / "run", **sections), resume=True)
     train(config(tiny_folder, tmp_path / "whole", **sections))
@@ -64,7 +64,7 @@ def test_an_evaluation_that_a_stop_leaves_out_is_made_on_resume_also_after_the_l
     sections = {"train": {"steps": 4}, "checkpoint": {"every": 1}}
     train(config(tiny_folder, tmp_path / "whole", **sections))
     run = tmp_path / "run"
-    import realrl.train.loop as loop
+    import realrl.training.loop as loop
 
     collect, asked = loop.Collector.collect, []
 

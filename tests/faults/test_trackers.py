@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 from small_runs import assert_same_run, config
 
-from realrl.train import train
+from realrl.training import train
 
 
 class Backend(ModuleType):

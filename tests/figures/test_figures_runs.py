@@ -18,9 +18,9 @@ from realrl.figures.dynamics import figure_4, figure_5
 from realrl.figures.write import _left_out, write_figures
 from realrl.rundir.rollouts import write_rollouts
 from realrl.rundir.runs import group_runs, read_run
-from realrl.train.loop import Update
-from realrl.train.recorder import _token_columns
-from realrl.train.step import StepReport
+from realrl.training.gradient import GradientReport
+from realrl.training.metrics import token_columns
+from realrl.training.update import Update
 from realrl.types import Batch
 
 # One group that teaches (two right, two wrong) and one that does not; ρ of each token, chosen around the edges.
@@ -201,7 +201,7 @@ def test_labels_tell_recipes_apart(tmp_path):
 
 def report_of(log_ratio_NT):
     nothing = torch.zeros(len(log_ratio_NT))
-    return StepReport(
+    return GradientReport(
         loss=0.0,
         route="direct",
         logprobs_NT=torch.zeros_like(log_ratio_NT),
@@ -227,9 +227,9 @@ def test_recorded_tokens_are_those_of_each_rollout(tmp_path):
         logprobs_sampler=torch.zeros(3, 3),
     )
     # The first mini-batch holds rollouts 2 and 0 and is two tokens wide.
-    first = Update(torch.tensor([2, 0]), report_of(torch.tensor([[0.5, 9.0], [-1.0, 0.25]])), 1.0, (1, 1), 100)
-    second = Update(torch.tensor([1]), report_of(torch.tensor([[0.0, -0.5, 2.0]])), 1.0, (1, 1), 100)
-    write_rollouts(tmp_path / "rows.parquet", _token_columns(batch, [first, second]))
+    first = Update(torch.tensor([2, 0]), report_of(torch.tensor([[0.5, 9.0], [-1.0, 0.25]])), 1.0, True, 1, 1, 100)
+    second = Update(torch.tensor([1]), report_of(torch.tensor([[0.0, -0.5, 2.0]])), 1.0, True, 1, 1, 100)
+    write_rollouts(tmp_path / "rows.parquet", token_columns(batch, [first, second]))
     table = pq.read_table(tmp_path / "rows.parquet")
     assert table["token_ids"].to_pylist() == [[5, 6], [7, 8, 70000], [9]]
     assert table["log_ratio"].to_pylist() == [[-1.0, 0.25], [0.0, -0.5, 2.0], [0.5]]

@@ -20,15 +20,15 @@ from realrl.config import dump_config, load_config, parse_config
 from realrl.data import load_problems
 from realrl.errors import ConfigError, DataError, RealrlError
 from realrl.eval.store import Generation, Store
-from realrl.report.closing import closing_lines
 from realrl.report.page import render_page
 from realrl.report.report import report_data
 from realrl.rewards.grade_file import grade_file
 from realrl.rundir.alarms import Alarms
+from realrl.rundir.closing import closing_lines
+from realrl.rundir.metrics import read_records
 from realrl.rundir.rollouts import write_rollouts
 from realrl.sweep import load_sweep
-from realrl.sweep.outcome import read_metrics
-from realrl.train.debug import BadUpdate, replay, save_bad_update
+from realrl.training.debug import BadUpdate, replay, save_bad_update
 from realrl.types import Batch, Problem, Prompt
 
 CAMPAIGN = bool(os.environ.get("REALRL_CAMPAIGN"))
@@ -234,7 +234,7 @@ def test_run_folders(tmp_path):
             except RealrlError:
                 continue
             assert "<html" in page
-            assert isinstance(read_metrics(run_folder), list)
+            assert all(record["kind"] in ("round", "evaluation") for record in read_records(run_folder / "metrics.jsonl")[0])
             assert isinstance(closing_lines(run_folder, 1), list)
         file.write_bytes(whole)
 
@@ -258,8 +258,8 @@ def test_odd_records_of_metrics(tmp_path, record):
     render_page(report_data([run_folder]))
     closing_lines(run_folder, 1)
     alarms = Alarms()
-    for line in (run_folder / "metrics.jsonl").read_text().splitlines():
-        alarms.check(json.loads(line))
+    for found in read_records(run_folder / "metrics.jsonl")[0]:
+        alarms.check(found)
 
 
 @pytest.mark.parametrize(
@@ -387,7 +387,7 @@ def test_kept_mini_batches(tmp_path, tiny_folder):
     )
     bad = BadUpdate(batch, None, None, -ones, math.nan, 1.0, [], [])
     (tmp_path / "debug").mkdir()
-    file = save_bad_update(tmp_path / "debug", 1, 0, bad)
+    file = save_bad_update(tmp_path / "debug" / "step_000001_update_0.json", 1, 0, bad)
     assert file
     twin = file.with_suffix(".safetensors")
     assert "again, with" in replay(file)

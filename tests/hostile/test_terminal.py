@@ -17,7 +17,7 @@ from made_runs import make_run
 import realrl
 from realrl.eval.progress import Progress
 from realrl.system.terminal import printable
-from realrl.train.display import Display
+from realrl.training.display import Display
 
 SOURCE = Path(realrl.__file__).parent
 # A file's name can hold all of it but the lone surrogate.

@@ -72,8 +72,8 @@ def checkpoint(folder, target):
 
 def prepared(folder, **sections):
     """What a run would start with; its graders are closed."""
-    from realrl.train.distributed import World
-    from realrl.train.setup import prepare
+    from realrl.training.distributed import World
+    from realrl.training.setup import prepare
 
     run = prepare(config_of(folder, **sections), World())
     run.grader.close()
@@ -329,7 +329,7 @@ def test_what_cannot_be_used_is_named(tiny_folder, tmp_path, monkeypatch):
 
 
 def test_resuming_with_other_adapters_is_refused(tiny_folder, tmp_path):
-    from realrl.train.setup import load_policy
+    from realrl.training.setup import load_policy
 
     checkpoint(tiny_folder, tmp_path)
     for model in ({}, {"lora": {"rank": 4, "alpha": 12}}):

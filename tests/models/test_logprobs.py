@@ -320,7 +320,7 @@ def test_learnt_prompts_are_refused():
 def test_single_token_responses(model):
     batch = ragged_batch()
     rows = torch.tensor([1])
-    from realrl.train.batching import select_rows
+    from realrl.training.batching import select_rows
 
     one = select_rows(batch, rows)
     assert one.response_ids.shape == (1, 1)

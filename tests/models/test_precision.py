@@ -6,7 +6,7 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from realrl.config import dump_config, parse_config
+from realrl.config import dump_config, load_config, parse_config
 from realrl.errors import ConfigError
 from realrl.models.precision import (
     leaves_open,
@@ -90,10 +90,11 @@ def test_one_line_says_what_was_chosen_and_a_warning_what_is_slow():
 
 def test_a_resumed_run_keeps_what_it_began_with(tmp_path):
     (tmp_path / "config.toml").write_text(dump_config(settle(recipe(**AUTO), AMX)))
-    kept = settle_as_before(recipe(**AUTO), tmp_path)
+    before = load_config(tmp_path / "config.toml")
+    kept = settle_as_before(recipe(**AUTO), before)
     assert kept == settle(recipe(**AUTO), AMX) and settle(kept, AVX2) == kept
     # What the resuming command names itself goes before.
-    assert settle_as_before(recipe({"autocast": "none"}, AUTO["sampling"]), tmp_path).model.autocast == "none"
+    assert settle_as_before(recipe({"autocast": "none"}, AUTO["sampling"]), before).model.autocast == "none"
 
 
 def test_measured_rates_are_whole_and_go_through_a_file():

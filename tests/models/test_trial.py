@@ -192,11 +192,13 @@ def test_a_sampler_is_tried_again_for_longer_rows(tiny_folder):
 
 
 def test_a_sampler_of_other_weights_stops_the_run_at_its_first_step(tiny_folder):
-    from realrl.train.batching import make_batch, select_rows
-    from realrl.train.distributed import World
-    from realrl.train.loop import check_sampler, update_policy
-    from realrl.train.rollouts import Collector
-    from realrl.train.setup import prepare
+    from realrl.training.batching import make_batch
+    from realrl.training.check_sampler import check_sampler
+    from realrl.training.distributed import World
+    from realrl.training.progress import Progress
+    from realrl.training.rollouts import Collector
+    from realrl.training.setup import prepare
+    from realrl.training.update import update_policy
 
     for wrong in (False, True):
         config = config_of(tiny_folder, sampling={"steps_ahead": 1, "dtype": "same"}, model={"autocast": "none"})
@@ -210,6 +212,6 @@ def test_a_sampler_of_other_weights_stops_the_run_at_its_first_step(tiny_folder)
         run.grader.close()
         batch = make_batch(collected.prompts, collected.rollouts, collected.verdicts, run.device)
         batch.rewards[::2] = 1 - batch.rewards[::2]
-        first = update_policy(run, batch, 0, 0)[0][0]
+        first = update_policy(run, batch, Progress(seed=0))[0]
         with pytest.raises(TrainingError, match="nats a token on the first rollouts.*check-model") if wrong else nullcontext():
-            check_sampler(run.config, select_rows(batch, first.rows), first.report)
+            check_sampler(run.config, batch, first)

@@ -23,12 +23,12 @@ ALLOWED = {
     "models": BASE | {"data"},
     "sampling": BASE | {"models"},
     "eval": BASE | {"rundir", "verifier", "data", "rewards", "models", "sampling"},
-    "train": BASE | {"rundir", "verifier", "data", "rewards", "models", "sampling", "eval"},
+    "training": BASE | {"rundir", "verifier", "data", "rewards", "models", "sampling", "eval"},
     "figures": BASE | {"rundir"},
     "sweep": BASE | {"rundir", "models", "eval", "figures"},
     "report": BASE | {"rundir", "rewards", "models", "eval", "figures"},
     "integrations": BASE | {"data", "rewards", "models"},
-    "cli": BASE | {"rundir", "data", "rewards", "train", "eval", "figures", "sweep", "report", "integrations"},
+    "cli": BASE | {"rundir", "data", "rewards", "training", "eval", "figures", "sweep", "report", "integrations"},
     "__main__": {"cli"},
 }
 FILES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")

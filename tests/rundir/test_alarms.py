@@ -14,7 +14,7 @@ def rounds(**series):
     columns = {names[key]: values for key, values in series.items()}
     columns.setdefault("reward/mean", [0.5] * len(next(iter(series.values()))))
     rows = zip(*columns.values(), strict=True)
-    return [{"step": step, **dict(zip(columns, row, strict=True))} for step, row in enumerate(rows, start=1)]
+    return [{"step": step, "kind": "round", **dict(zip(columns, row, strict=True))} for step, row in enumerate(rows, start=1)]
 
 
 def rung(records):
@@ -24,7 +24,7 @@ def rung(records):
 
 def evaluation(step, accuracy, problems=100):
     error = math.sqrt(accuracy * (1 - accuracy) / problems)
-    return {"step": step, "eval/a/b/sampled/accuracy": accuracy, "eval/a/b/sampled/standard_error": error}
+    return {"step": step, "kind": "evaluation", "eval/a/b/sampled/accuracy": accuracy, "eval/a/b/sampled/standard_error": error}
 
 
 @pytest.mark.parametrize(
@@ -85,11 +85,12 @@ def test_entropy_length_and_gradient():
 
 def test_odd_values_ring_nothing():
     odd = [math.inf, "x", None, [], 10**400, 1e200, -1e200, True]
-    assert rung([{"step": 1, "reward/mean": value, "grad/norm": value, "eval/a/accuracy": value} for value in odd * 5]) == []
-    assert rung([{"step": 1, "eval/a/b/c/accuracy": value} for value in odd]) == []
+    of_rounds = {"reward/mean", "grad/norm", "eval/a/accuracy"}
+    assert rung([{"step": 1, "kind": "round", **dict.fromkeys(of_rounds, value)} for value in odd * 5]) == []
+    assert rung([{"step": 1, "kind": "evaluation", "eval/a/b/c/accuracy": value} for value in odd]) == []
 
 
 def test_a_value_that_is_not_finite_is_as_one_that_was_not_recorded():
     records = rounds(entropy=[1.0] * 10 + [math.nan] * 3 + [0.05] * 20)
-    saved = [{name: value for name, value in record.items() if math.isfinite(value)} for record in records]
+    saved = [{name: value for name, value in record.items() if value == value} for record in records]
     assert rung(records) == rung(saved) == [(25, "the entropy collapsed", "entropy")]

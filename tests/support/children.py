@@ -16,20 +16,20 @@ from small_runs import HERE, recipe
 
 # What a run does, and the functions in which it does it.
 PHASES = {
-    "emptying": ["realrl.train:_empty"],
-    "config": ["realrl.train:write_recipe", "realrl.train:record_environment"],
-    "rewinding": ["realrl.train:MetricsFile", "realrl.train:take_back_alarms"],
-    "sampling": ["realrl.train.rollouts:Collector._sample"],
+    "emptying": ["realrl.training.run:_empty"],
+    "config": ["realrl.training.run:write_recipe", "realrl.training.run:record_environment"],
+    "rewinding": ["realrl.training.run:MetricsFile", "realrl.training.run:take_back_alarms"],
+    "sampling": ["realrl.training.rollouts:Collector._sample"],
     "grading": ["realrl.rewards:Grading.verdicts"],
-    "backward": ["realrl.train.step:GradientStep.backward"],
+    "backward": ["realrl.training.gradient:MiniBatchGradient.backward"],
     "optimizer": ["torch.optim:AdamW.step"],
     "metrics": ["realrl.rundir.metrics:MetricsFile.write"],
-    "alarms": ["realrl.train.recorder:Recorder.alarm"],
-    "rollouts": ["realrl.train.recorder:write_rollouts"],
-    "evaluating": ["realrl.train.recorder:Recorder.evaluate"],
-    "checkpoint": ["realrl.train.checkpoint:_write_checkpoint"],
-    "naming": ["realrl.train.checkpoint:_put"],
-    "pruning": ["realrl.train.checkpoint:_remove"],
+    "alarms": ["realrl.training.recorder:Recorder.alarm"],
+    "rollouts": ["realrl.training.recorder:write_rollouts"],
+    "evaluating": ["realrl.training.run:evaluate_held_out", "realrl.training.loop:evaluate_held_out"],
+    "checkpoint": ["realrl.training.checkpoint:_write_checkpoint"],
+    "naming": ["realrl.training.checkpoint:_put"],
+    "pruning": ["realrl.training.checkpoint:_remove"],
 }
 
 

@@ -5,4 +5,4 @@ import torch  # noqa: F401
 import transformers.models.qwen2.modeling_qwen2  # noqa: F401
 
 import realrl.cli  # noqa: F401
-import realrl.train  # noqa: F401
+import realrl.training  # noqa: F401

@@ -1,4 +1,4 @@
-"""What each rank of tests/train/test_distributed.py runs: the three optimizer steps of test_exactness.
+"""What each rank of tests/training/test_distributed.py runs: the three optimizer steps of test_exactness.
 
 `cases` is JSON: name → [objective, train options]. Rank 0 writes each case's weights and losses to `out` (safetensors).
 """
@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from three_steps import three_steps
 
-from realrl.train.distributed import join_world
+from realrl.training.distributed import join_world
 
 
 def main(folder: str, out: str, cases: str) -> None:

@@ -7,9 +7,10 @@ from realrl.models import Reference, load_model
 from realrl.models.logprobs import layout_of
 from realrl.objectives import build_objective
 from realrl.sampling import whole
-from realrl.train.distributed import World, shard
-from realrl.train.loop import update_policy
-from realrl.train.setup import Run
+from realrl.training.distributed import World, shard
+from realrl.training.progress import Progress
+from realrl.training.setup import Run
+from realrl.training.update import update_policy
 from realrl.types import Batch, Problem, Prompt
 
 GROUPS = [0] * 5 + [1] * 3 + [2] * 4 + [3] * 1 + [4] * 6 + [5] * 2
@@ -72,6 +73,6 @@ def three_steps(folder, objective, world=None, **train):
         world=world,
         **dict.fromkeys(("tokenizer", "sampler", "grader", "prompts", "held_out", "rates", "notes")),
     )
-    updates, _ = update_policy(run, ragged_batch(model.config.vocab_size), step=0, bad_in_a_row=0)
+    updates = update_policy(run, ragged_batch(model.config.vocab_size), Progress(seed=0))
     assert len(updates) == 3 and all(update.finite for update in updates)
     return torch.cat([whole(p.detach()).flatten() for p in model.parameters()]), updates

@@ -32,7 +32,7 @@ for module in pkgutil.walk_packages(realrl.__path__, "realrl."):
 def test_every_module_is_imported_where_posix_modules_are_missing():
     done = subprocess.run([sys.executable, "-c", IMPORT_ALL], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert {"realrl.rundir.lock", "realrl.train.loop", "realrl.verifier.pool", "realrl.sweep.processes"} <= set(
+    assert {"realrl.rundir.lock", "realrl.training.loop", "realrl.verifier.pool", "realrl.sweep.processes"} <= set(
         done.stdout.split()
     )
 

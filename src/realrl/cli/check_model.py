@@ -21,7 +21,7 @@ def check_model(
     trust_remote_code: Annotated[bool, typer.Option(help="Run Python code that comes with the model.")] = False,
 ) -> None:
     """Check that a model's log-probabilities, gradients and samples are exact, in float32 against plain transformers."""
-    from realrl.train.check_model import CHECKS, QUICK, check_model
+    from realrl.training.check_model import CHECKS, QUICK, check_model
 
     quiet_libraries()
     wrong = False

@@ -22,7 +22,7 @@ def debug_batch(
     ] = False,
 ) -> None:
     """Compute again a mini-batch whose loss or gradient was not finite, and show which values are not finite."""
-    from realrl.train.debug import replay
+    from realrl.training.debug import replay
 
     quiet_libraries()
     say(replay(Path(file), model, trust_remote_code=trust_remote_code))

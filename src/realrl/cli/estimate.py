@@ -29,7 +29,7 @@ def estimate(
 ) -> None:
     """Estimate the time, memory and disk of a recipe. On another machine: realrl estimate RECIPE.toml --flops 4e14 --gpus 8"""
     from realrl.config import load_config
-    from realrl.train import estimate as lines_of
+    from realrl.training import estimate as lines_of
 
     config = load_config(recipe, parse_overrides(context.args))
     quiet_libraries()

@@ -13,7 +13,7 @@ from realrl.system.terminal import printable
 
 if TYPE_CHECKING:
     from realrl.config import Config
-    from realrl.train import Summary
+    from realrl.training import Summary
 
 
 def train(
@@ -42,7 +42,7 @@ def train(
     saved (a second signal stops at once); 1 after an error.
     """
     from realrl.config import load_config
-    from realrl.train import train as run_training
+    from realrl.training import train as run_training
 
     overrides = parse_overrides(context.args) | ({"data.strict": "true"} if strict else {})
     config = load_config(recipe, overrides)
@@ -64,7 +64,7 @@ def train(
 
 def _print_summary(summary: Summary, recipe: str, overrides: dict[str, str], config: Config) -> None:
     """Print the results of a run and the commands that continue from it."""
-    from realrl.report.closing import closing_lines
+    from realrl.rundir.closing import closing_lines
 
     def command(**changed: str) -> str:
         words = (overrides | {name.replace("_", "."): value for name, value in changed.items()}).items()

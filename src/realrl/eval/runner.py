@@ -69,19 +69,36 @@ def evaluate(
     params: SamplingParams,
     seed: int,
 ) -> EvalResult:
-    """`samples` responses to each prompt, graded. Rows come in the order of the prompts; every sample has a seed of its own."""
+    """`samples` graded responses to each prompt. Rows come in the order of the prompts; every sample has a seed of its own."""
+    rows = graded_rows(sampler, list(enumerate(prompts)), grader, samples=samples, params=params, seed=seed)
+    return summarise(rows, samples)
+
+
+def graded_rows(
+    sampler: Sampler,
+    prompts: Sequence[tuple[int, Prompt]],
+    grader: Grader,
+    *,
+    samples: int,
+    params: SamplingParams,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """`samples` graded responses to each of the numbered prompts, ordered by prompt, then by sample.
+
+    The draws depend on a prompt's number, so that several processes may share the prompts of a data set.
+    """
     rollouts = sampler.sample(
-        [prompt.token_ids for prompt in prompts],
+        [prompt.token_ids for _, prompt in prompts],
         group_size=samples,
         params=params,
-        seeds=[derive_seed(seed, prompt, sample) for prompt in range(len(prompts)) for sample in range(samples)],
+        seeds=[derive_seed(seed, number, sample) for number, _ in prompts for sample in range(samples)],
     )
-    problems = [prompt.problem for prompt in prompts]
+    problems = [prompt.problem for _, prompt in prompts]
     generations = [
         Generation(problems[r.prompt_index].id, index % samples, "", r.text, len(r.token_ids), r.truncated)
         for index, r in enumerate(rollouts)
     ]
-    return grade_generations(problems, generations, grader, samples=samples)
+    return _grade(problems, generations, grader, samples)
 
 
 def grade_generations(
@@ -96,6 +113,16 @@ def grade_generations(
 
     Raises AssertionError where the generations are not exactly those.
     """
+    return summarise(_grade(problems, generations, grader, samples, progress), samples)
+
+
+def _grade(
+    problems: Sequence[Problem],
+    generations: Sequence[Generation],
+    grader: Grader,
+    samples: int,
+    progress: Callable[[int], None] | None = None,
+) -> list[dict[str, Any]]:
     expected = [(problem.id, sample) for problem in problems for sample in range(samples)]
     if [(generation.id, generation.sample) for generation in generations] != expected:
         raise AssertionError(f"got {len(generations)} generations; need those of {len(problems)} problems × {samples} samples")
@@ -120,7 +147,7 @@ def grade_generations(
                 "answer_missed": answer_missed(generation.response, problem.golds, verdict.status, verdict.extracted),
             }
         )
-    return summarise(rows, samples)
+    return rows
 
 
 def answer_missed(response: str, golds: Sequence[str], status: str, extracted: str | None) -> bool:

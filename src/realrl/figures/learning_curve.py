@@ -10,7 +10,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
-from realrl.rundir.runs import read_records
+from realrl.rundir.metrics import read_records
+from realrl.rundir.paths import RunPaths
 
 
 def learning_curve(run_dir: Path, output: Path) -> None:
@@ -18,7 +19,7 @@ def learning_curve(run_dir: Path, output: Path) -> None:
 
     What a run did not record, or recorded in lines that are broken, is left out.
     """
-    records, _ = read_records(Path(run_dir) / "metrics.jsonl")
+    records, _ = read_records(RunPaths(Path(run_dir)).metrics)
     steps = [(record["step"], record) for record in records if "reward/mean" in record]
     figure, axis = plt.subplots(figsize=(8, 4.5))
     if steps:

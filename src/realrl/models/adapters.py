@@ -49,7 +49,7 @@ def add_lora(model: PreTrainedModel, lora: LoraSection, *, seed: int) -> None:
 def load_adapter(model: PreTrainedModel, folder: Path) -> None:
     """Put the LoRA that `save_pretrained` or PEFT wrote into `folder` into its base model, ready to be trained further."""
     peft: Any = _peft(f"the adapter {folder}")
-    if settings_of(folder).get("megatron_config"):
+    if gradient_settings(folder).get("megatron_config"):
         # PEFT would import the module that megatron_core names.
         raise ConfigError(f"{folder / ADAPTER_CONFIG} names code in megatron_config, which is not run here; take it out")
     try:
@@ -76,7 +76,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> None:
         raise ConfigError(f"{folder} does not fit its base model: {', '.join([*absent, *result.unexpected_keys][:3])}")
 
 
-def settings_of(folder: Path) -> dict[str, Any]:
+def gradient_settings(folder: Path) -> dict[str, Any]:
     """What the adapter's configuration file holds; ConfigError where it is damaged."""
     try:
         settings = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
@@ -89,7 +89,7 @@ def settings_of(folder: Path) -> dict[str, Any]:
 
 def base_of(folder: Path) -> str:
     """`base_model_name_or_path` of the adapter in `folder`; ConfigError where it names none."""
-    base = settings_of(folder).get("base_model_name_or_path")
+    base = gradient_settings(folder).get("base_model_name_or_path")
     if not base:
         raise ConfigError(f"{folder / ADAPTER_CONFIG} does not say which model the adapter belongs to: base_model_name_or_path")
     return str(base)

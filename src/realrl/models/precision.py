@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
-from realrl.config import Config, load_config
+from realrl.config import Config
 from realrl.system.hardware import Rates, Speed
 
 # The keys of a recipe that "auto" may stand for.
@@ -40,9 +39,8 @@ def settle(config: Config, rates: Rates) -> Config:
     return _with(config, {"model": {"dtype": dtype, "autocast": autocast}, "sampling": {"dtype": sampled}})
 
 
-def settle_as_before(config: Config, folder: Path) -> Config:
-    """The recipe with each "auto" replaced by what the run in `folder` decided when it began."""
-    before = load_config(folder / "config.toml")
+def settle_as_before(config: Config, before: Config) -> Config:
+    """The recipe with each "auto" replaced by what `before`, the recipe that a run has saved, decided."""
     changes: dict[str, dict[str, str]] = {"model": {}, "sampling": {}}
     for section, key in _KEYS:
         if getattr(getattr(config, section), key) == "auto":

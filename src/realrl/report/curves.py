@@ -12,6 +12,7 @@ import numpy as np
 
 from realrl.figures.ratios import ABOVE, BELOW, EPSILON, token_ratios
 from realrl.figures.statistics import NORMAL, mean_of
+from realrl.rundir.metrics import is_accuracy
 from realrl.rundir.runs import RunRecord, rollout_numbers
 
 # Points of one curve: at most the first number, and fewer where many series share the page.
@@ -143,11 +144,6 @@ def ratios_of(runs: Sequence[RunRecord]) -> dict[str, Any] | None:
         "dropped": np.sum([one.dropped for one in counts], axis=0).tolist(),
         "epsilon": EPSILON,
     }
-
-
-def is_accuracy(name: str) -> bool:
-    """Whether a metric is a held-out accuracy: `eval/SET/MODE/accuracy`."""
-    return name.startswith("eval/") and name.endswith("/accuracy") and name.count("/") >= 3
 
 
 def set_name(name: str) -> str:

@@ -13,9 +13,10 @@ from realrl.errors import DataError
 from realrl.eval.benchmarks import COLUMNS, PAPER_ROWS, PAPER_SOURCE, paper_column
 from realrl.eval.intervals import interval
 from realrl.figures.statistics import NORMAL, mean_of
-from realrl.report.curves import is_accuracy, set_name
+from realrl.report.curves import set_name
+from realrl.rundir.metrics import is_accuracy
+from realrl.rundir.paths import RunPaths
 from realrl.rundir.runs import RunGroup, RunRecord, read_columns
-from realrl.system.files import file_name
 
 
 def held_out_rows(group: RunGroup) -> list[dict[str, Any]]:
@@ -75,7 +76,7 @@ def paper_tables() -> dict[str, Any]:
 def _interval_over_problems(run: RunRecord, name: str, step: int) -> tuple[str, float | None, float | None]:
     """The bootstrap interval over the problems of a stored evaluation; without the file, from the standard error."""
     data_set, mode, _ = name.removeprefix("eval/").rsplit("/", 2)
-    columns = read_columns(run.folder / "eval" / f"{file_name(data_set)}_{mode}_step_{step:06}.parquet", ("id", "status"))
+    columns = read_columns(RunPaths(run.folder).evaluation_of(data_set, mode, step), ("id", "status"))
     if columns and len(columns) == 2 and columns["id"]:
         right: dict[str, list[bool]] = {}
         for key, status in zip(columns["id"], columns["status"], strict=True):

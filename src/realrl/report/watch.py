@@ -11,9 +11,9 @@ from pathlib import Path
 from realrl.errors import ConfigError, DataError, RealrlError
 from realrl.report.page import policy, render_page, script_json
 from realrl.report.report import report_data
+from realrl.rundir.paths import RunPaths
 
 _ADDRESS = "127.0.0.1"
-_FILES = ("config.toml", "metrics.jsonl", "alarms.txt", "environment.json")
 
 
 class WatchServer(ThreadingHTTPServer):
@@ -26,7 +26,7 @@ class WatchServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, folder: Path, port: int = 0) -> None:
-        if folder.exists() and not (folder / "config.toml").is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and not RunPaths(folder).config.is_file() and (not folder.is_dir() or any(folder.iterdir())):
             raise DataError(
                 f"{folder} is no run folder: it has no config.toml; give the folder that run.dir of the recipe named"
             )
@@ -54,16 +54,17 @@ class WatchServer(ThreadingHTTPServer):
         with self._lock:
             state = self._look()
             if state != self._state:
-                folders = [self._folder] if (self._folder / "config.toml").is_file() else []
+                folders = [self._folder] if RunPaths(self._folder).config.is_file() else []
                 body = script_json(report_data(folders)).encode("utf-8")
                 self._data, self._state = (body, f'"{hashlib.sha256(body).hexdigest()[:16]}"'), state
             return self._data
 
     def _look(self) -> object:
         """What changes when the run has written something."""
-        paths = [self._folder / name for name in _FILES] + [self._folder / name for name in ("rollouts", "eval", "checkpoints")]
+        paths = RunPaths(self._folder)
+        files = (paths.config, paths.metrics, paths.alarms, paths.environment)
         state = []
-        for path in paths:
+        for path in (*files, paths.rollouts, paths.evaluations, paths.checkpoints):
             try:
                 found = path.stat()
             except OSError:

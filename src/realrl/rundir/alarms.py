@@ -1,4 +1,4 @@
-"""When a run is inert, at fault or collapsing: rules over the records of metrics.jsonl, each threshold with its reason."""
+"""Alarms of runs that learn nothing, fail or collapse: rules over the records of metrics.jsonl, and the file alarms.txt."""
 
 from __future__ import annotations
 
@@ -13,9 +13,6 @@ from typing import Any, Literal
 
 from realrl.config import AlarmKind
 from realrl.system.files import write_whole
-
-# A metric that the record of every sampling round has; others hold an evaluation.
-STEP_RECORD = "reward/mean"
 
 # One round may be odd; three in a row are not.
 _PATIENCE = 3
@@ -41,20 +38,26 @@ _LENGTH_RISE = 2.0
 _JUMP = 10.0
 _NORMS = 20
 _FEWEST_NORMS = 10
-# Its square is still a number.
+# Larger values count as not recorded; the square of this one is still a float.
 _LARGEST = 1e100
 
 _REMEDY = "lower optim.lr or take fewer optimizer steps a round, and begin again or at a checkpoint from before it"
 HELD_OUT = "held-out accuracy collapsed"
-GRADER = "the grader failed on"
+
+# Those of `train.stop_on`, and those that stop no run.
+Kind = (
+    AlarmKind
+    | Literal["no_signal", "truncated", "no_answer", "unknown_tokens", "no_gradient", "nonfinite", "sampler_gap", "grader"]
+)
+Level = Literal["ALARM", "WARNING"]
 
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """What rang; `kind` is empty for an alarm that `train.stop_on` does not name."""
+    """What rang."""
 
+    kind: Kind
     text: str
-    kind: AlarmKind | Literal[""] = ""
 
 
 class _Track:
@@ -87,16 +90,18 @@ class _Track:
 
 
 class _Past:
-    """What the rules look at: the newest round, and metrics over the rounds."""
+    """What the rules look at: the newest round, what the grader failed on in it, and metrics over the rounds."""
 
     def __init__(self) -> None:
         self.now: Mapping[str, float] = {}
+        self.failures = ""
         self.reward, self.entropy, self.length, self.norm = _Track(), _Track(), _Track(), _Track()
 
-    def add(self, record: Mapping[str, float]) -> None:
+    def add(self, record: Mapping[str, float], failures: str) -> None:
         self.now = record
-        self.reward.add(record[STEP_RECORD])
-        # Where no rollout was computed there is no entropy, and no gradient.
+        self.failures = failures
+        self.reward.add(record.get("reward/mean"))
+        # A round without a computed rollout has neither entropy nor gradient.
         if record.get("compute/rollouts_share", 1) > 0:
             self.entropy.add(record.get("policy/entropy"))
             self.norm.add(record.get("grad/norm"))
@@ -111,13 +116,16 @@ class _Past:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """An alarm that rings when `holds` has held for `patience` rounds in a row, one with a `kind` once in a run; `figures` end
-    its text."""
+    """An alarm that rings when `holds` has held for `patience` rounds in a row, with `once` only once in a run.
 
+    Its text ends with `figures`.
+    """
+
+    kind: Kind
     text: str
     holds: Callable[[_Past], bool]
     patience: int = _PATIENCE
-    kind: AlarmKind | Literal[""] = ""
+    once: bool = False
     figures: Callable[[_Past], str] = lambda past: ""
 
 
@@ -132,110 +140,130 @@ def _jumped(past: _Past) -> bool:
 
 RULES = (
     Rule(
+        "no_signal",
         "every group is all right or all wrong, so no rollout teaches anything: change the task's difficulty, the temperature "
         "or sampling.group_size",
         lambda past: past.is_("groups/mixed", 0),
     ),
     Rule(
+        "truncated",
         "every response hits sampling.max_new_tokens: raise it or ask for shorter answers",
         lambda past: past.is_("response/truncated_share", 1),
     ),
     Rule(
+        "no_answer",
         "no answer could be extracted from any response: check the prompt (data.system_prompt, data.prompt_suffix, "
         "data.examples) and reward.type",
         lambda past: past.is_("format/no_answer_share", 1),
     ),
     Rule(
+        "unknown_tokens",
         "responses hold token ids that the tokenizer does not know (response/unknown_token_share), so that their text lacks "
         "them: take the tokenizer that belongs to the model; models have such ids for the size of their matrices",
         lambda past: past.above("response/unknown_token_share", 0),
         patience=1,
     ),
-    Rule("the gradient is exactly 0", lambda past: past.is_("grad/norm", 0)),
+    Rule("no_gradient", "the gradient is exactly 0", lambda past: past.is_("grad/norm", 0)),
     Rule(
+        "nonfinite",
         "the loss or the gradient is not finite; the update was skipped",
         lambda past: past.above("train/nonfinite", 0),
         patience=1,
     ),
     Rule(
+        "sampler_gap",
         f"sampler and trainer differ by more than {_SAMPLER_GAP:g} nats a token (sampler/logprob_gap): the weights may not "
         "reach the sampler; compare sampling.dtype with model.dtype, or set sampling.importance_cap",
         lambda past: past.above("sampler/logprob_gap", _SAMPLER_GAP),
     ),
     Rule(
+        "collapse",
         "the reward collapsed",
         lambda past: _fell(past.reward.last, past.reward.best, _REWARD_ERRORS * math.sqrt(2) * past.reward.error),
         patience=1,
-        kind="collapse",
+        once=True,
         figures=lambda past: (
             f": {past.reward.last:.3f} in the last {_WINDOW} rounds, {past.reward.best:.3f} in the best; {_REMEDY}"
         ),
     ),
     Rule(
+        "entropy",
         "the entropy collapsed",
         lambda past: past.entropy.last < _ENTROPY_FALL * past.entropy.start and past.reward.last < _SOLVED,
-        kind="entropy",
+        once=True,
         figures=lambda past: (
             f": {past.entropy.last:.3g} nats in the last {_WINDOW} rounds, {past.entropy.start:.3g} in the "
             "first: the policy repeats itself; lower optim.lr or add objective.kl"
         ),
     ),
     Rule(
+        "entropy",
         "the entropy exploded",
         lambda past: past.entropy.last > _ENTROPY_RISE * past.entropy.start,
-        kind="entropy",
+        once=True,
         figures=lambda past: (
             f": {past.entropy.last:.3g} nats in the last {_WINDOW} rounds, {past.entropy.start:.3g} in the "
             "first: responses become random; lower optim.lr"
         ),
     ),
     Rule(
+        "length",
         "responses grow without a higher reward",
         lambda past: past.length.last > _LENGTH_RISE * past.length.start and past.reward.last <= past.reward.start,
-        kind="length",
+        once=True,
         figures=lambda past: (
             f": {past.length.last:.0f} tokens in the last {_WINDOW} rounds, {past.length.start:.0f} in the "
             "first; lower optim.lr or add objective.kl"
         ),
     ),
     Rule(
+        "gradient",
         "the gradient norm jumped",
         _jumped,
-        kind="gradient",
+        once=True,
         figures=lambda past: (
             f" to {past.norm.recent[-1]:.3g}, more than {_JUMP:g} times the median of the rounds before; lower "
             "optim.lr or optim.max_grad_norm"
         ),
     ),
+    Rule(
+        "grader",
+        "the grader failed on",
+        lambda past: past.above("reward/grader_errors", 0),
+        patience=1,
+        figures=lambda past: f" {past.failures}",
+    ),
 )
 
 
 class Alarms:
-    """Says of each record of metrics.jsonl, in their order, which alarms ring."""
+    """Tells which alarms the records of metrics.jsonl ring; the records come in their order."""
 
     def __init__(self) -> None:
         self._past = _Past()
-        self._held: dict[str, int] = {}
+        # How often in a row each rule, or the fall of each held-out accuracy, has held.
+        self._held: dict[Rule | str, int] = {}
         self._best: dict[str, tuple[float, float]] = {}
 
     def check(self, record: Mapping[str, Any], failures: str = "") -> list[Alarm]:
-        """The alarms of one record, of a round or of an evaluation; `failures`: how many responses the grader failed on, and
-        the first reason. What is no finite number counts as not recorded."""
-        record = {name: value for name, value in record.items() if isinstance(value, int | float) and abs(value) < _LARGEST}
-        if STEP_RECORD not in record:
-            return list(self._held_out(record))
-        self._past.add(record)
-        rung = [
-            Alarm(rule.text + rule.figures(self._past), rule.kind)
-            for rule in RULES
-            if self._rings(rule.text, rule.holds(self._past), rule.patience, once=bool(rule.kind))
-        ]
-        failed = record.get("reward/grader_errors", 0) > 0
-        return [*rung, Alarm(f"{GRADER} {failures}")] if self._rings(GRADER, failed, 1) else rung
+        """The alarms of one record, whose `kind` says whether it is a round's or an evaluation's.
 
-    def _rings(self, name: str, holds: bool, patience: int, *, once: bool = False) -> bool:
+        `failures` says how many responses the grader failed on, and the first reason. A value that is no finite number counts
+        as not recorded.
+        """
+        numbers = {name: value for name, value in record.items() if isinstance(value, int | float) and abs(value) < _LARGEST}
+        if record["kind"] == "evaluation":
+            return list(self._held_out(numbers))
+        self._past.add(numbers, failures)
+        return [
+            Alarm(rule.kind, rule.text + rule.figures(self._past))
+            for rule in RULES
+            if self._rings(rule, rule.holds(self._past), rule.patience, once=rule.once)
+        ]
+
+    def _rings(self, name: Rule | str, holds: bool, patience: int, *, once: bool = False) -> bool:
         held = self._held.get(name, 0)
-        # One that rings once stays at its patience and goes past it.
+        # An alarm that rings once counts on when its condition ends, so that it does not come to its patience again.
         self._held[name] = held + 1 if holds or (once and held >= patience) else 0
         return self._held[name] == patience
 
@@ -250,12 +278,34 @@ class Alarms:
             if self._rings(name, _fell(value, best, _HELD_OUT_ERRORS * math.hypot(error, best_error)), 1, once=True):
                 data_set, _, mode = name.removeprefix("eval/").removesuffix("/accuracy").rpartition("/")
                 yield Alarm(
-                    f"{HELD_OUT}: {data_set}, {mode}, is {value:.3f} ± {error:.3f} and was {best:.3f}; {_REMEDY}", "collapse"
+                    "collapse",
+                    f"{HELD_OUT}: {data_set}, {mode}, is {value:.3f} ± {error:.3f} and was {best:.3f}; {_REMEDY}",
                 )
 
 
+def alarm_line(step: int, text: str, level: Level) -> str:
+    """A line of alarms.txt, without its line break."""
+    return f"step {step}: {level}: {text}"
+
+
+def append_alarm(path: Path, step: int, text: str, level: Level) -> None:
+    """Add a line to alarms.txt. Raises OSError."""
+    with path.open("a") as file:
+        file.write(alarm_line(step, text, level) + "\n")
+
+
+def read_alarms(path: Path) -> list[tuple[int, str]]:
+    """(step, text) of each line of alarms.txt that is an alarm; none without the file. A warning's text says that it is one."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    matches = (re.fullmatch(r"step (\d{1,15}): (?:ALARM: )?(.*)", line) for line in lines)
+    return [(int(match[1]), match[2]) for match in matches if match]
+
+
 def take_back_alarms(path: Path, resume_step: int) -> None:
-    """Remove the alarms of the steps after a checkpoint, which ring again. Raises OSError."""
+    """Remove the alarms of the rounds after a checkpoint; the resumed run raises them again. Raises OSError."""
     if path.exists():
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
         steps = [re.match(r"step (\d+): .*\n", line) for line in lines]

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 import realrl
+from realrl.rundir.paths import RunPaths
 from realrl.system.files import write_whole
 from realrl.system.hardware import Rates
 from realrl.system.platforms import usable_cpus
@@ -25,7 +26,7 @@ _PACKAGES = ("torch", "transformers", "vllm", "peft", "bitsandbytes")
 def record_environment(folder: Path, ranks: int, rates: Rates) -> None:
     """Append this start, with the measured rates in FLOP/s, to `folder/environment.json`, a list: a resumed run may go on
     elsewhere, or with other versions."""
-    path = folder / "environment.json"
+    path = RunPaths(folder).environment
     try:
         entries = json.loads(path.read_text())
     except (FileNotFoundError, ValueError):

@@ -10,25 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from realrl.errors import ConfigError
+from realrl.rundir.paths import RunPaths
 from realrl.system.platforms import try_lock
-
-LOCK = "train.lock"
-
-
-def is_run_folder(folder: Path) -> bool:
-    """Whether a run made the folder, or it is empty, as a run that ended at its very beginning leaves it."""
-    return not any(folder.iterdir()) or any((folder / name).is_file() for name in ("config.toml", LOCK))
 
 
 class RunLock:
     """The lock on a run folder, a file in it that names the owner; a context manager that frees it.
 
-    On a network file system it holds across hosts where the file system passes locks on (NFS from version 3 on as mounted by
-    default, not with `nolock` or `local_lock`). `notes` says what is known where it may not.
+    On a network file system it holds across hosts if the file system passes locks on (NFS from version 3 on as mounted by
+    default, not with `nolock` or `local_lock`). `notes` has a warning for each case in which it may not hold.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / LOCK
+        self._path = RunPaths(folder).lock
         self._descriptor: int | None = None
         self.notes: list[str] = []
 
@@ -38,8 +32,10 @@ class RunLock:
         return self._descriptor is not None
 
     def take(self) -> None:
-        """Own the folder, which has to exist. Raises ConfigError where another process does, OSError where the lock's file
-        cannot be written."""
+        """Take the lock of the folder, which has to exist.
+
+        Raises ConfigError where another process has it, and OSError where its file cannot be written.
+        """
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             taken = try_lock(descriptor)
@@ -55,7 +51,7 @@ class RunLock:
             raise ConfigError(
                 f"{self._path.parent} is in use by {_describe(owner)}; wait for it or stop it, or choose another --run.dir"
             )
-        # An owner that ended cleanly took its name out.
+        # An owner that ended cleanly has removed its name.
         last = _owner(descriptor)
         if last and last.get("host") != socket.gethostname():
             self.notes.append(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,9 +15,11 @@ import pyarrow.parquet as pq
 
 from realrl.config import Config, flatten, load_config, read_toml
 from realrl.errors import ConfigError, DataError
+from realrl.rundir.alarms import read_alarms
+from realrl.rundir.metrics import read_records
+from realrl.rundir.paths import RunPaths
 from realrl.rundir.segments import Change, changes_between, earlier_recipes
 
-_STEP = re.compile(r"step_(\d+)\.parquet")
 # Columns of saved rollouts and evaluations that are no text.
 _NUMBERS = {"step", "group", "reward", "score", "weight", "tokens", "truncated"}
 _LISTS = {"token_ids", "log_ratio"}
@@ -32,7 +33,7 @@ class RunRecord:
     """What one run left behind.
 
     `config` has dotted keys; `metrics` holds, for each name, the finite values by step, in the order of steps; `times` the Unix
-    seconds of every record; `environment` one entry for each start (train/environment.py); `alarms` pairs of step and text;
+    seconds of every record; `environment` one entry for each start (rundir/environment.py); `alarms` pairs of step and text;
     `broken` the lines of metrics.jsonl that are no record, but for a last one that a crash tore or that is being written;
     `earlier` the recipes of a run that was resumed with another one, each with its last step, dotted keys too.
     """
@@ -74,12 +75,11 @@ class RunRecord:
 
     def recipe(self) -> Config:
         """The validated recipe; ConfigError where this version of realrl has other keys."""
-        return load_config(self.folder / "config.toml")
+        return load_config(RunPaths(self.folder).config)
 
     def rollout_files(self) -> list[tuple[int, Path]]:
         """(step, file) in the order of steps."""
-        found = ((_STEP.fullmatch(path.name), path) for path in self.folder.glob("rollouts/step_*.parquet"))
-        return sorted((int(match[1]), path) for match, path in found if match)
+        return RunPaths(self.folder).rollout_files()
 
     def rollouts(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """One table for each saved step, of those `columns` that it has, in the order of steps. DataError if unreadable."""
@@ -105,13 +105,14 @@ class RunGroup:
 
 def read_run(folder: Path) -> RunRecord:
     """The run in `folder`, which may have only begun; DataError for a folder that no run made."""
+    paths = RunPaths(folder)
     try:
-        config = read_toml(folder / "config.toml")
+        config = read_toml(paths.config)
     except (FileNotFoundError, NotADirectoryError) as error:
         what = "is no run folder: it has no config.toml" if folder.exists() else "does not exist"
         raise DataError(f"{folder} {what}; give the folder that run.dir of the recipe named") from error
     except (OSError, ConfigError) as error:
-        raise DataError(f"{folder / 'config.toml'} cannot be read: {error}") from error
+        raise DataError(f"{paths.config} cannot be read: {error}") from error
     _check_links(folder)
     try:
         earlier = [(step, flatten(recipe)) for step, recipe in earlier_recipes(folder)]
@@ -119,7 +120,7 @@ def read_run(folder: Path) -> RunRecord:
         raise DataError(f"a former recipe of {folder} cannot be read: {error}") from error
     metrics: dict[str, dict[int, float]] = {}
     times = []
-    records, broken = read_records(folder / "metrics.jsonl")
+    records, broken = read_records(paths.metrics)
     for record in sorted(records, key=lambda record: record["step"]):
         step = record["step"]
         for name, value in record.items():
@@ -131,7 +132,7 @@ def read_run(folder: Path) -> RunRecord:
             else:
                 metrics.setdefault(name, {})[step] = number
     return RunRecord(
-        folder, flatten(config), metrics, sorted(times), _environment(folder), read_alarms(folder), broken, earlier
+        folder, flatten(config), metrics, sorted(times), _environment(paths), read_alarms(paths.alarms), broken, earlier
     )
 
 
@@ -158,7 +159,7 @@ def group_runs(runs: Sequence[RunRecord]) -> list[RunGroup]:
 def broken_lines(run: RunRecord) -> str:
     """What `run.broken` left out of the curves, for a reader."""
     rest = f" and {len(run.broken) - 1} more" if len(run.broken) > 1 else ""
-    return f"line {run.broken[0]}{rest} of {run.folder / 'metrics.jsonl'}: no record of a step"
+    return f"line {run.broken[0]}{rest} of {RunPaths(run.folder).metrics}: no record of a step"
 
 
 def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -210,8 +211,9 @@ def _check_links(folder: Path) -> None:
 
     A folder of the run may be a link itself, to another disk.
     """
-    inside = [folder.resolve(), *(path.resolve() for path in (folder / "rollouts", folder / "eval"))]
-    for place in (folder, folder / "rollouts", folder / "eval"):
+    places = folder, RunPaths(folder).rollouts, RunPaths(folder).evaluations
+    inside = [place.resolve() for place in places]
+    for place in places:
         for path in place.iterdir() if place.is_dir() else ():
             if path.is_symlink() and not path.is_dir() and not any(path.resolve().is_relative_to(root) for root in inside):
                 raise DataError(f"{path} is a link to a file outside of the run; put a copy in its place")
@@ -231,25 +233,6 @@ def _rollout_numbers(path: Path, modified: int) -> dict[str, np.ndarray] | None:
     if columns is None or len(columns) < 3:
         return None
     return {name: np.array(values, dtype=float) for name, values in columns.items()}
-
-
-def read_records(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
-    """The records of metrics.jsonl, and the numbers of the lines before the last that are none."""
-    if not path.is_file():
-        return [], []
-    records: list[dict[str, Any]] = []
-    broken: list[int] = []
-    lines = path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            record = None
-        if isinstance(record, dict) and isinstance(record.get("step"), int) and abs(record["step"]) < 2**53:
-            records.append(record)
-        elif number < len(lines):
-            broken.append(number)
-    return records, broken
 
 
 def _recipe(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -275,9 +258,9 @@ def _labels(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     return labels
 
 
-def _environment(folder: Path) -> list[dict[str, Any]]:
+def _environment(paths: RunPaths) -> list[dict[str, Any]]:
     try:
-        entries = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        entries = json.loads(paths.environment.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return []
     return [_start(entry) for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
@@ -291,13 +274,3 @@ def _start(entry: dict[str, Any]) -> dict[str, Any]:
         "gpus": gpus if isinstance(gpus, list) else [],
         "packages": packages if isinstance(packages, dict) else {},
     }
-
-
-def read_alarms(folder: Path) -> list[tuple[int, str]]:
-    """(step, text) of each line of alarms.txt that is an alarm; none without the file."""
-    try:
-        lines = (folder / "alarms.txt").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    matches = (re.fullmatch(r"step (\d{1,15}): (?:ALARM: )?(.*)", line) for line in lines)
-    return [(int(match[1]), match[2]) for match in matches if match]

@@ -1,18 +1,17 @@
-"""The recipes of a run: config.toml is that of its newest steps; a resumed run with another one keeps those before it."""
+"""The recipes of a run: config.toml is that of its newest rounds; a run resumed with another recipe keeps the earlier ones."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from realrl.config import Config, dump_config, flatten, load_config, read_toml
 from realrl.errors import ConfigError
+from realrl.rundir.paths import RunPaths
 from realrl.system.files import write_whole
 
-_EARLIER = re.compile(r"config_until_step_(\d{1,15})\.toml")
-# With another value of one of these, steps before and after cannot be compared: another task, another measure, another model.
+# Keys that decide the task, the measure or the model: rounds before and after a change of one cannot be compared.
 _COMPARED = (
     "run.seed",
     "model.path",
@@ -27,7 +26,7 @@ _NOT_COMPARED = ("data.strict", "reward.workers", "reward.timeout_s", "reward.me
 
 
 class Change(NamedTuple):
-    """A key of the recipe with another value from the round after `step` on; None where the recipe has no such key."""
+    """A key of the recipe whose value changes after round `step`; None where the recipe has no such key."""
 
     step: int
     key: str
@@ -40,11 +39,11 @@ class Change(NamedTuple):
 
 def earlier_recipes(folder: Path) -> list[tuple[int, dict[str, Any]]]:
     """(last step, recipe) of each segment of the run but the newest, in order. ConfigError for a file that cannot be read."""
-    return [(step, read_toml(path)) for step, path in _earlier_files(folder)]
+    return [(step, read_toml(path)) for step, path in RunPaths(folder).earlier_configs()]
 
 
 def changes_between(recipes: Sequence[tuple[int, Mapping[str, Any]]], newest: Mapping[str, Any]) -> list[Change]:
-    """What differs from each recipe to the next, `newest` being the last; not the folder, as a run may be moved."""
+    """What differs from each recipe to the next, up to `newest`; without `run.dir`, because a run folder may be moved."""
     flat = [flatten(recipe) for recipe in (*(recipe for _, recipe in recipes), newest)]
     return [
         Change(step, key, before.get(key), after.get(key))
@@ -70,31 +69,28 @@ def check_comparable(folder: Path, step: int, config: Config, *, force: bool) ->
 
 
 def write_recipe(folder: Path, step: int, config: Config) -> None:
-    """Make `config` the recipe of the steps after `step`, and keep the one before where it differs. Raises OSError.
+    """Make `config` the recipe of the rounds after `step`, and keep the recipe before it if that differs. Raises OSError.
 
-    Killed anywhere within it and called again, it comes to the same.
+    A call that was killed anywhere and is made again has the same result.
     """
-    stale = [path for last, path in _earlier_files(folder) if last >= step]
+    paths = RunPaths(folder)
+    stale = [path for last, path in paths.earlier_configs() if last >= step]
     if step and _changes(folder, step, config):
-        kept = folder / f"config_until_step_{step:06}.toml"
+        kept = paths.config_until(step)
         write_whole(kept, dump_config(_recipe_of(folder, step)))
         stale = [path for path in stale if path != kept]
-    write_whole(folder / "config.toml", dump_config(config))
+    write_whole(paths.config, dump_config(config))
     for path in stale:
         path.unlink()
 
 
 def _changes(folder: Path, step: int, config: Config) -> list[Change]:
-    # As this version has them: a key that is new in it is no change.
+    # Both as this version reads them, so that a key that it added is no change.
     before, now = (recipe.model_dump(mode="json", exclude_none=True) for recipe in (_recipe_of(folder, step), config))
     return changes_between([(step, before)], now)
 
 
-def _earlier_files(folder: Path) -> list[tuple[int, Path]]:
-    found = ((_EARLIER.fullmatch(path.name), path) for path in folder.glob("config_until_step_*.toml"))
-    return sorted((int(match[1]), path) for match, path in found if match)
-
-
 def _recipe_of(folder: Path, step: int) -> Config:
     """The recipe of round `step`."""
-    return load_config(next((path for last, path in _earlier_files(folder) if step <= last), folder / "config.toml"))
+    paths = RunPaths(folder)
+    return load_config(next((path for last, path in paths.earlier_configs() if step <= last), paths.config))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,7 +13,9 @@ from realrl.config import dump_config, flatten, load_config
 from realrl.errors import ConfigError
 from realrl.models.precision import settle_as_before
 from realrl.rundir.alarms import Alarms
-from realrl.rundir.lock import is_run_folder
+from realrl.rundir.metrics import read_records
+from realrl.rundir.paths import RunPaths, is_run_folder
+from realrl.rundir.runs import as_number
 from realrl.sweep.plan import Plan, PlannedRun
 
 State = Literal["new", "unfinished", "finished", "refused"]
@@ -44,14 +45,21 @@ def outcome(run: PlannedRun, *, checkpoints: bool) -> Outcome:
     if difference := _difference(run):
         remedy = f"remove {run.folder} to run it anew, or give the sweep another dir"
         return Outcome("refused", detail=f"{difference}; {remedy}")
-    records = read_metrics(run.folder)
-    trained = {record["step"]: record.get("time/step_s", 0.0) for record in records if "reward/mean" in record}
+    paths = RunPaths(run.folder)
+    records, _ = read_records(paths.metrics)
+    trained = {record["step"]: as_number(record.get("time/step_s")) or 0.0 for record in records if record["kind"] == "round"}
     steps = run.config.train.steps
-    evaluated = {key: value for record in records if record["step"] == steps for key, value in record.items()}
+    evaluated = {
+        key: number
+        for record in records
+        if record["step"] == steps
+        for key, value in record.items()
+        if (number := as_number(value)) is not None
+    }
     modes = ("sampled", "greedy") if run.config.eval.greedy else ("sampled",)
     wanted = [f"eval/{name}/{mode}/accuracy" for name in run.config.data.eval for mode in modes]
     complete = steps in trained and all(key in evaluated for key in wanted)
-    saved = not checkpoints or (run.folder / "checkpoints" / f"step_{steps}" / "trainer.json").is_file()
+    saved = not checkpoints or paths.has_checkpoint(steps)
     accuracies = [evaluated[key] for key in wanted if "/sampled/" in key and key in evaluated]
     return Outcome(
         "finished" if complete and saved else "unfinished",
@@ -69,21 +77,7 @@ def _collapse(records: Iterable[Mapping[str, Any]]) -> int:
 
 def can_resume(folder: Path) -> bool:
     """Whether the folder has a whole checkpoint."""
-    return any(folder.glob("checkpoints/step_*/trainer.json"))
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl up to a line torn by a crash, their numbers alone; none where there is no such file."""
-    path = folder / "metrics.jsonl"
-    records: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
-        try:
-            record = {name: value for name, value in json.loads(line).items() if isinstance(value, int | float)}
-            record["step"] = int(record["step"])
-        except (ValueError, RecursionError, AttributeError, KeyError, OverflowError):
-            break
-        records.append(record)
-    return records
+    return RunPaths(folder).has_checkpoint()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +119,12 @@ def tuned(plan: Plan, accuracies: Mapping[str, float | None], ended: Iterable[st
 def _difference(run: PlannedRun) -> str:
     """In which keys the folder's config differs from the plan's; empty where in none, or only in logs and checkpoints, which
     leave no trace in the weights."""
-    path = run.folder / "config.toml"
+    path = RunPaths(run.folder).config
     if not path.is_file():
         return "" if is_run_folder(run.folder) else f"{run.folder} is not a run folder (no config.toml)"
     try:
-        found, planned = load_config(path), settle_as_before(run.config, run.folder)
+        found = load_config(path)
+        planned = settle_as_before(run.config, found)
     except ConfigError as error:
         return f"its config.toml cannot be read ({error})"
     before, now = (flatten(tomllib.loads(dump_config(config))) for config in (found, planned))

@@ -16,6 +16,7 @@ from realrl.errors import ConfigError
 from realrl.eval.tables import Table
 from realrl.models import layer_shape
 from realrl.models.precision import leaves_open, settle
+from realrl.rundir.paths import RunPaths
 from realrl.sweep.outcome import Outcome, Tuned, outcome, tuned
 from realrl.sweep.plan import Plan, PlannedRun
 from realrl.sweep.processes import Interrupt, Job, run_all
@@ -175,7 +176,7 @@ def _run_stage(progress: Progress, runs: Sequence[PlannedRun], jobs: int, logs: 
             text += f", held-out accuracy {found.accuracy:.3f}" if found.accuracy is not None else ""
             text += f", collapsed at step {found.collapsed}" if found.collapsed else ""
             if not progress.plan.file.checkpoints:
-                shutil.rmtree(job.run.folder / "checkpoints", ignore_errors=True)
+                shutil.rmtree(RunPaths(job.run.folder).checkpoints, ignore_errors=True)
         elif not interrupt.count:
             why = f"exit status {status}: {_last_line(job.log)}"
             progress.fail(job.run, why)

@@ -18,6 +18,7 @@ from realrl.eval.tables import Table
 from realrl.figures.distributions import figure_2
 from realrl.figures.dynamics import figure_4, figure_5
 from realrl.figures.statistics import Mean, holm, mean_of, p_value_of_zero
+from realrl.rundir.paths import RunPaths
 from realrl.rundir.runs import RunGroup, RunRecord, broken_lines, read_run
 from realrl.sweep.outcome import Tuned
 from realrl.sweep.plan import PlannedRun
@@ -174,7 +175,7 @@ def _paired(setting: str, reference: str, problems: Mapping[tuple[str, int], Map
 def _problem_means(run: PlannedRun) -> dict[str, dict[str, float]]:
     """File of a held-out set → problem → share of right samples at the last step. A problem is its id and its text."""
     means: dict[str, dict[str, float]] = {}
-    for file in sorted((run.folder / "eval").glob(f"*_sampled_step_{run.config.train.steps:06}.parquet")):
+    for file in RunPaths(run.folder).evaluation_files("sampled", run.config.train.steps):
         right: dict[str, list[bool]] = defaultdict(list)
         ids, texts, statuses = read_graded(file, ("id", "problem", "status"), f"remove {run.folder} to run it anew")
         for identity, text, status in zip(ids, texts, statuses, strict=True):
