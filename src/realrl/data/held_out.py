@@ -1,4 +1,4 @@
-"""Held-out sets: the one loader that training, `realrl eval`, `realrl estimate` and the exports use."""
+"""Held-out sets, as training, `realrl eval`, `realrl estimate` and the exports read them."""
 
 from __future__ import annotations
 
@@ -21,15 +21,17 @@ class HeldOut:
     warnings: list[str]
 
 
-def held_out_problems(data: DataSection, name: str, *, seed: int = 0, count: int | None = None) -> HeldOut:
+def held_out_problems(
+    data: DataSection, name: str, *, seed: int = 0, count: int | None = None, strict: bool = False
+) -> HeldOut:
     """At most `count` problems of the set `name`; by default all, or 128 of a generated task.
 
-    Raises DataError for a set that cannot be found or read, and with `data.strict` for a bad row.
+    Raises DataError for a set that cannot be found or read, and with `strict` for a bad row.
     """
     loaded = load_problems(
         name,
         columns=data.columns,
-        strict=data.strict,
+        strict=strict,
         seed=seed,
         task_options=data.task,
         count=count or _TASK_PROBLEMS,

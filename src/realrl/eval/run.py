@@ -217,8 +217,7 @@ def _engine_name(request: EvalRequest) -> str:
 
 def _problems(name: str, config: Config, seed: int, count: int | None) -> tuple[list[Problem], int]:
     """The first `count` problems (all by default) and how many there are; what was left out is said on stderr."""
-    # A bad row is counted: `data.strict` of a recipe is for its own data.
-    found = held_out_problems(config.data.model_copy(update={"strict": False}), name, seed=seed, count=count)
+    found = held_out_problems(config.data, name, seed=seed, count=count)
     for line in found.warnings:
         print(f"realrl: {printable(line)}", file=sys.stderr)
     seen: set[str] = set()

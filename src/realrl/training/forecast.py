@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from realrl.config import Config
-from realrl.data import load_problems, render_prompts
+from realrl.data import held_out_problems, load_problems, render_prompts
 from realrl.errors import ConfigError, DataError
 from realrl.models import load_tokenizer
 from realrl.models.adapters import add_lora
@@ -209,8 +209,7 @@ def _from_data(config: Config, prompt_tokens: int | None, notes: list[str]) -> t
     data, held_out = config.data, {}
     for name in data.eval:
         try:
-            found = load_problems(name, columns=data.columns, task_options=data.task, count=config.eval.problems, split="eval")
-            held_out[name] = min(config.eval.problems, len(found.problems))
+            held_out[name] = len(held_out_problems(data, name, count=config.eval.problems).problems)
         except DataError:
             held_out[name] = config.eval.problems
             notes.append(f"assumed: {name}, which is not here, has eval.problems = {config.eval.problems} problems")

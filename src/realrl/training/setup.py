@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from realrl.config import Config, SamplingSection
-from realrl.data import check_held_out, load_problems, render_prompt, render_prompts, training_problems
+from realrl.data import check_held_out, held_out_problems, render_prompt, render_prompts, training_problems
 from realrl.data.stream import PromptStream
 from realrl.data.tasks import TASKS
 from realrl.errors import ConfigError, DataError, ModelError
@@ -269,22 +269,15 @@ def _training_prompts(config: Config, tokenizer, notes: list[str]) -> tuple[Prom
 
 def _held_out(config: Config, name: str, tokenizer, notes: list[str]) -> list[Prompt]:
     data = config.data
-    loaded = load_problems(
-        name,
-        columns=data.columns,
-        strict=data.strict,
-        seed=config.run.seed,
-        task_options=data.task,
-        count=config.eval.problems,
-        split="eval",
-    )
-    notes += loaded.warnings()
-    problems = [loaded.problems[i] for i in range(min(config.eval.problems, len(loaded.problems)))]
-    rendered = render_prompts(problems, tokenizer, data)
+    found = held_out_problems(data, name, seed=config.run.seed, count=config.eval.problems, strict=data.strict)
+    notes += found.warnings
+    rendered = render_prompts(found.problems, tokenizer, data)
     if not rendered.prompts:
         raise DataError(f"data.eval {name!r}: no prompt fits data.max_prompt_tokens = {data.max_prompt_tokens}")
     if rendered.too_long:
-        notes.append(f"WARNING: {rendered.too_long} of {len(problems)} held-out prompts of {name} are too long and left out")
+        notes.append(
+            f"WARNING: {rendered.too_long} of {len(found.problems)} held-out prompts of {name} are too long and left out"
+        )
     return rendered.prompts
 
 

@@ -27,7 +27,8 @@ def write_training(config: Config, path: Path) -> None:
 
 def write_held_out(config: Config, name: str, path: Path) -> None:
     """At most `eval.problems` problems of the evaluation set `name`."""
-    found = held_out_problems(config.data, name, seed=config.run.seed, count=config.eval.problems)
+    data = config.data
+    found = held_out_problems(data, name, seed=config.run.seed, count=config.eval.problems, strict=data.strict)
     _write_rows(config, name, "eval", found.problems, found.warnings, path)
 
 

@@ -46,7 +46,7 @@ def eval_datasets(
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
     sets = {}
     for name in section.eval:
-        found = held_out_problems(section, name, seed=seed, count=problems)
+        found = held_out_problems(section, name, seed=seed, count=problems, strict=section.strict)
         sets[name] = _dataset(name, found.problems, tokenizer, section, found.warnings)
     return sets
 
