@@ -133,7 +133,7 @@ def test_regrading_needs_no_model_and_compare_pairs_the_problems(tiny_folder, fi
         ([], "no benchmark named"),
         (["-b", "column_addition", "--temperature", "0"], "--samples 1"),
         (["-b", "column_addition", "--engine", "sglang"], "known: auto, hf, vllm"),
-        (["-b", "column_addition", "--endpoint", "http://127.0.0.1:9/v1", "--retries", "0"], "cannot be asked"),
+        (["-b", "column_addition", "--endpoint", "http://127.0.0.1:9/v1", "--retries", "0"], "cannot be reached"),
     ],
 )
 def test_bad_requests_are_said_in_one_line(tiny_folder, tmp_path, arguments, message):

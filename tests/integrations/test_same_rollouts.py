@@ -43,11 +43,10 @@ def start():
 
 def assert_equal_to_verl_s(model):
     theirs, before = load_file(Path(RECORD) / "final.safetensors"), start()[0].state_dict()
-    moved = 0.0
-    for name, value in model.state_dict().items():
-        torch.testing.assert_close(value, theirs[name], rtol=0, atol=1e-5)
-        moved = max(moved, (value - before[name]).abs().max().item())
-    assert moved > 1e-3
+    weights = model.state_dict()
+    worst, moved = (max((weights[name] - other[name]).abs().max().item() for name in weights) for other in (theirs, before))
+    print(f"largest difference of a weight from verl's: {worst:.1e}; training moved a weight by up to {moved:.1e}")
+    assert worst < 1e-5 and moved > 1e-3
 
 
 # Whole groups in a micro-batch, and groups cut by it.

@@ -191,10 +191,10 @@ def test_a_server_that_stops_answering_ends_the_evaluation_which_then_goes_on(se
 @pytest.mark.parametrize(
     ("fate", "message"),
     [
-        (GARBAGE[0], r"gave no completion, 2 times, at last '<html>gateway</html>'; is it the URL"),
-        (GARBAGE[5], r"gave no completion, 2 times, at last .*overloaded"),
+        (GARBAGE[0], r"gave no completion in 2 attempts, the last reply is '<html>gateway</html>'; is it the URL"),
+        (GARBAGE[5], r"gave no completion in 2 attempts, the last reply is .*overloaded"),
         (503, r"answered 503: .*busy"),
-        ("drop", r"cannot be asked: Connection error"),
+        ("drop", r"cannot be reached: Connection error"),
     ],
 )
 def test_a_server_that_only_fails_is_given_up_after_the_last_try(server, evaluate, fate, message):

@@ -1,4 +1,4 @@
-"""Samplers: groups of rollouts from a policy for training; engines: responses to requests for evaluation."""
+"""Samplers draw groups of rollouts from the policy, for training. Engines answer requests with texts, for evaluation."""
 
 from collections.abc import Callable
 from typing import Any
@@ -32,7 +32,7 @@ __all__ = [
     "whole",
 ]
 
-# What `realrl eval --engine` can name; called with `EngineOptions`.
+# What `realrl eval --engine` can name. Each is called with `EngineOptions`.
 ENGINES: Registry[Callable[[EngineOptions], Any]] = Registry(
     "--engine", "an engine class", {"hf": HFEngine, "vllm": VLLMEngine, "openai": EndpointEngine}, also=("auto",)
 )
@@ -41,10 +41,10 @@ ENGINES: Registry[Callable[[EngineOptions], Any]] = Registry(
 def build_sampler(
     config: Config, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, longest_prompt: int, copy: bool = False
 ) -> Sampler:
-    """The sampler that `sampling.engine` names; `longest_prompt` counts the tokens of the longest prompt that was seen.
+    """The sampler that `sampling.engine` names. `longest_prompt`: tokens of the longest prompt seen so far.
 
-    `copy`: the sampler must keep a copy of the weights, since the modules in training change while it samples. Every rank has
-    to call this. Raises ConfigError for an unknown sampler, and where it is not installed or cannot do what the recipe wants.
+    `copy`: the sampler keeps its own copy of the weights, because the trained weights change while it samples. Every rank must
+    call this. Raises ConfigError for an unknown sampler, one that is not installed, and one that cannot follow the recipe.
     """
     name = config.sampling.engine
     sampler = SAMPLERS.find(name)(config, model, tokenizer, longest_prompt=longest_prompt, copy=copy)
@@ -56,7 +56,7 @@ def build_sampler(
 
 
 def build_engine(name: str, options: EngineOptions) -> TextEngine:
-    """The evaluation engine `name`; ConfigError for an unknown one, and where it is not installed or cannot run the model."""
+    """The evaluation engine `name`. Raises ConfigError if it is unknown, not installed, or cannot run the model."""
     engine = ENGINES.find(name)(options)
     if not isinstance(engine, TextEngine):
         raise ConfigError(f"--engine {name!r} gave a {type(engine).__name__}; an engine has the methods generate and close")

@@ -1,4 +1,4 @@
-"""What the trainer and the evaluation ask of a sampler."""
+"""The interfaces of samplers and engines, and the types that they exchange."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from realrl.types import Rollout
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """`temperature` 0 is greedy (log-probabilities are then those of temperature 1); `top_k` 0 keeps every token.
+    """How tokens are drawn. `temperature` 0 is greedy, with log-probabilities of temperature 1; `top_k` 0 keeps every token.
 
-    `batch_rows`: rows decoded together at most.
+    `batch_rows`: maximum rows that are decoded together.
     """
 
     temperature: float
@@ -27,10 +27,11 @@ class SamplingParams:
 
 @runtime_checkable
 class Sampler(Protocol):
-    """Rollouts come ordered by prompt, then by sample.
+    """Samples rollouts for training, ordered by prompt, then by sample.
 
-    `seeds` holds one 63-bit seed for each rollout, in that order; its draws depend on that seed alone. `on_finished(index,
-    rollout)` is called as soon as a rollout has ended, while others are still sampled; `index` is its place in the list.
+    `seeds` has one 63-bit seed for each rollout, in this order. The draws of a rollout depend only on its seed.
+    `on_finished(index, rollout)` is called as soon as a rollout ends, while others are still being sampled; `index` is its
+    place in the returned list.
     """
 
     def sample(
@@ -51,11 +52,11 @@ Message = dict[str, str]
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """What an evaluation engine is made from: `realrl eval`'s options.
+    """The options of `realrl eval` that an engine is made with.
 
-    `model` is a folder, a hub name, or the model's name on the server `endpoint`. `dtype` is "float32" or "bfloat16";
-    `longest_prompt` counts tokens. `concurrency` requests are sent at a time, each with `retries` retries and `timeout_s`
-    seconds.
+    `model`: a folder, a hub name, or the model's name on the server `endpoint`. `dtype`: "float32" or "bfloat16".
+    `longest_prompt` is in tokens. `concurrency`: requests that are sent at the same time. `retries`: per failed request.
+    `timeout_s`: seconds for one response.
     """
 
     model: str
@@ -71,9 +72,9 @@ class EngineOptions:
 
 @dataclass(frozen=True, slots=True)
 class TextRequest:
-    """One response that an evaluation wants: the prompt rendered, as token ids where a tokenizer is at hand, as messages.
+    """A request for one response: the prompt as text, as token ids if there is a tokenizer, or as messages for a server.
 
-    `seed` (63 bits) is that of this response alone, so that it does not depend on what else is sampled.
+    `seed` (63 bits) belongs to this response, which so does not depend on the other requests.
     """
 
     text: str
@@ -84,7 +85,7 @@ class TextRequest:
 
 @dataclass(frozen=True, slots=True)
 class TextResponse:
-    """A response; `tokens` counts its tokens (None where a server does not say), `truncated`: it hit the limit."""
+    """A response. `tokens`: its length, None if a server does not say. `truncated`: it reached the limit of tokens."""
 
     text: str
     tokens: int | None
@@ -93,7 +94,7 @@ class TextResponse:
 
 @runtime_checkable
 class TextEngine(Protocol):
-    """What an evaluation asks of an engine: responses as they are done, in lists, each with the index of its request."""
+    """Answers requests. `generate` gives finished responses in lists, each response with the index of its request."""
 
     def generate(self, requests: Sequence[TextRequest]) -> Iterator[list[tuple[int, TextResponse]]]: ...
 

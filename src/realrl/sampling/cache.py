@@ -1,4 +1,4 @@
-"""Keys and values of rows that are decoded together: room ahead for new tokens, rows that end and rows that come in."""
+"""Keys and values of rows that are decoded together, with spare columns for new tokens; rows leave and enter."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-# Columns that a cache grows by: attention reads all columns at every token, so copying them every 256 tokens costs nothing.
+# Columns by which a cache grows. Attention reads all columns at every token, so a copy every 256 tokens costs almost nothing.
 BLOCK = 256
 
 
 class RowLayer(DynamicLayer):
-    """One layer's keys and values (R, heads, columns, size): views of the used part of a larger room.
+    """One layer's keys and values (R, heads, columns, size): views of the used part of larger tensors, the rooms.
 
-    A layer with a window keeps all of its columns; transformers then masks by the window, as it does without a cache.
+    A layer with a sliding window keeps all columns; transformers masks them, as it does without a cache.
     """
 
     def __init__(self, block: int) -> None:
@@ -27,7 +27,7 @@ class RowLayer(DynamicLayer):
         self._rooms: list[Tensor] = []
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append columns. What an empty layer is given first it takes as its room, without a copy."""
+        """Append columns. An empty layer takes the first tensors as its rooms, without a copy."""
         new = (key_states, value_states)
         if not self._rooms:
             self._rooms = list(new)
@@ -44,7 +44,7 @@ class RowLayer(DynamicLayer):
         return self._show(rows, wider)
 
     def repeated(self, rows: int) -> RowLayer:
-        """Its one row `rows` times, as a view."""
+        """The layer's only row, `rows` times, as a view."""
         layer = RowLayer(self._block)
         layer._rooms = [room.expand(rows, -1, -1, -1) for room in self._rooms]
         layer.dtype, layer.device, layer.is_initialized = self.dtype, self.device, True
@@ -52,7 +52,7 @@ class RowLayer(DynamicLayer):
         return layer
 
     def push_right(self, steps: Int[Tensor, " R"]) -> None:
-        """Move the columns of each row to the right; the last ones go, in the first ones stand numbers that mean nothing."""
+        """Move the columns of each row to the right. The last columns are lost, and the first ones then hold any values."""
         columns = torch.arange(self.get_seq_length(), device=steps.device) - steps[:, None]
         for index, room in enumerate(self._rooms):
             places = columns.clamp(min=0)[:, None, :, None].expand(-1, room.shape[1], -1, room.shape[3])
@@ -60,7 +60,7 @@ class RowLayer(DynamicLayer):
         self._show(*columns.shape)
 
     def admit(self, prompts: RowLayer, repeat: Int[Tensor, " R"], drop: int) -> None:
-        """Add a row for each item of `repeat`, which names its row of `prompts`; forget the first `drop` columns."""
+        """Add a row for each item of `repeat`, the index of its row in `prompts`; drop the first `drop` columns."""
         width = max(self.get_seq_length() - drop, prompts.get_seq_length())
         rows = len(self.keys) if self.keys is not None else 0
         for index, prompt in enumerate(prompts._rooms):
@@ -73,7 +73,7 @@ class RowLayer(DynamicLayer):
         self._show(rows + len(repeat), width)
 
     def move(self, sources: Int[Tensor, " M"], targets: Int[Tensor, " M"], rows: int) -> None:
-        """Copy row to row; keep the first `rows` rows. A room that is half empty is given up for a smaller one."""
+        """Copy rows `sources` over `targets` and keep the first `rows` rows. A half-empty room is replaced by a smaller one."""
         width = self.get_seq_length()
         for index, room in enumerate(self._rooms):
             if len(targets):
@@ -88,15 +88,15 @@ class RowLayer(DynamicLayer):
 
 
 def _fill(room: Float[Tensor, "R H C D"], states: Float[Tensor, "R H c D"]) -> None:
-    """Put the states at the right end; zeros before them, since a masked column must still be finite."""
+    """Put the states at the right end, and zeros before them, because masked columns must be finite."""
     blank = room.shape[2] - states.shape[2]
     room[:, :, :blank] = 0
     room[:, :, blank:] = states
 
 
 class RowCache(DynamicCache):
-    """A cache of `RowLayer`s, whose rooms have `block` columns to spare. It stands for layers with keys and values of all
-    tokens, or of a window; a sampler tries whether it does."""
+    """A cache of `RowLayer`s, with `block` spare columns. It is right for layers with full or sliding-window attention; the
+    sampler tries it on the model before it is used."""
 
     def __init__(self, config: PreTrainedConfig, block: int = BLOCK) -> None:
         super().__init__()
@@ -109,13 +109,13 @@ class RowCache(DynamicCache):
         return cache
 
     def push_right(self, steps: Int[Tensor, " R"]) -> None:
-        """See `RowLayer.push_right`; nothing is copied where no row has to move."""
+        """See `RowLayer.push_right`. Copies nothing if no row moves."""
         if bool(steps.any()):
             for layer in self.layers:
                 layer.push_right(steps)
 
     def admit(self, prompts: RowCache, repeat: Int[Tensor, " R"], drop: int) -> None:
-        """See `RowLayer.admit`; `prompts` is given up layer by layer, so that its memory is free at once."""
+        """See `RowLayer.admit`. Empties `prompts` layer by layer, which frees its memory at once."""
         for index, layer in enumerate(self.layers):
             layer.admit(prompts.layers[index], repeat, drop)
             prompts.layers[index] = RowLayer(0)

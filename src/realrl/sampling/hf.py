@@ -1,4 +1,4 @@
-"""Sampling with transformers: prompts prefilled once a group, finished rows leave, waiting ones enter, draws by inverse CDF."""
+"""Sampling with transformers: one prefill a group, finished rows leave, waiting rows enter, draws by inverse CDF."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from realrl.sampling.weights import whole
 from realrl.system.memory import out_of_memory
 from realrl.types import Rollout
 
-# Rows whose logits are in memory together.
+# Rows whose logits are in memory at the same time.
 _LOGITS_ROWS = 128
-# Tokens whose probabilities are summed before one of them is looked for.
+# Tokens in one block of the inverse CDF: the block is found first, then the token in it.
 _CDF_BLOCK = 512
-# Waiting prompts enter when this share of the rows is free: every entry copies the cache once.
+# Waiting prompts enter when one row in this many is free, because every entry copies the cache.
 _ENTER_SHARE = 8
-# Most likely tokens in which a nucleus is looked for before the whole vocabulary is sorted.
+# The nucleus is searched in this many most likely tokens before the whole vocabulary is sorted.
 _NUCLEUS = 1024
 
 
 class HFSampler:
-    """Samples from a transformers causal LM; with `copy`, or a `dtype` other than the model's, from a copy of it.
+    """Samples from a causal LM of transformers, or from a copy of it with `copy` or another `dtype` than the model's.
 
-    The cache is tried before it is used, on rows of up to `longest` tokens where that is known: ModelError for a model whose
-    cache is not one of keys and values.
+    The cache is tried before it is used, on rows of up to `longest` tokens. Raises ModelError for a model that samples
+    differently with this cache than without it.
     """
 
     def __init__(
@@ -72,9 +72,9 @@ class HFSampler:
 
     @torch.no_grad()
     def update_weights(self, model: PreTrainedModel) -> None:
-        """Take over the weights that are trained, and the buffers (nothing to do where it is the same module).
+        """Copy the trained weights and the buffers; nothing to do if the sampler uses the model in training itself.
 
-        Sharded parameters are gathered one at a time: every rank has to call this.
+        Sharded parameters are gathered one at a time: every rank must call this.
         """
         if not self._copied:
             return
@@ -105,9 +105,9 @@ class HFSampler:
     def stream(
         self, prompts: Sequence[Sequence[int]], *, sizes: Sequence[int], params: SamplingParams, seeds: Sequence[int]
     ) -> Iterator[list[tuple[int, Rollout]]]:
-        """`sizes[p]` rollouts of prompt p, as they end; each with its place in the order by prompt, then by sample."""
+        """`sizes[p]` rollouts of prompt p as they finish, each with its place in the order by prompt, then by sample."""
         if len(seeds) != sum(sizes):
-            raise ValueError(f"got {len(seeds)} seeds for {sum(sizes)} rollouts; every rollout needs one of its own")
+            raise ValueError(f"got {len(seeds)} seeds for {sum(sizes)} rollouts; every rollout needs its own seed")
         try:
             self.check(max(map(len, prompts), default=0) + params.max_new_tokens)
             with evaluating(self._model):
@@ -117,14 +117,15 @@ class HFSampler:
                 raise
             reason = str(error).partition("\n")[0][:200]
             raise SamplingError(
-                f"out of memory while up to {min(len(seeds), params.batch_rows)} responses of up to {params.max_new_tokens} "
-                f"tokens are sampled together ({reason}); lower sampling.batch_rows (--batch-rows) or sampling.max_new_tokens"
+                f"out of memory while sampling up to {min(len(seeds), params.batch_rows)} responses of up to "
+                f"{params.max_new_tokens} tokens together ({reason}); lower sampling.batch_rows (--batch-rows) or "
+                "sampling.max_new_tokens"
             ) from error
 
     def check(self, longest: int) -> None:
-        """Try whether the cache gives the log-probabilities of plain passes, on rows of up to `longest` tokens.
+        """Check that the cache gives the log-probabilities of plain passes, on rows of up to `longest` tokens.
 
-        Once, and again for longer rows. Raises ModelError where it does not.
+        Runs once, and again for longer rows. Raises ModelError if it does not.
         """
         if longest <= self._checked:
             return
@@ -141,7 +142,7 @@ class HFSampler:
         wanted = torch.cat([alone(self._model, prompts[one.prompt_index], one.token_ids) for one in rollouts])
         off = torch.tensor([value for one in rollouts for value in one.logprobs_sampler], device=wanted.device) - wanted
         if bool(wanted.isfinite().all()) and not bool(off.square().mean().sqrt() <= tolerance):
-            raise self._unfit(f"log-probabilities are up to {float(off.abs().max()):.2g} nats off those of plain passes")
+            raise self._unfit(f"log-probabilities differ by up to {float(off.abs().max()):.2g} nats from those of plain passes")
         self._checked = longest
 
     def _unfit(self, reason: str) -> ModelError:
@@ -180,7 +181,7 @@ class HFSampler:
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Rollouts of one prompt that enter together: those from place `first` on, one for each seed."""
+    """Rollouts of one prompt that enter together, one for each seed; `first` is the place of the first one."""
 
     prompt_index: int
     prompt: Sequence[int]
@@ -189,7 +190,7 @@ class _Group:
 
 
 def _groups(prompts: Sequence[Sequence[int]], sizes: Sequence[int], most: int, seeds: Sequence[int]) -> deque[_Group]:
-    """The rollouts of each prompt, in parts of at most `most`."""
+    """The rollouts of each prompt, in groups of at most `most`."""
     groups: deque[_Group] = deque()
     first = 0
     for index, (prompt, size) in enumerate(zip(prompts, sizes, strict=True)):
@@ -200,10 +201,10 @@ def _groups(prompts: Sequence[Sequence[int]], sizes: Sequence[int], most: int, s
 
 
 class _Rows:
-    """Rows under way. Row i of every tensor and of the cache is one rollout; only the first `len(self.groups)` are in use.
+    """The running rows. Row i of every tensor and of the cache is one rollout; the first `len(self.groups)` rows are in use.
 
-    Each row ends at the cache's last column, so that it is padded on the left. The first `common` tokens of all prompts are
-    prefilled once.
+    Every row ends at the cache's last column, so it is padded on the left. The first `common` tokens, which all prompts share,
+    are prefilled once.
     """
 
     def __init__(self, model: PreTrainedModel, params: SamplingParams, end_ids: set[int], rows: int, common: int) -> None:
@@ -252,14 +253,14 @@ class _Rows:
         self._take(new, hidden[repeat])
 
     def _prefill(self, prompts: Sequence[Sequence[int]], lengths: Int[Tensor, " P"]) -> tuple[RowCache, Tensor]:
-        """Keys and values of the prompts, each ending at the last column, and what their first tokens are drawn from."""
+        """Keys and values of the prompts, each ending at the last column, and the hidden states of their last tokens."""
         device, common = self._model.device, self._common
         if common and self._start is None:
             self._start = RowCache(self._model.config, 0)
             ids = torch.tensor([prompts[0][:common]], device=device)
             self._forward(ids, None, torch.arange(common, device=device)[None], self._start)
         cache = self._start.repeated(len(prompts)) if self._start else RowCache(self._model.config, 0)
-        # Padding on the right comes after all that counts, so that causality alone is mask enough.
+        # Padding on the right needs no mask: attention is causal.
         rests = [torch.tensor(prompt[common:], dtype=torch.long) for prompt in prompts]
         ids = torch.nn.utils.rnn.pad_sequence(rests, batch_first=True).to(device)
         positions = torch.arange(common, common + ids.shape[1], device=device)[None].expand_as(ids)
@@ -269,7 +270,7 @@ class _Rows:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Draw one more token of every row."""
+        """Draw the next token of every row."""
         rows = slice(0, len(self.groups))
         ids = self._tokens[rows].gather(1, self._lengths[rows, None] - 1)
         attention = None if self._attention is None else self._attention[rows, : self._cache.get_seq_length() + 1]
@@ -278,7 +279,7 @@ class _Rows:
         self._take(rows, hidden)
 
     def finished(self) -> list[tuple[int, int, list[int], list[float]]]:
-        """Let the rows go that have ended: (place, prompt, tokens, log-probabilities). Others move up into their places."""
+        """Remove the finished rows, as (place, prompt, tokens, log-probabilities). Other rows move into the gaps."""
         rows = len(self.groups)
         lengths = self._lengths[:rows]
         last = self._tokens[:rows].gather(1, lengths[:, None] - 1)
@@ -307,8 +308,7 @@ class _Rows:
     def _forward(
         self, ids: Tensor, attention: Tensor | None, positions: Tensor, cache: RowCache, at: Int[Tensor, " R"] | None = None
     ) -> Tensor:
-        """Hidden states (R, H) of the position `at` of each row, by default the last; logits (R, V), where the head is not
-        known."""
+        """Hidden states (R, H) at position `at` of each row, by default the last; logits (R, V) if the head is unknown."""
         inputs: dict[str, Any] = {
             "input_ids": ids,
             "attention_mask": attention,
@@ -326,7 +326,7 @@ class _Rows:
         return states[torch.arange(len(ids), device=ids.device), at]
 
     def _take(self, rows: slice, hidden: Tensor) -> None:
-        """Draw the next token of each of the rows."""
+        """Draw the next token of these rows from their hidden states."""
         steps = self._lengths[rows, None]
         uniforms = self._uniforms[rows].gather(1, steps)[:, 0]
         parts = [
@@ -339,7 +339,7 @@ class _Rows:
         self._lengths[rows] += 1
 
     def _logits_of(self, hidden: Tensor) -> Float[Tensor, "R V"]:
-        """Logits in float32, in memory that is used again at every token where the head allows it."""
+        """Logits in float32. Their memory is used again at every token if the head allows it."""
         head = self._head
         if head is None:
             return hidden.float()
@@ -351,7 +351,7 @@ class _Rows:
 
 
 def _plain(head: Head, hidden: Tensor) -> bool:
-    """Whether the head's logits are one product in float32."""
+    """Whether the head computes its logits with one product in float32."""
     return (
         head.bias is None
         and head.softcap is None
@@ -361,7 +361,7 @@ def _plain(head: Head, hidden: Tensor) -> bool:
 
 
 def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Every end token that the model's generation config, its config or the tokenizer names; ConfigError for none."""
+    """Every end token that the model's generation config, its config or the tokenizer names. Raises ConfigError for none."""
     found: set[int] = set()
     named: tuple[Any, ...] = (
         getattr(model.generation_config, "eos_token_id", None),
@@ -382,7 +382,7 @@ def draw(
 ) -> tuple[Int[Tensor, " R"], Float[Tensor, " R"]]:
     """Next tokens by inverse CDF at `uniforms`, and their log-probabilities before top-k and top-p. Overwrites `logits`.
 
-    The nucleus is the smallest set of most likely tokens that holds `top_p`; the draw is from it, renormalised.
+    The nucleus is the smallest set of most likely tokens with a probability of `top_p` together.
     """
     if params.temperature == 0:
         tokens = logits.argmax(dim=-1)
@@ -396,10 +396,10 @@ def draw(
 
 
 def _at(probs: Float[Tensor, "R V"], uniforms: Float[Tensor, " R"]) -> Int[Tensor, " R"]:
-    """The first token at which the running sum of `probs` exceeds the share `uniforms` of the whole.
+    """The first token at which the running sum of `probs` exceeds the share `uniforms` of the total.
 
-    The sum runs in float64 (Apple's MPS has float32 alone), in which the tail of a large vocabulary does not vanish: over
-    blocks, then in the one that is hit.
+    Sums are in float64, in which the tail of a large vocabulary is not lost (Apple's MPS has only float32): first over blocks,
+    then inside one block.
     """
     exact = torch.float32 if probs.device.type == "mps" else torch.float64
     vocabulary, shares = probs.shape[1], uniforms.to(exact)[:, None]
@@ -420,14 +420,14 @@ def _at(probs: Float[Tensor, "R V"], uniforms: Float[Tensor, " R"]) -> Int[Tenso
 
 
 def _search(ends: Float[Tensor, "R B"], shares: Float[Tensor, "R 1"]) -> Int[Tensor, "R 1"]:
-    """Where the running sum `ends` exceeds the share of its total; never an item without weight."""
-    # Rounding must not lead to the total itself, beyond which no item lies; NaN, of a model that has diverged, does.
+    """The index at which the running sum `ends` exceeds the share of its total; never an item with weight 0."""
+    # Rounding must not reach the total itself, after which there is no item. The NaN of a diverged model does reach it.
     at = (shares * ends[:, -1:]).clamp(max=ends[:, -1:] * (1 - 4 * torch.finfo(ends.dtype).eps))
     return torch.searchsorted(ends, at, right=True).clamp(max=ends.shape[1] - 1)
 
 
 def _truncate(probs: Float[Tensor, "R V"], params: SamplingParams) -> Float[Tensor, "R V"]:
-    """Probabilities with 0 outside the top-k and the nucleus, not renormalised."""
+    """Probabilities with 0 outside the top-k and the nucleus; not renormalised."""
     if params.top_k and params.top_k < probs.shape[1]:
         values, places = probs.topk(params.top_k, dim=-1)
         probs = torch.zeros_like(probs).scatter_(1, places, values)

@@ -1,4 +1,4 @@
-"""Evaluation through any server with OpenAI's interface: vLLM, SGLang, llama.cpp, `transformers serve`, hosted models."""
+"""Evaluation through a server with OpenAI's interface: vLLM, SGLang, llama.cpp, `transformers serve`, hosted models."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from typing import Any
 from realrl.errors import ConfigError, SamplingError
 from realrl.sampling.base import EngineOptions, TextRequest, TextResponse
 
-# Seconds until a connection stands.
+# Seconds to wait for a connection.
 _CONNECT_S = 20.0
-# Seconds before a request that got no completion is sent again, doubled each time up to the second number; as the client's own.
+# Seconds before a retry after a reply without a completion: the first delay, which doubles each time, and the largest one.
 _BACKOFF_S = 0.5, 8.0
 _SEED_BITS = 31
 
 
 class EndpointEngine:
-    """Sends `concurrency` requests at a time to `endpoint`; the API key comes from the variable OPENAI_API_KEY alone.
+    """Sends up to `concurrency` requests at the same time to `endpoint`. The API key comes only from OPENAI_API_KEY.
 
-    A refused (429) or failed (5xx, connection, no completion in the reply) request is sent again up to `retries` times, with
-    exponential backoff or the server's Retry-After. A response may take `timeout_s` seconds; the default allows 8,192 tokens
-    at 5 tokens a second. A request without messages goes to /completions, others to /chat/completions.
+    A request is retried up to `retries` times if the server refuses it (429) or it fails (5xx, connection, a reply without a
+    completion), with exponential backoff or the server's Retry-After. A response may take `timeout_s` seconds; the default
+    allows 8,192 tokens at 5 tokens a second. A request without messages goes to /completions, any other to /chat/completions.
     """
 
     def __init__(self, options: EngineOptions) -> None:
@@ -47,11 +47,11 @@ class EndpointEngine:
         self._concurrency, self._retries, self._timeout_s = options.concurrency, options.retries, options.timeout_s
 
     def generate(self, requests: Sequence[TextRequest]) -> Iterator[list[tuple[int, TextResponse]]]:
-        """Responses in the order in which they are done.
+        """Responses in the order in which they finish.
 
-        A request that fails for good ends the work: those under way are still given, then the error says why, ConfigError for
-        a request that the server refuses as it is, else SamplingError. So does a server that answers nothing for twice
-        `timeout_s`.
+        After the last retry of a request fails, running requests are still finished and given, and then the error is raised:
+        ConfigError for a request that the server does not accept, otherwise SamplingError. A server that answers nothing for
+        twice `timeout_s` is a SamplingError, too.
         """
         jobs: queue.SimpleQueue[tuple[int, TextRequest]] = queue.SimpleQueue()
         results: queue.SimpleQueue[tuple[int, TextResponse | Exception] | None] = queue.SimpleQueue()
@@ -70,7 +70,7 @@ class EndpointEngine:
                         results.put((index, error))
             results.put(None)
 
-        # Daemons: an interrupted evaluation does not wait for answers that are still under way.
+        # Daemons: an interrupted evaluation does not wait for running requests.
         workers = [threading.Thread(target=work, daemon=True) for _ in range(self._concurrency)]
         for worker in workers:
             worker.start()
@@ -78,14 +78,14 @@ class EndpointEngine:
         working = len(workers)
         while working:
             try:
-                # The client's own deadline ends a silent connection, not one that trickles, and more tries follow it.
+                # The client's own timeout does not end a connection that sends a byte now and then, and it allows retries.
                 result = results.get(timeout=2 * self._timeout_s)
             except queue.Empty:
                 failed.set()
                 silence = 2 * self._timeout_s
                 failure = failure or SamplingError(
-                    f"{self._url} has answered none of {working} requests for {silence:g} s; look at the server, or give a "
-                    "slow one more time with --timeout"
+                    f"{self._url} has answered none of {working} requests for {silence:g} s; check the server, or give a slow "
+                    "one more time with --timeout"
                 )
                 break
             if result is None:
@@ -121,17 +121,17 @@ class EndpointEngine:
                 code = error.status_code
                 hint = "; set OPENAI_API_KEY in the environment" if code in (401, 403) else ""
                 kind = SamplingError if code == 429 or code >= 500 else ConfigError
-                # A server may say which key it refuses.
+                # The server's message may contain the key.
                 said = str(error.message).replace(self._key, "…")[:300]
                 raise kind(f"{self._url} answered {code}: {said!r}{hint}") from error
             except self._errors.OpenAIError as error:
                 reason = error.__cause__ or "no further reason"
-                raise SamplingError(f"{self._url} cannot be asked: {error} ({reason})") from error
+                raise SamplingError(f"{self._url} cannot be reached: {error} ({reason})") from error
             except (AttributeError, LookupError, TypeError, ValueError) as error:
                 last = str(getattr(error, "doc", error) if reply is None else reply)
         raise SamplingError(
-            f"{self._url} gave no completion, {self._retries + 1} times, at last {last[:200]!r}; is it the URL of an "
-            "OpenAI-compatible server (…/v1)?"
+            f"{self._url} gave no completion in {self._retries + 1} attempts, the last reply is {last[:200]!r}; is it the URL "
+            "of an OpenAI-compatible server (…/v1)?"
         )
 
     def close(self) -> None:
@@ -140,17 +140,17 @@ class EndpointEngine:
 
 
 def _response(reply: Any, *, chat: bool) -> TextResponse:
-    """What a reply, whose shape nobody checked, holds: AttributeError, LookupError or TypeError where it is no completion."""
+    """The response in a reply of any shape. Raises AttributeError, LookupError or TypeError if it is not a completion."""
     choice = reply.choices[0]
     text = _with_reasoning(choice.message) if chat else choice.text
-    # A lone half of a surrogate pair, which JSON can carry, can be neither printed nor stored.
+    # JSON can carry half of a surrogate pair, which can be neither printed nor stored.
     text = text.encode("utf-8", "replace").decode("utf-8")
     tokens = getattr(reply.usage, "completion_tokens", None)
     return TextResponse(text, tokens if isinstance(tokens, int) else None, choice.finish_reason == "length")
 
 
 def _with_reasoning(message: Any) -> str:
-    """The message's text; reasoning that the server parted from it is put back between <think> and </think>."""
+    """The message's text. If the server separates the reasoning from it, the reasoning is put back, in <think> tags."""
     content = message.content or ""
     reasoning = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
     if not isinstance(reasoning, str):

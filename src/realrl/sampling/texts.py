@@ -1,4 +1,4 @@
-"""Evaluation with transformers, through the trainer's own sampler."""
+"""The evaluation engine for transformers. It uses the trainer's own sampler."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from realrl.system.hardware import choose_device
 
 
 class HFEngine:
-    """Decodes at most `params.batch_rows` rows together; neighbouring requests of one prompt share its prefill.
+    """Decodes at most `params.batch_rows` rows together. Consecutive requests with the same prompt share its prefill.
 
-    Warnings about the model's context length go to stderr.
+    Prints warnings about the model's context length on stderr.
     """
 
     def __init__(self, options: EngineOptions) -> None:
@@ -32,7 +32,7 @@ class HFEngine:
         self._params = options.params
 
     def generate(self, requests: Sequence[TextRequest]) -> Iterator[list[tuple[int, TextResponse]]]:
-        """Responses in the order in which they are done."""
+        """Responses in the order in which they finish."""
         groups = [list(same) for _, same in itertools.groupby(requests, lambda request: request.token_ids)]
         finished = self._sampler.stream(
             [group[0].token_ids for group in groups],
@@ -44,4 +44,4 @@ class HFEngine:
             yield [(index, TextResponse(rollout.text, len(rollout.token_ids), rollout.truncated)) for index, rollout in done]
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Nothing to close."""

@@ -1,4 +1,4 @@
-"""Sampling with vLLM, where it is installed: continuous batching, responses as they are done, for training and evaluation."""
+"""Sampling with vLLM (continuous batching), for training and evaluation."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from realrl.sampling.hf import end_token_ids
 from realrl.sampling.weights import merged_weights
 from realrl.types import Rollout
 
-# Of vLLM's KV cache on CPU; a prompt is shared in whole blocks only.
+# Tokens in a block of vLLM's KV cache on CPU. Only whole blocks of a prompt are shared.
 _CPU_BLOCK = 128
 
 
 class VLLMEngine:
-    """An in-process vLLM engine.
+    """An in-process vLLM engine for evaluation.
 
-    Raises ConfigError where vLLM is not installed or cannot load the model, and for a folder with an adapter alone.
+    Raises ConfigError if vLLM is not installed or cannot load the model, and for an adapter without its base model.
     """
 
     def __init__(self, options: EngineOptions) -> None:
         folder = resolve_model(options.model)
         if adapter_folder(folder):
-            raise ConfigError(f"{options.model} holds an adapter alone, and --engine vllm reads whole weights; use --engine hf")
+            raise ConfigError(f"{options.model} holds only an adapter, and --engine vllm needs a whole model; use --engine hf")
         self._params = options.params
         self._engine = _start(
             model=folder,
@@ -46,7 +46,7 @@ class VLLMEngine:
         )
 
     def generate(self, requests: Sequence[TextRequest]) -> Iterator[list[tuple[int, TextResponse]]]:
-        """Responses in the order in which they are done. Raises SamplingError where the engine fails."""
+        """Responses in the order in which they finish. Raises SamplingError if the engine fails."""
         for index, request in enumerate(requests):
             wanted = _vllm_params(self._params, seed=request.seed)
             self._engine.add_request(str(index), {"prompt_token_ids": list(request.token_ids)}, wanted)
@@ -56,19 +56,20 @@ class VLLMEngine:
                 yield [(int(output.request_id), _response(output.outputs[0])) for output in done]
 
     def close(self) -> None:
-        """Nothing to end: the engine goes with the process."""
+        """Nothing to close: the engine ends with the process."""
 
 
 class VLLMSampler:
-    """Rollouts for training from an engine in this process that holds a copy of the model's weights in `dtype`.
+    """Samples rollouts for training with an engine in this process, which holds a copy of the model's weights in `dtype`.
 
-    Every rollout is a request of its own with a seed of its own; the rollouts of a prompt share its prefill through the
-    prefix cache. `max_model_len` counts prompt and response, `batch_rows` rows decoded together at most (the one of the
-    sampling parameters is not looked at). `gpu_memory` is the share of the GPU's memory for weights and KV cache; on CPU
-    the KV cache takes at most this share of the main memory. `sleep`: between `sample` and the next use the engine gives
-    its GPU memory back (weights rest in main memory); nothing on CPU. `cuts`: whether top-k or top-p will be used.
+    Every rollout is its own request with its own seed. The rollouts of a prompt share its prefill through the prefix cache.
 
-    Raises ConfigError where vLLM is not installed or cannot run the model.
+    `max_model_len`: tokens of prompt and response together. `batch_rows`: maximum rows decoded together; the value in the
+    sampling parameters has no effect. `gpu_memory`: share of the GPU's memory for weights and KV cache; on CPU the largest
+    share of the main memory for the KV cache. `sleep`: free the GPU memory between two uses and keep the weights in main
+    memory; no effect on CPU. `cuts`: whether top-k or top-p will be used.
+
+    Raises ConfigError if vLLM is not installed or cannot run the model.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class VLLMSampler:
         self._sleeps = sleep and cuda
         self._asleep = False
         if cuts:
-            # The newer runner has no place where log-probabilities before the cut could be taken.
+            # In the newer runner there is no place to read log-probabilities before the cut.
             os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
         self._folder = tempfile.TemporaryDirectory(prefix="realrl-vllm-")
         _write_config(model, self._folder.name)
@@ -100,17 +101,17 @@ class VLLMSampler:
         if not cuda:
             options["kv_cache_memory_bytes"] = _kv_bytes(model, dtype, batch_rows, max_model_len, gpu_memory)
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-            # An engine of its own on every rank, which must not open a process group of its own.
+            # Every rank has its own engine, which must not start another process group.
             options["distributed_executor_backend"] = "external_launcher"
         self._engine = _start(
             model=self._folder.name,
-            # The weights come from the model in training, whatever it was made from.
+            # The weights are copied from the model in training.
             load_format="dummy",
             skip_tokenizer_init=True,
             dtype=str(dtype).removeprefix("torch."),
             max_model_len=max_model_len,
             max_num_seqs=batch_rows,
-            # Of the logits divided by the temperature.
+            # Log-probabilities of the logits divided by the temperature.
             logprobs_mode="processed_logprobs",
             enable_prefix_caching=True,
             enable_sleep_mode=self._sleeps,
@@ -129,14 +130,14 @@ class VLLMSampler:
     def of_recipe(
         cls, config: Config, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, longest_prompt: int, copy: bool
     ) -> VLLMSampler:
-        """The sampler of a recipe; see `build_sampler`. It always has a copy of the weights."""
+        """The sampler of a recipe; see `build_sampler`. It always copies the weights."""
         sampling = config.sampling
         if not 0.01 <= sampling.temperature <= 2:
             raise ConfigError(
                 f"sampling.temperature = {sampling.temperature}: vLLM takes 0.01 to 2; change it, or set sampling.engine = 'hf'"
             )
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        # Generated prompts may still be longer than those that were seen.
+        # A generated task can still produce longer prompts than those seen so far.
         length = config.data.max_prompt_tokens + sampling.max_new_tokens
         return cls(
             model,
@@ -151,18 +152,18 @@ class VLLMSampler:
         )
 
     def update_weights(self, model: PreTrainedModel) -> None:
-        """Copy the weights of the model in training into the engine, adapters merged, and forget cached prompts.
+        """Copy the weights of the model in training into the engine, adapters merged, and clear the prefix cache.
 
-        Raises ConfigError where a parameter of vLLM's model is not among them.
+        Raises ConfigError if a parameter of vLLM's model gets no weights.
         """
         self._wake()
-        # It warns of every layer without weights of its own, such as rotary embeddings.
+        # vLLM warns about every layer without weights, such as rotary embeddings.
         logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
         weights = ((name, tensor.to(self._dtype)) for name, tensor in merged_weights(model))
         (missing,) = self._engine.collective_rpc(_reload, args=(weights,))
         if missing:
             raise ConfigError(
-                f"vLLM found no new weights for {', '.join(sorted(missing)[:3])} ({len(missing)} in all) among those of "
+                f"vLLM found no new weights for {', '.join(sorted(missing)[:3])} ({len(missing)} in total) in "
                 f"{type(model).__name__}; use sampling.engine = 'hf'"
             )
         self._engine.apply_model(_refresh_tied_head)
@@ -179,14 +180,14 @@ class VLLMSampler:
     ) -> list[Rollout]:
         """`group_size` rollouts of each prompt; see `Sampler`.
 
-        Raises ValueError for a wrong number of seeds, a prompt that leaves no room for `max_new_tokens`, or top-p or
-        top-k where the sampler was not made for `cuts`; SamplingError where the engine fails.
+        Raises ValueError for a wrong number of seeds, a prompt that leaves no room for `max_new_tokens`, and top-p or top-k
+        in a sampler made without `cuts`; SamplingError if the engine fails.
         """
         self._check(prompts, group_size, params, seeds)
         rollouts: dict[int, Rollout] = {}
         self._wake()
         try:
-            # vLLM draws from torch's global generators beside the requests' own; the trainer must not notice.
+            # vLLM also draws from torch's global generators; the trainer's draws must not change.
             with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
                 for index, seed in enumerate(seeds):
                     prompt = {"prompt_token_ids": list(prompts[index // group_size])}
@@ -199,7 +200,7 @@ class VLLMSampler:
                             if on_finished is not None:
                                 on_finished(index, rollouts[index])
         except SamplingError:
-            # Nothing can be asked of an engine that failed.
+            # A failed engine cannot be used again, so its requests are not aborted.
             raise
         except BaseException:
             self._engine.abort_request([str(index) for index in range(len(seeds)) if index not in rollouts])
@@ -210,16 +211,16 @@ class VLLMSampler:
 
     def _check(self, prompts: Sequence[Sequence[int]], group_size: int, params: SamplingParams, seeds: Sequence[int]) -> None:
         if len(seeds) != len(prompts) * group_size:
-            raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts × {group_size} rollouts; give one a rollout")
+            raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts × {group_size} rollouts; each needs its own seed")
         longest = max(map(len, prompts), default=0)
-        # vLLM would quietly end the response where its length is used up.
+        # vLLM would end the response at its limit without a warning.
         if longest + params.max_new_tokens > self._max_model_len:
             raise ValueError(
-                f"a prompt of {longest} tokens and max_new_tokens = {params.max_new_tokens} are more than the engine's "
-                f"{self._max_model_len}; raise data.max_prompt_tokens, or lower sampling.max_new_tokens"
+                f"a prompt of {longest} tokens and max_new_tokens = {params.max_new_tokens} are more than the engine's limit "
+                f"of {self._max_model_len} tokens; raise data.max_prompt_tokens, or lower sampling.max_new_tokens"
             )
         if (params.top_p < 1 or params.top_k) and not self._cuts:
-            raise ValueError(f"top_p = {params.top_p} and top_k = {params.top_k} need a sampler made with cuts = True")
+            raise ValueError(f"top_p = {params.top_p} and top_k = {params.top_k} need a sampler with cuts = True")
 
     def _request(self, params: SamplingParams, seed: int) -> Any:
         from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
@@ -245,7 +246,7 @@ class VLLMSampler:
 
     def _wake(self) -> None:
         if self._asleep:
-            # What the trainer's allocator keeps for later is needed now.
+            # The engine needs the memory that the trainer's allocator keeps in reserve.
             torch.cuda.empty_cache()
             self._engine.wake_up()
             self._asleep = False
@@ -258,7 +259,7 @@ class VLLMSampler:
 
 
 def _start(**arguments: Any) -> Any:
-    """An in-process engine; ConfigError where vLLM is missing or refuses `arguments` (of vLLM's EngineArgs)."""
+    """An in-process engine from the arguments of vLLM's EngineArgs. Raises ConfigError if vLLM is missing or refuses them."""
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -266,16 +267,16 @@ def _start(**arguments: Any) -> Any:
         from vllm import EngineArgs, LLMEngine  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ConfigError(
-            f"the engine vllm needs vLLM, which is not importable here ({error}); pip install 'realrl[vllm]', or use engine hf"
+            f"the engine vllm needs vLLM, which cannot be imported ({error}); pip install 'realrl[vllm]', or use the engine hf"
         ) from error
     cuda = torch.cuda.is_available()
-    # On CPU vLLM replaces this function by one that does nothing, and sets variables that ranks and child processes read.
+    # On CPU, vLLM replaces this function by one that does nothing, and it sets variables that ranks and child processes read.
     set_num_threads = torch.set_num_threads
     variables = {name: os.environ.get(name) for name in ("LOCAL_WORLD_SIZE", "LD_PRELOAD")}
     try:
         return LLMEngine.from_engine_args(
             EngineArgs(
-                # On CPU vLLM fails where a seeded request's prompt is read in chunks, and compiles long for little.
+                # On CPU, vLLM fails if a seeded request's prompt is prefilled in chunks, and compiling takes too long.
                 enable_chunked_prefill=cuda,
                 enforce_eager=not cuda,
                 disable_log_stats=True,
@@ -293,18 +294,18 @@ def _start(**arguments: Any) -> Any:
 
 
 def _step(engine: Any) -> list[Any]:
-    """One step of the engine; SamplingError for whatever it raises: it is not to be used again in this process."""
+    """One step of the engine. Raises SamplingError for any error: a failed engine cannot be used again in this process."""
     try:
         return engine.step()
     except Exception as error:
         raise SamplingError(
-            f"vLLM failed while sampling: {type(error).__name__}: {_reason(error)}. Start again: train goes on from its last "
+            f"vLLM failed while sampling: {type(error).__name__}: {_reason(error)}. Start again: train continues from its last "
             "checkpoint with --resume, eval with the same command. If memory ran out, lower sampling.gpu_memory or batch_rows"
         ) from error
 
 
 def _reason(error: Exception) -> str:
-    """One line of the error; pydantic's first line only counts its faults."""
+    """One line of the error. For pydantic its first fault, because the first line only counts faults."""
     text = str(error.errors()[0]["msg"]) if isinstance(error, ValidationError) else str(error)
     return (text.strip() or type(error).__name__).splitlines()[0]
 
@@ -318,10 +319,10 @@ def _vllm_params(params: SamplingParams, **more: Any) -> Any:
 
 
 def _write_config(model: PreTrainedModel, folder: str) -> None:
-    """The model's config.json as vLLM reads it: the class named, and no quantisation, since plain weights are handed over."""
+    """Write the model's config.json for vLLM: with the name of its class, and without quantisation, as weights come plain."""
     config: Any = copy.deepcopy(model.config)
     if not config.architectures:
-        # FSDP2 puts a class of its own in front.
+        # FSDP2 puts its own class in front.
         config.architectures = [next(c.__name__ for c in type(model).__mro__ if not c.__name__.startswith("FSDP"))]
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -339,12 +340,12 @@ def _kv_bytes(model: PreTrainedModel, dtype: torch.dtype, rows: int, length: int
 
 
 def _report_before_cut(worker: Any) -> bool:
-    """Let a worker's sampler report log-probabilities before top-k and top-p; False where it has no place for that."""
+    """Make a worker's sampler report log-probabilities before top-k and top-p; False if that is not possible."""
     cut: Any = getattr(getattr(worker.model_runner, "sampler", None), "topk_topp_sampler", None)
     if cut is None:
         return False
     forward = cut.forward
-    # Its own, after the cut, need not be computed.
+    # Log-probabilities after the cut need not be computed.
     cut.logprobs_mode = "raw_logprobs"
 
     def draw(logits: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -356,7 +357,7 @@ def _report_before_cut(worker: Any) -> bool:
 
 
 def _reload(worker: Any, weights: Iterator[tuple[str, torch.Tensor]]) -> set[str]:
-    """Put `weights` in place of a worker's; the names of parameters that were not among them."""
+    """Replace a worker's weights by `weights`; returns the names of parameters that got none."""
     model = worker.get_model()
     names = {name for name, _ in model.named_parameters()}
     load = model.load_weights
@@ -366,7 +367,7 @@ def _reload(worker: Any, weights: Iterator[tuple[str, torch.Tensor]]) -> set[str
         loaded.update(load(weights))
         return loaded
 
-    # vLLM itself only logs what is missing.
+    # vLLM itself only logs missing weights.
     model.load_weights = recording
     try:
         worker.reload_weights(weights_iterator=weights)
@@ -376,7 +377,7 @@ def _reload(worker: Any, weights: Iterator[tuple[str, torch.Tensor]]) -> set[str
 
 
 def _refresh_tied_head(model: Any) -> None:
-    """On CPU the head is a packed copy, which vLLM's weight update passes over where it is tied to the embedding."""
+    """Update the head on CPU: there it is a packed copy, which vLLM's weight update skips if it is tied to the embedding."""
     head = getattr(model, "lm_head", None)
     if head is not None and getattr(model.config, "tie_word_embeddings", False) and hasattr(head, "tie_weights"):
         model.lm_head = head.tie_weights(model.model.embed_tokens)
