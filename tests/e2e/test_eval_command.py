@@ -79,7 +79,7 @@ def test_killed_and_started_again_it_gives_the_same_result(tiny_folder, files, t
     assert refused.returncode == 1 and "generations of" in refused.stderr and "missing" in refused.stderr
     before = generations(killed)
     again = realrl(*arguments, "-o", killed)
-    assert 0 < len(before) < 64 and "responses are stored; the rest follows" in again.stderr
+    assert 0 < len(before) < 64 and "responses are stored; generating the others" in again.stderr
     assert generations(killed) == generations(whole) and len(generations(whole)) == 64
     assert results(killed) == results(whole)
 
@@ -130,7 +130,7 @@ def test_regrading_needs_no_model_and_compare_pairs_the_problems(tiny_folder, fi
     ("arguments", "message"),
     [
         (["-b", "math50"], "did you mean math500"),
-        ([], "no benchmark named"),
+        ([], "no benchmark given"),
         (["-b", "column_addition", "--temperature", "0"], "--samples 1"),
         (["-b", "column_addition", "--engine", "sglang"], "known: auto, hf, vllm"),
         (["-b", "column_addition", "--endpoint", "http://127.0.0.1:9/v1", "--retries", "0"], "cannot be reached"),

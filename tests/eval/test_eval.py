@@ -219,7 +219,7 @@ def test_one_process_at_a_time_has_the_folder(tmp_path):
 
 def test_other_settings_are_refused_and_further_benchmarks_are_not(tmp_path):
     with Store(tmp_path) as store:
-        with pytest.raises(DataError, match="no evaluation"):
+        with pytest.raises(DataError, match="has no settings.json; give the folder of an evaluation"):
             store.settings()
         store.keep_settings(SETTINGS)
         store.keep_settings(SETTINGS | {"benchmarks": {"c": COUNTS | {"samples": 2}}})
@@ -320,7 +320,7 @@ def test_a_comparison_pairs_the_problems_of_both(tmp_path):
     assert "3 (1 not in both)" in table.markdown() and "+0.3333" in table.markdown()
     # The id of another problem, as of a generated task with another seed.
     write_rollouts(tmp_path / "b" / "samples" / "aime24.parquet", [{"id": "p0", "problem": "2 + 2?", "status": "wrong"}])
-    with pytest.raises(DataError, match="1 of 1 ids that both have are of other problems .*, the first p0"):
+    with pytest.raises(DataError, match="1 of 1 common ids are different problems .*, the first is p0"):
         compare_evaluations(tmp_path / "a", tmp_path / "b")
 
 
@@ -343,7 +343,7 @@ def test_generations_are_not_graded_by_another_problem_that_has_got_their_id(tmp
     data.write_text(rows[0] + rows[1].replace("4", "2"))
     assert "1.000 ± 0.000" in run_eval(request)
     data.write_text('{"problem": "0+0=", "answer": "2"}\n' + "".join(rows))
-    with pytest.raises(DataError, match="2 of 2 problems are not those that the stored generations answer, the first .*-0"):
+    with pytest.raises(DataError, match="2 of 2 problems are not those that the stored generations answer, the first is .*-0"):
         run_eval(request)
 
 
@@ -359,14 +359,14 @@ def test_the_interval_of_one_problem_is_said_to_be_none(tmp_path):
     data = tmp_path / "data.jsonl"
     data.write_text('{"problem": "1+1=", "answer": "2"}\n')
     stored_evaluation(tmp_path / "out", data, **{str(data): {"problems": 1, "of": 1, "samples": 1}})
-    assert "one problem, so that its ± 0 and its interval say nothing" in run_eval(
+    assert "one problem, so its ± 0 and its interval do not measure uncertainty" in run_eval(
         EvalRequest(str(tmp_path / "out"), (), regrade=True)
     )
 
 
 def test_an_evaluation_without_a_benchmark_is_named(tmp_path):
     stored_evaluation(tmp_path / "out", "x")
-    with pytest.raises(DataError, match="holds no generations of any benchmark"):
+    with pytest.raises(DataError, match="has no generations of any benchmark"):
         run_eval(EvalRequest(str(tmp_path / "out"), (), regrade=True))
 
 

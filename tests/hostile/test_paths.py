@@ -52,7 +52,7 @@ def test_long_names_that_begin_alike_have_files_of_their_own():
 def test_benchmarks_that_would_share_a_file_are_refused(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     status, _, err = run(capsys, monkeypatch, "eval", "tiny", "-b", "a/b.jsonl,a_b.jsonl")
-    assert status == 1 and "have one file name" in err
+    assert status == 1 and "have the same file name" in err
     # In a run the second one's evaluation would take the first one's place.
     with pytest.raises(ConfigError, match="data.eval .*'a/b.jsonl' and 'a_b.jsonl' would be written to the same file"):
         parse_config({"model": {"path": "x"}, "data": {"train": "addition", "eval": ["a/b.jsonl", "a_b.jsonl"]}})

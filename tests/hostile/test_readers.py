@@ -461,7 +461,7 @@ def test_the_command_line_says_it_in_one_line(tmp_path, capsys, monkeypatch):
         ("--concurrency 1000000", "--concurrency"),
         ("--samples 1000000000", "--samples"),
         ("--max-new-tokens 1000000000000", "--max-new-tokens"),
-        ("--temperature 1e-30", "--temperature 1e-30 is no number to sample with"),
+        ("--temperature 1e-30", "--temperature 1e-30 is not allowed; give 0, or at least 0.01"),
     ],
 )
 def test_numbers_that_no_evaluation_can_have_are_refused(tmp_path, capsys, monkeypatch, words, said):

@@ -1,4 +1,4 @@
-"""Evaluation: pass@k estimators, and held-out accuracy with a standard error."""
+"""Evaluation: accuracy on held-out problems with its standard error, and pass@k."""
 
 from realrl.eval.passk import pass_at_k
 

@@ -1,10 +1,10 @@
-"""The paper's six benchmarks, and what the paper says of them (never a result of ours)."""
+"""The paper's six benchmarks, and the paper's own results on them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-# Column of the paper's tables → names of ours that belong under it; the first is what the paper's code evaluates.
+# Column of the paper's tables → our sets for it; the first is the set that the paper's code evaluates.
 COLUMNS: dict[str, tuple[str, ...]] = {
     "AIME24": ("aime24",),
     "AIME25": ("aime25",),
@@ -14,9 +14,9 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "OlympiadBench": ("olympiadbench",),
 }
 NOTES = {
-    "amc23": "amc23: the 40 problems of 2023. The paper's code evaluates 83 of 2022 and 2023 under AMC23; here amc22_23.",
-    "amc22_23": "amc22_23: 83 problems of 2022 and 2023, the set that the paper's code evaluates under the name AMC23.",
-    "minerva": "minerva: graded against the official answers. The paper's code takes DeepScaleR's answer lists; here that is "
+    "amc23": "amc23: the 40 problems of 2023. As AMC23 the paper's code evaluates 83 problems of 2022 and 2023, our amc22_23.",
+    "amc22_23": "amc22_23: 83 problems of 2022 and 2023, the set that the paper's code evaluates as AMC23.",
+    "minerva": "minerva: graded against the official answers. The paper's code uses DeepScaleR's answer lists, our "
     "minerva_deepscaler.",
     "minerva_deepscaler": "minerva_deepscaler: graded against DeepScaleR's answer lists, as the paper's code does; in 40 of "
     "272 problems none of them is the official answer.",
@@ -25,9 +25,9 @@ NOTES = {
 
 @dataclass(frozen=True, slots=True)
 class PaperRow:
-    """One row of a table of the paper: Pass@1 by column, in the order of `COLUMNS`, then the average.
+    """One row of a table of the paper: Pass@1 in the order of `COLUMNS`, then the average.
 
-    `cited`: the paper marks it as taken from original reports or from Li et al. (2025).
+    `cited`: the paper takes it from original reports or from Li et al. (2025).
     """
 
     table: str
@@ -39,7 +39,7 @@ class PaperRow:
 _ONE = "Table 1, DeepSeek-R1-Distill-Qwen-1.5B on DeepScaleR"
 _TWO = "Table 2, DeepSeek-R1-Distill-Qwen-7B on DeepScaleR"
 PAPER_SOURCE = "arXiv 2602.05630, as shown in the authors' repository (Red-RL/REAL, assets/results.png)"
-# Read from that picture; * in it is `cited`.
+# Read from that picture; its * is `cited`.
 PAPER_ROWS = (
     PaperRow(_ONE, "OpenAI-o1-Preview", (0.400, None, 0.814, None, None, None, None), cited=True),
     PaperRow(_ONE, "DS-Distill-Qwen-1.5B", (0.181, 0.215, 0.758, 0.515, 0.237, 0.353, 0.376), cited=True),
@@ -59,5 +59,5 @@ PAPER_ROWS = (
 
 
 def paper_column(benchmark: str) -> str | None:
-    """The column of the paper's tables under which `benchmark` belongs."""
+    """The column of the paper's tables for `benchmark`; None if there is none."""
     return next((column for column, names in COLUMNS.items() if benchmark in names), None)

@@ -16,11 +16,11 @@ from realrl.eval.tables import Table
 
 
 def compare_evaluations(a: Path, b: Path) -> tuple[Table, list[dict[str, Any]]]:
-    """Pass@1 of two evaluation folders on the benchmarks and problems that both have, as a table and as records.
+    """Pass@1 of two evaluation folders on the problems that both have, as a table and as records.
 
-    The difference is b − a; its 95 % interval is by bootstrap over problems, its two-sided p-value by random flips of the
-    signs of the problems' differences. Raises DataError for a folder without graded samples, nothing in common, or an id that
-    is of another problem in the other folder: a generated task with another seed, a file that has changed.
+    The difference is b − a. Its 95 % interval comes from a bootstrap over problems, its two-sided p-value from random signs of
+    the problems' differences. Raises DataError for a folder without graded samples, for folders without a common problem, and
+    for an id that means different problems in the two folders, as after a change of the data or of a task's seed.
     """
     firsts, seconds = _problems(a), _problems(b)
     records: list[dict[str, Any]] = []
@@ -30,8 +30,8 @@ def compare_evaluations(a: Path, b: Path) -> tuple[Table, list[dict[str, Any]]]:
         if ids:
             if other := [identity for identity in ids if firsts[name][identity].text != seconds[name][identity].text]:
                 raise DataError(
-                    f"{name}: {len(other)} of {len(ids)} ids that both have are of other problems in {b} than in {a}, "
-                    f"the first {other[0]}; evaluate both on the same data, a generated task with the same --seed"
+                    f"{name}: {len(other)} of {len(ids)} common ids are different problems in {b} and in {a}, the first is "
+                    f"{other[0]}; evaluate both on the same data, a generated task with the same --seed"
                 )
             first, second = (np.array([found[name][identity].share for identity in ids]) for found in (firsts, seconds))
             sets.append((first, second))
@@ -70,7 +70,7 @@ def _paired(sets: list[tuple[Float[np.ndarray, " P"], Float[np.ndarray, " P"]]])
 
 
 class _Problem(NamedTuple):
-    """The text of a problem, and the share of its samples that are right."""
+    """The text of a problem, and the share of right samples."""
 
     text: str
     share: float
@@ -80,11 +80,11 @@ def _problems(folder: Path) -> dict[str, dict[str, _Problem]]:
     """benchmark → problem id → problem."""
     files = sorted((folder / "samples").glob("*.parquet"))
     if not files:
-        raise DataError(f"{folder} holds no graded samples; give folders that realrl eval -o wrote")
+        raise DataError(f"{folder} has no graded samples; give folders that realrl eval wrote (-o)")
     found: dict[str, dict[str, _Problem]] = {}
     for file in files:
         ids, texts, statuses = read_graded(
-            file, ("id", "problem", "status"), f"make it again with realrl eval {folder} --regrade"
+            file, ("id", "problem", "status"), f"write it again with realrl eval {folder} --regrade"
         )
         right: dict[str, list[bool]] = defaultdict(list)
         for identity, status in zip(ids, statuses, strict=True):

@@ -1,6 +1,6 @@
-"""How sure a mean over problems is: parts of its standard error, a bootstrap over problems, a paired test.
+"""The uncertainty of a mean over problems: parts of its standard error, a bootstrap over problems, a paired test.
 
-P problems, K samples of each. Samples of one problem are not independent, so the problem is what is resampled.
+P problems, K samples of each. Samples of one problem are not independent, so problems are resampled, not samples.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 _DRAWS = 10_000
 _FLIPS = 20_000
-# Up to this many differences all 2^n signs are gone through.
+# Up to this many differences, all 2^n combinations of signs are tried.
 _EXACT_UP_TO = 16
 _ROWS_AT_ONCE = 1000
 
@@ -22,10 +22,10 @@ Values = Float[np.ndarray, " P"]
 
 @dataclass(frozen=True, slots=True)
 class StandardError:
-    """Of a mean over P problems × K samples: `total`² = `samples`² + `problems`².
+    """The standard error of a mean over P problems × K samples: `total`² = `samples`² + `problems`².
 
-    `samples`: what new samples of the same problems would move; `problems`: what other problems would, without sampling
-    noise (0 where the data show less than the noise alone). Both are None for one sample, `total` is 0.0 for one problem.
+    `samples`: the part from the sampling of responses. `problems`: the part from the choice of problems, 0 if the data vary
+    less than sampling alone explains. Both are None for one sample; `total` is 0.0 for one problem.
     """
 
     total: float
@@ -45,7 +45,7 @@ def standard_error(scores: Float[np.ndarray, "P K"]) -> StandardError:
 
 
 def bootstrap_means(values: Values, seed: int = 0, draws: int = _DRAWS) -> Float[np.ndarray, " B"]:
-    """Means of `draws` resamples of the problems, with replacement; the same for the same seed."""
+    """Means of `draws` resamples of the problems, with replacement; equal for equal seeds."""
     rng = np.random.default_rng(seed)
     count = len(values)
     parts = []
@@ -56,7 +56,7 @@ def bootstrap_means(values: Values, seed: int = 0, draws: int = _DRAWS) -> Float
 
 
 def interval(sets: Sequence[Values], level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of the mean over `sets` of their means; each set's problems are resampled within the set."""
+    """Percentile interval of the mean of the sets' means. Each set is resampled by itself."""
     means = np.mean([bootstrap_means(values, seed) for seed, values in enumerate(sets)], axis=0)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
@@ -65,13 +65,13 @@ def interval(sets: Sequence[Values], level: float = 0.95) -> tuple[float, float]
 def sign_flip_p_value(sets: Sequence[Values], seed: int = 0) -> float:
     """Two-sided p-value of paired differences: how often random signs give a mean at least as far from 0.
 
-    The statistic is the mean over `sets` of their means. Exact up to 16 non-zero differences, else by 20,000 random flips
-    with the observed signs counted among them.
+    The statistic is the mean of the sets' means. Exact up to 16 non-zero differences, otherwise from 20,000 random draws and
+    the observed signs.
     """
     weighted = np.concatenate([values / len(values) for values in sets])
     weighted = weighted[weighted != 0]
     count = len(weighted)
-    # Sums in another order differ in the last bits.
+    # Sums in a different order differ in the last bits.
     threshold = abs(weighted.sum()) * (1 - 1e-9)
     if count <= _EXACT_UP_TO:
         bits = np.arange(2**count)[:, None] >> np.arange(count) & 1

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Unbiased estimate of the chance that one of k samples is right, from c right of n: 1 − C(n−c, k)/C(n, k).
+    """Unbiased estimate of the probability that one of k samples is right, from c right of n: 1 − C(n−c, k)/C(n, k).
 
     Raises ValueError unless 0 <= c <= n and 1 <= k <= n. Source: Chen et al. 2021, arXiv 2107.03374.
     """
@@ -19,9 +19,9 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 def majority(
     answers: Sequence[str | None], right: Sequence[bool], same: Callable[[str, str], bool] = lambda a, b: a == b
 ) -> float:
-    """Whether the most frequent answer to one problem is right; answers that tie share the vote.
+    """1 if the most frequent answer to one problem is right, otherwise 0; a tie of k answers counts 1/k.
 
-    None is no vote; with no vote at all the value is 0. Right answers are one class, wrong ones are put together by `same`.
+    None is no vote, and without any vote the value is 0. Right answers are one class; `same` groups the wrong ones.
     """
     votes_right = sum(right)
     classes: list[tuple[str, int]] = []

@@ -1,4 +1,4 @@
-"""How far an evaluation is: a bar on a terminal, a line now and then elsewhere; on stderr, so that stdout is the result."""
+"""The progress of an evaluation, on stderr: a bar on a terminal, otherwise a line every 30 seconds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 
 class Progress:
-    """Counts the responses of one benchmark, `done` of `total` at the start."""
+    """Counts the responses of one benchmark; `done` of `total` are already stored."""
 
     def __init__(self, name: str, total: int, done: int = 0) -> None:
         name = printable(name)
@@ -24,7 +24,7 @@ class Progress:
         self._began = self._said = time.monotonic()
         self._bar: Bar | None = None
         if done:
-            print(f"{name}: {done} of {total} responses are stored; the rest follows", file=sys.stderr)
+            print(f"{name}: {done} of {total} responses are stored; generating the others", file=sys.stderr)
         if sys.stderr.isatty():
             columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
             self._bar = Bar(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True))
@@ -40,7 +40,7 @@ class Progress:
             self._bar.stop()
 
     def add(self, responses: int, tokens: int) -> None:
-        """`responses` more are done, with `tokens` tokens in all."""
+        """Count finished responses with `tokens` tokens in total."""
         self._done += responses
         self._tokens += tokens
         now = time.monotonic()

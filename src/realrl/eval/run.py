@@ -1,4 +1,4 @@
-"""`realrl eval`: one model, several benchmarks, k samples of each problem; stored as they come, graded at the end."""
+"""`realrl eval`: k samples of each problem of several benchmarks, stored as they finish and graded at the end."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from realrl.system.hardware import Rates, choose_device, measure_rates
 from realrl.system.terminal import printable
 from realrl.types import Problem
 
-# As the released code evaluates (scripts/eval/eval_model_8k.sh).
+# The settings of the released code (scripts/eval/eval_model_8k.sh).
 _TEMPERATURE, _TOP_P, _MAX_NEW_TOKENS, _SAMPLES = 0.6, 0.95, 8192, 16
 _PROMPT_SUFFIX = "\nLet's think step by step and output the final answer within \\boxed{}."
 _DTYPES = ("float32", "bfloat16")
@@ -40,7 +40,7 @@ _SCHEMA = 1
 
 @dataclass(frozen=True, slots=True)
 class EvalRequest:
-    """What the command line asks for; None is the recipe's value, or the released code's where there is no recipe."""
+    """The options of the command. None means the recipe's value, or without a recipe the released code's."""
 
     model: str
     benchmarks: tuple[str, ...]
@@ -66,7 +66,7 @@ class EvalRequest:
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """The problems of one benchmark with their prompts, and how many the set holds in all."""
+    """The problems of one benchmark with their prompts, and the size of the whole set."""
 
     name: str
     problems: list[Problem]
@@ -74,25 +74,25 @@ class Benchmark:
     total: int
 
     def digests(self) -> list[str]:
-        """Of each problem's prompt, as stored generations name it."""
+        """The digest of each problem's prompt, as in the stored generations."""
         return [prompt_digest(request.text or json.dumps(request.messages)) for request in self.requests]
 
 
 def run_eval(request: EvalRequest) -> str:
-    """Generate what is not stored yet, grade everything, write the reports; returns the tables for the terminal.
+    """Generate the responses that are not stored yet, grade all, and write the reports. Returns the tables as text.
 
-    Raises ConfigError for a model that cannot be had or a request that a server refuses, SamplingError for an engine or a
-    server that fails on the way, DataError for a data set or a folder that cannot be used.
+    Raises ConfigError for a model that cannot be loaded or a request that a server does not accept, SamplingError for an
+    engine or server that fails, DataError for a data set or folder that cannot be used.
     """
     if request.regrade:
         return _regrade(request)
     if not request.benchmarks:
-        raise ConfigError("no benchmark named; give --benchmarks aime24,math500 (realrl data list shows the names)")
+        raise ConfigError("no benchmark given; add --benchmarks aime24,math500 (realrl data list shows the names)")
     config = _config(request)
     samples = request.samples or (config.eval.samples if request.recipe else _SAMPLES)
     params = _sampling_params(request, config)
     if params.temperature == 0 and samples > 1:
-        raise ConfigError(f"temperature 0 gives the same response {samples} times; use --samples 1, or a temperature above 0")
+        raise ConfigError(f"temperature 0 gives the same response {samples} times; use --samples 1 or a temperature above 0")
     engine_name = _engine_name(request)
     _check_file_names(request.benchmarks)
     benchmarks = [_benchmark(name, config, request) for name in dict.fromkeys(request.benchmarks)]
@@ -119,27 +119,25 @@ def run_eval(request: EvalRequest) -> str:
 
 
 def _check_file_names(benchmarks: Sequence[str]) -> None:
-    """ConfigError for benchmarks whose generations would share a file."""
+    """Raise ConfigError for benchmarks whose generations would be in the same file."""
     if pair := clash(benchmarks):
         first, second = pair
-        raise ConfigError(f"{first!r} and {second!r} have one file name, {file_name(second)}; evaluate them by themselves")
+        raise ConfigError(f"{first!r} and {second!r} have the same file name, {file_name(second)}; evaluate them separately")
 
 
 def _regrade(request: EvalRequest) -> str:
-    """Grade the stored generations of the folder `request.model` again; no model is loaded."""
+    """Grade the stored generations of the folder `request.model` again, without a model."""
     folder = Path(request.model)
     if not folder.is_dir():
-        raise DataError(f"no folder at {folder}; --regrade takes the folder that realrl eval -o wrote")
+        raise DataError(f"no folder at {folder}; --regrade needs a folder that realrl eval wrote (-o)")
     with Store(folder) as store:
         settings = store.settings()
         names = request.benchmarks or tuple(settings["benchmarks"])
         if not names:
-            raise DataError(f"{folder} holds no generations of any benchmark; give the folder of another evaluation")
+            raise DataError(f"{folder} has no generations of any benchmark; give the folder of another evaluation")
         unknown = [name for name in names if name not in settings["benchmarks"]]
         if unknown:
-            raise DataError(
-                f"{folder} holds no generations of {', '.join(unknown)}; it has {', '.join(settings['benchmarks'])}"
-            )
+            raise DataError(f"{folder} has no generations of {', '.join(unknown)}; it has {', '.join(settings['benchmarks'])}")
         document: dict[str, Any] = {"model": {"path": settings["model"]}, "data": {"train": names[0], **settings["data"]}}
         reward = load_config(request.recipe).reward.model_dump() if request.recipe else {}
         document["reward"] = reward | ({"type": request.reward} if request.reward else {})
@@ -157,22 +155,22 @@ def _regrade(request: EvalRequest) -> str:
 
 
 def _check_problems(benchmark: Benchmark, folder: Path) -> None:
-    """DataError where an id is not of the problem that was graded under it before: the generations answer that one."""
+    """Raise DataError if an id now means another problem than the one that its generations answer."""
     try:
         ids, texts = read_graded(folder / "samples" / f"{file_name(benchmark.name)}.parquet", ("id", "problem"), "grade again")
     except DataError:
-        return  # not graded yet, or damaged, and then it is written anew
+        return  # not graded yet, or damaged; grading writes it again
     asked = dict(zip(ids, texts, strict=True))
     others = [problem.id for problem in benchmark.problems if asked.get(problem.id, problem.problem) != problem.problem]
     if others:
         raise DataError(
             f"{benchmark.name}: {len(others)} of {len(benchmark.problems)} problems are not those that the stored generations "
-            f"answer, the first {others[0]}; bring the data set back as it was, or evaluate it again with another -o"
+            f"answer, the first is {others[0]}; restore the data set, or evaluate again with another -o"
         )
 
 
 def _config(request: EvalRequest) -> Config:
-    """The recipe, or the released code's prompt; `reward` on top."""
+    """The recipe, or the released code's prompt and settings, with the verifier of the request."""
     if request.recipe:
         return load_config(request.recipe, {"reward.type": request.reward} if request.reward else None)
     return parse_config(
@@ -188,7 +186,7 @@ def _config(request: EvalRequest) -> Config:
 def _sampling_params(request: EvalRequest, config: Config) -> SamplingParams:
     asked = request.temperature
     if asked is not None and not (asked == 0 or MIN_TEMPERATURE <= asked < math.inf):
-        raise ConfigError(f"--temperature {asked} is no number to sample with; give 0, or {MIN_TEMPERATURE} and more")
+        raise ConfigError(f"--temperature {asked} is not allowed; give 0, or at least {MIN_TEMPERATURE}")
     return SamplingParams(
         temperature=config.sampling.temperature if request.temperature is None else request.temperature,
         top_p=request.top_p or config.eval.top_p or config.sampling.top_p,
@@ -202,12 +200,12 @@ def _engine_name(request: EvalRequest) -> str:
     if request.endpoint:
         if "@" in request.endpoint.partition("://")[2].partition("/")[0]:
             raise ConfigError(
-                "--endpoint holds a name or password, which would be kept with the results; give the URL without it, and the "
-                "key as OPENAI_API_KEY in the environment"
+                "--endpoint contains a name or password, which would be saved with the results; give the URL without it, and "
+                "set the key as OPENAI_API_KEY in the environment"
             )
         return f"endpoint {request.endpoint}"
     if request.engine != "auto":
-        # An unknown one is refused before any data is read.
+        # Refuses an unknown engine before any data is read.
         ENGINES.find(request.engine)
         return request.engine
     import importlib.util
@@ -216,14 +214,16 @@ def _engine_name(request: EvalRequest) -> str:
 
 
 def _problems(name: str, config: Config, seed: int, count: int | None) -> tuple[list[Problem], int]:
-    """The first `count` problems (all by default) and how many there are; what was left out is said on stderr."""
+    """The first `count` problems (all by default) and the size of the set. Prints on stderr how many rows were left out."""
     found = held_out_problems(config.data, name, seed=seed, count=count)
     for line in found.warnings:
         print(f"realrl: {printable(line)}", file=sys.stderr)
     seen: set[str] = set()
     for problem in found.problems:
         if problem.id in seen:
-            raise DataError(f"{name}: the id {problem.id!r} occurs twice; stored generations are found by it, make it unique")
+            raise DataError(
+                f"{name}: the id {problem.id!r} occurs twice; stored generations are found by id, so make it unique"
+            )
         seen.add(problem.id)
     return found.problems, found.total
 
@@ -246,7 +246,7 @@ def _benchmark(name: str, config: Config, request: EvalRequest) -> Benchmark:
     if rendered.too_long:
         raise DataError(
             f"{name}: {rendered.too_long} prompts are longer than data.max_prompt_tokens = {config.data.max_prompt_tokens}; "
-            "raise it in the recipe: leaving problems out would change the benchmark"
+            "raise it in the recipe, because without these problems it would be another benchmark"
         )
     return Benchmark(name, problems, [TextRequest(p.text, p.token_ids, (), 0) for p in rendered.prompts], total)
 
@@ -259,7 +259,7 @@ def _generate(
     settings: Mapping[str, Any],
     request: EvalRequest,
 ) -> None:
-    """Ask the engine for every response that is not stored; the engine is loaded only where one is missing."""
+    """Generate every response that is not stored. The engine is loaded only if one is missing."""
     engine: TextEngine | None = None
     longest = max((len(one.token_ids) for benchmark in benchmarks for one in benchmark.requests), default=0)
     for benchmark in benchmarks:
@@ -272,8 +272,8 @@ def _generate(
                 known = stored.get((problem.id, sample))
                 if known is not None and known.prompt != digest:
                     raise DataError(
-                        f"{store.folder} holds generations of {benchmark.name} {problem.id} for another prompt (the data or "
-                        "the chat template changed); give another folder with -o"
+                        f"{store.folder} has generations of {benchmark.name} {problem.id} for another prompt (the data or the "
+                        "chat template changed); choose another folder with -o"
                     )
                 if known is None:
                     seed = derive_seed(request.seed, "eval", benchmark.name, problem.id, sample)
@@ -294,17 +294,17 @@ def _generate(
                     given += len(done)
                     progress.add(len(done), sum(reply.tokens or 0 for _, reply in done))
         except SamplingError as error:
-            # What is still asked for need not be answered.
+            # The other requests are not needed any more.
             engine.close()
             raise SamplingError(
-                f"{error}; {given} of {total} responses of {benchmark.name} are stored, the same command makes the others"
+                f"{error}; {given} of {total} responses of {benchmark.name} are stored, the same command generates the others"
             ) from error
     if engine is not None:
         engine.close()
 
 
 def _dtype(request: EvalRequest, store: Store) -> str:
-    """The precision that the request names; for "auto" that of the generations already stored, else the faster one here."""
+    """The precision of the request. "auto" is that of the stored generations, or without any the faster one here."""
     if request.dtype not in ("auto", *_DTYPES):
         raise ConfigError(f"unknown --dtype {request.dtype!r}; known: auto, {', '.join(_DTYPES)}")
     if request.dtype != "auto":
@@ -347,7 +347,7 @@ def _report(
     *,
     show_paper: bool,
 ) -> str:
-    """Grade what is stored and write samples/, results.json, results.md and results.tex; the tables as text."""
+    """Grade the stored generations and write samples/, results.json, results.md and results.tex. Returns the tables as text."""
     results: dict[str, EvalResult] = {}
     (store.folder / "samples").mkdir(exist_ok=True)
     for benchmark in benchmarks:
@@ -357,8 +357,8 @@ def _report(
         absent = [key for key in wanted if key not in stored]
         if absent:
             raise DataError(
-                f"{store.folder}: {len(absent)} of {len(wanted)} generations of {benchmark.name} are missing, the first of "
-                f"{absent[0][0]}, sample {absent[0][1]}; run the same realrl eval again to make them"
+                f"{store.folder}: {len(absent)} of {len(wanted)} generations of {benchmark.name} are missing, the first is "
+                f"{absent[0][0]}, sample {absent[0][1]}; run the same realrl eval again to generate them"
             )
         results[benchmark.name] = grade_generations(
             benchmark.problems, [stored[key] for key in wanted], grader, samples=samples
@@ -368,7 +368,7 @@ def _report(
     tables = [summary_table(str(settings["model"]), results, show_paper), details_table(results)]
     lines = [f"{b.name}: the first {len(b.problems)} of {b.total} problems." for b in benchmarks if len(b.problems) < b.total]
     lines += [
-        f"{name}: one problem, so that its ± 0 and its interval say nothing of how sure the figure is."
+        f"{name}: one problem, so its ± 0 and its interval do not measure uncertainty."
         for name, result in results.items()
         if result.problems == 1
     ]

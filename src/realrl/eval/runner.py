@@ -1,4 +1,4 @@
-"""From generations to figures: grade them; say how accurate the model is, and how sure that is."""
+"""Grade generations, and compute accuracy with its uncertainty from them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from realrl.types import Problem, Prompt
 from realrl.verifier.equivalence import compare
 from realrl.verifier.extract import last_boxed
 
-# Characters at the end of a response in which a missed answer is looked for.
+# A missed answer is searched in this many characters at the end of a response.
 _TAIL = 200
 
 
@@ -28,9 +28,9 @@ _TAIL = 200
 class EvalResult:
     """Figures of one model on one data set, and every sample as a row (docs/evaluation.md).
 
-    `accuracy` is Pass@1: the mean over problems of the mean over their `samples_each` samples. `standard_error` is over
-    problems and samples both; `standard_error_samples` and `standard_error_problems` are its parts (None for one sample).
-    `interval` holds 95 % of bootstrap resamples of the problems. Shares are of all responses, `mean_length` is in tokens.
+    `accuracy` is Pass@1: the mean over problems of the mean over their `samples_each` samples. `standard_error` has two parts,
+    `standard_error_samples` and `standard_error_problems` (None for one sample). `interval` contains 95 % of bootstrap
+    resamples of the problems. Shares are of all responses; `mean_length` is in tokens.
     """
 
     problems: int
@@ -51,7 +51,7 @@ class EvalResult:
     samples: list[dict[str, Any]]
 
     def figures(self) -> dict[str, Any]:
-        """Everything but the samples, for JSON."""
+        """Everything except the samples, for JSON."""
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "samples"}
 
     def problem_means(self) -> Float[np.ndarray, " P"]:
@@ -151,7 +151,7 @@ def _grade(
 
 
 def answer_missed(response: str, golds: Sequence[str], status: str, extracted: str | None) -> bool:
-    """Whether a gold answer stands in the response's end as a word of its own, though another, or none, was extracted."""
+    """Whether a gold answer is a word near the response's end, although another answer, or none, was extracted."""
     if status not in ("no_answer", "wrong"):
         return False
     tail = response[-_TAIL:]
@@ -195,7 +195,7 @@ def summarise(rows: Sequence[dict[str, Any]], samples: int) -> EvalResult:
 
 
 def same_answer(a: str, b: str) -> bool:
-    """Whether two answers are one vote: equal as the verifier's own comparison sees it, without computer algebra."""
+    """Whether two answers are the same vote: equal for the verifier without computer algebra."""
     try:
         return compare(a, b)[0] is True
     except (RecursionError, ValueError, ArithmeticError):

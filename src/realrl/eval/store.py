@@ -1,4 +1,4 @@
-"""Generations as they come: one JSONL file a benchmark, append-safe, in a folder that remembers its settings."""
+"""Generations on disk: one JSONL file for each benchmark, written as responses finish, beside the settings that made them."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ SETTINGS = "settings.json"
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One response to one problem; `tokens` is None where a server does not count them.
+    """One response to one problem; `tokens` is None if a server does not count them.
 
-    `prompt` is the first 16 hexadecimal digits of the SHA-256 of the prompt as rendered.
+    `prompt` is the first 16 hexadecimal digits of the SHA-256 of the rendered prompt.
     """
 
     id: str
@@ -37,15 +37,15 @@ class Generation:
 
 
 def prompt_digest(prompt: str) -> str:
-    """What `Generation.prompt` holds."""
+    """The digest in `Generation.prompt`."""
     return hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 class Store:
     """The folder of one model's evaluation; at most one process has it open.
 
-    Raises DataError for a folder in use, for settings other than those that the stored generations were made with, and
-    for a damaged file.
+    Raises DataError for a folder in use, for settings that differ from those of the stored generations, and for a damaged
+    file.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -54,7 +54,7 @@ class Store:
         self._lock = (folder / ".lock").open("w")
         if not try_lock(self._lock.fileno()):
             self._lock.close()
-            raise DataError(f"{folder} is in use by another realrl eval; wait for it, or give another -o")
+            raise DataError(f"{folder} is in use by another realrl eval; wait for it, or choose another folder with -o")
 
     def __enter__(self) -> Store:
         return self
@@ -63,24 +63,24 @@ class Store:
         self._lock.close()
 
     def begun(self) -> bool:
-        """Whether the folder has settings, so perhaps generations."""
+        """Whether the folder has settings, and so perhaps generations."""
         return (self.folder / SETTINGS).exists()
 
     def settings(self) -> dict[str, Any]:
-        """The settings of the stored generations; DataError where there are none."""
+        """The settings of the stored generations. Raises DataError if there are none."""
         path = self.folder / SETTINGS
         try:
             return _checked(json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError as error:
-            raise DataError(f"{self.folder} holds no {SETTINGS}, so no evaluation; give the folder that -o named") from error
+            raise DataError(f"{self.folder} has no {SETTINGS}; give the folder of an evaluation (-o)") from error
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{path} is damaged: {error}; give another folder with -o") from error
+            raise DataError(f"{path} is damaged: {error}; choose another folder with -o") from error
 
     def keep_settings(self, settings: dict[str, Any]) -> None:
-        """Write the settings, or hold them against those already there; what `benchmarks` holds is added to."""
+        """Write the settings, or compare them with the stored ones. New `benchmarks` are added to the stored ones."""
         path = self.folder / SETTINGS
         if self.begun():
-            # Earlier versions did not store it.
+            # Earlier versions did not store the dtype.
             stored = {"dtype": settings.get("dtype")} | self.settings()
             before, now = (_dotted(kept) for kept in (stored, settings))
             others = [
@@ -90,14 +90,14 @@ class Store:
             ]
             if others:
                 raise DataError(
-                    f"{self.folder} holds generations made with other settings ({'; '.join(others)}); "
-                    "give another folder with -o, or the same settings"
+                    f"{self.folder} has generations with other settings ({'; '.join(others)}); choose another folder with "
+                    "-o, or use the same settings"
                 )
             settings = settings | {"benchmarks": stored["benchmarks"] | settings["benchmarks"]}
         write_whole(path, json.dumps(settings, indent=1) + "\n")
 
     def load(self, benchmark: str) -> dict[tuple[str, int], Generation]:
-        """Stored generations by (problem id, sample); a line torn by a crash at the file's end is cut off."""
+        """Stored generations by (problem id, sample). Removes an incomplete last line, which a crash can leave."""
         path = self._path(benchmark)
         if not path.exists():
             return {}
@@ -113,7 +113,7 @@ class Store:
                     _check(generation)
                 except (ValueError, TypeError, RecursionError) as error:
                     raise DataError(
-                        f"{path}, line {number}: not a stored generation ({error}); delete the line, and it is made again"
+                        f"{path}, line {number}: not a stored generation ({error}); delete the line, and it is generated again"
                     ) from error
                 generations.setdefault((generation.id, generation.sample), generation)
         if whole < path.stat().st_size:
@@ -121,7 +121,7 @@ class Store:
         return generations
 
     def append(self, benchmark: str, generations: Iterable[Generation]) -> None:
-        """Add generations at the file's end and have them on disk before returning."""
+        """Append generations. They are on disk when this returns."""
         lines = "".join(json.dumps(asdict(generation)) + "\n" for generation in generations)
         with self._path(benchmark).open("ab") as file:
             file.write(lines.encode("ascii"))
@@ -133,7 +133,7 @@ class Store:
 
 
 def _dotted(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings but the benchmarks, the keys of a table by dotted names."""
+    """The settings without the benchmarks, with dotted names for the keys of tables."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         if key != "benchmarks":
@@ -142,21 +142,21 @@ def _dotted(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _checked(settings: Any) -> dict[str, Any]:
-    """The settings, if they are what `realrl eval` writes; ValueError otherwise."""
+    """The settings. Raises ValueError if `realrl eval` did not write them."""
     fields = {"model": str, "seed": int, "data": dict, "benchmarks": dict}
     wrong = [
         name for name, kind in fields.items() if not isinstance(settings, dict) or not isinstance(settings.get(name), kind)
     ]
     if wrong:
-        raise ValueError(f"{', '.join(wrong)} missing or of another type")
+        raise ValueError(f"{', '.join(wrong)} missing or of a wrong type")
     for name, counts in settings["benchmarks"].items():
         if not isinstance(counts, dict) or not all(isinstance(counts.get(key), int) for key in ("problems", "of", "samples")):
-            raise ValueError(f"benchmarks.{name} does not say how many problems and samples")
+            raise ValueError(f"benchmarks.{name} lacks the numbers of problems and samples")
     return settings
 
 
 def _check(generation: Generation) -> None:
-    """TypeError where a stored generation has a field of another type than it was written with."""
+    """Raise TypeError if a field of a stored generation has the wrong type."""
     texts, flag = (generation.id, generation.prompt, generation.response), generation.truncated
     counts = [generation.sample, *([] if generation.tokens is None else [generation.tokens])]
     if (
@@ -164,11 +164,11 @@ def _check(generation: Generation) -> None:
         or not all(type(count) is int for count in counts)
         or type(flag) is not bool
     ):
-        raise TypeError("a field has another type")
+        raise TypeError("a field has a wrong type")
 
 
 def read_graded(file: Path, columns: Sequence[str], remedy: str) -> list[list[Any]]:
-    """Columns of graded samples as text, such as id, problem and status; DataError with the remedy where they cannot be had."""
+    """Columns of graded samples as text, such as id, problem and status. Raises DataError, with the remedy, if it cannot."""
     try:
         table = pq.read_table(file, columns=list(columns))
         return [table[name].cast(pa.string()).to_pylist() for name in columns]

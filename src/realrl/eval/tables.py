@@ -1,4 +1,4 @@
-"""The report of an evaluation: a table like the paper's Table 1 and the details, as Markdown and as LaTeX."""
+"""The tables of an evaluation, in Markdown and LaTeX: one like the paper's Table 1, and one with every figure."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from realrl.eval.runner import EvalResult
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Text cells under a header; the first column is left-aligned, the others right."""
+    """Cells of text under a header. The first column is aligned left, the others right."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
 
     def markdown(self) -> str:
-        """Aligned, so that a terminal shows it well too."""
+        """A Markdown table with aligned columns, to be read on a terminal, too."""
         cells = [[cell.replace("|", "\\|") for cell in row] for row in (self.header, *self.rows)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
 
@@ -56,7 +56,7 @@ def _latex(cell: str) -> str:
 
 
 def average(results: Mapping[str, EvalResult]) -> dict[str, Any]:
-    """The mean of the benchmarks' Pass@1 (as the paper's Avg.), its standard error and 95 % interval."""
+    """The mean of the benchmarks' Pass@1 (the paper's Avg.), its standard error and 95 % interval."""
     errors = [result.standard_error for result in results.values()]
     low, high = interval([result.problem_means() for result in results.values()])
     return {
@@ -67,7 +67,7 @@ def average(results: Mapping[str, EvalResult]) -> dict[str, Any]:
 
 
 def summary_table(model: str, results: Mapping[str, EvalResult], show_paper: bool) -> Table:
-    """One row for the model: Pass@1 ± standard error; below it, where asked for, the paper's rows, marked as such."""
+    """One row for the model, Pass@1 ± standard error, and with `show_paper` the paper's rows below it, marked as such."""
     ours = [f"{result.accuracy:.3f} ± {result.standard_error:.3f}" for result in results.values()]
     header, rows = ["model", *results], [[model, *ours]]
     if len(results) > 1:
@@ -121,10 +121,10 @@ def details_table(results: Mapping[str, EvalResult]) -> Table:
 
 
 def notes(benchmarks: Sequence[str], show_paper: bool) -> list[str]:
-    """What a reader has to know to compare these figures with others."""
+    """What a reader must know to compare these figures with others."""
     lines = [NOTES[name] for name in benchmarks if name in NOTES]
     if show_paper:
         tables = dict.fromkeys(row.table for row in PAPER_ROWS)
         lines.append(f"Rows marked paper are the paper's, not ours: {'; '.join(tables)} ({PAPER_SOURCE}).")
-        lines.append("* the paper marks these as taken from original reports or Li et al. (2025).")
+        lines.append("* the paper takes these from original reports or from Li et al. (2025).")
     return lines
