@@ -260,7 +260,7 @@ def our_batch(rows, tokenizer) -> Batch:
 BAD = {
     "half a group in an optimizer step": (
         {"per_device_train_batch_size": 2, "steps_per_generation": 4},
-        r"= 2 rollouts .* no multiple of num_generations = 4",
+        r"= 2 rollouts .* not a multiple of num_generations = 4",
     ),
     "an optimizer step over two generations": (
         {"gradient_accumulation_steps": 4, "steps_per_generation": 6},
@@ -386,5 +386,5 @@ def test_an_engine_that_was_not_tested_is_refused_at_import(found, monkeypatch):
 
 
 def test_a_moved_method_is_refused_at_import():
-    with pytest.raises(EngineError, match=r"has moved: .*takes \(model, inputs\)"):
+    with pytest.raises(EngineError, match=r"has changed: .*takes \(model, inputs\)"):
         engines.check_signature("trl", RealTrainer._compute_loss, ("model", "inputs", "group"))

@@ -1,1 +1,1 @@
-"""The same objectives and verifiers inside the engines that people scale out with: `trl` and `verl`."""
+"""Our objectives and verifiers inside TRL and verl, for larger runs."""

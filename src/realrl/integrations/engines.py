@@ -1,4 +1,4 @@
-"""Which versions of each engine were tested, and a check that fails at import and not after an hour."""
+"""The tested versions of each engine, and checks at import instead of a failure after an hour."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OVERRIDE = "REALRL_UNTESTED_ENGINES"
 
 
 def check_engine(name: str) -> None:
-    """Raise EngineError where the engine is missing, or of an untested minor version (REALRL_UNTESTED_ENGINES=1 goes on)."""
+    """Raise EngineError for a missing engine or an untested minor version, unless REALRL_UNTESTED_ENGINES=1 is set."""
     tested = TESTED[name]
     try:
         found = version(name)
@@ -34,16 +34,16 @@ def check_engine(name: str) -> None:
 
 
 def check_signature(engine: str, function: Callable[..., Any], parameters: Sequence[str]) -> None:
-    """Raise EngineError where one of an engine's inner functions does not take the named parameters, in this order."""
+    """Raise EngineError if an internal function of an engine does not have these parameters, in this order."""
     found = [name for name in inspect.signature(function).parameters if name != "self"]
     if found[: len(parameters)] != list(parameters):
         raise EngineError(
-            f"{engine} {version(engine)} has moved: {function.__qualname__} takes ({', '.join(found)}), and "
-            f"realrl.integrations.{engine} calls it with ({', '.join(parameters)}); install a tested version: "
+            f"{engine} {version(engine)} has changed: {function.__qualname__} takes ({', '.join(found)}), but "
+            f"realrl.integrations.{engine} needs ({', '.join(parameters)}); install a tested version: "
             f"{engine}=={TESTED[engine][-1]}"
         )
 
 
 def _minor(text: str) -> list[str]:
-    """`1.16.0` as ["1", "16"]: patches of a tested minor version go."""
+    """`1.16.0` as ["1", "16"]: every patch of a tested minor version is accepted."""
     return text.split(".")[:2]

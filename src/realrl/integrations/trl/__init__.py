@@ -1,4 +1,4 @@
-"""REAL and its peers inside TRL: `RealConfig` and `RealTrainer` in the place of `GRPOConfig` and `GRPOTrainer`."""
+"""Our objectives inside TRL: `RealConfig` and `RealTrainer` replace `GRPOConfig` and `GRPOTrainer`."""
 
 from realrl.integrations.engines import check_engine
 

@@ -1,6 +1,6 @@
-"""`RealConfig`: TRL's `GRPOConfig` with an objective of ours, and what cannot go with it refused at once."""
+"""`RealConfig`: TRL's `GRPOConfig` with one of our objectives. It refuses options that contradict the objective."""
 
-# TRL declares options as optional that are set once the configuration is made.
+# TRL declares options as optional although they are set when the configuration is made.
 # pyright: reportOptionalOperand=false, reportOperatorIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ from realrl.errors import ConfigError
 from realrl.objectives import Objective, build_objective
 from realrl.system.hardware import choose_device, measure_rates
 
-# Would change the loss behind the objective's back: option → the only value that goes, and what to do instead.
+# Options that would change the loss: option → the only allowed value, and what to do instead.
 _REFUSED: dict[str, tuple[Any, str]] = {
-    "use_liger_kernel": (False, "Liger's fused loss computes GRPO's own; leave it out"),
-    "top_entropy_quantile": (1.0, "masking tokens by entropy tears the mean over a rollout's tokens; leave it out"),
-    "off_policy_mask_threshold": (None, "the objective's weights are bounded without a mask; leave it out"),
+    "use_liger_kernel": (False, "Liger's fused loss is GRPO's; leave it out"),
+    "top_entropy_quantile": (1.0, "masking tokens by entropy changes the mean over a rollout's tokens; leave it out"),
+    "off_policy_mask_threshold": (None, "a mask would change the objective; leave it out"),
     "scale_rewards": ("none", "rewards are labels, not scaled; leave it out"),
     "multi_objective_aggregation": ("sum_then_normalize", "rewards are summed with reward_weights; leave it out"),
-    "entropy_coef": (0.0, "no objective here has an entropy bonus; leave it out"),
-    "use_adaptive_entropy": (False, "no objective here has an entropy bonus; leave it out"),
+    "entropy_coef": (0.0, "our objectives have no entropy bonus; leave it out"),
+    "use_adaptive_entropy": (False, "our objectives have no entropy bonus; leave it out"),
 }
-# Inputs and outputs of the layer that precisions are compared on; the model is not known yet.
+# Inputs and outputs of the layer on which precisions are compared, because the model is not known yet.
 _LAYER = (1024, 1024)
-# Options of TRL's own losses.
+# Options that only TRL's own losses use.
 _WITHOUT_EFFECT = ("loss_type", "epsilon", "epsilon_high", "delta", "importance_sampling_level", "use_bias_correction_kl")
 
 
 @dataclass
 class RealConfig(GRPOConfig):
-    """`GRPOConfig` with `objective`: the `[objective]` table of a recipe; every other option means what it means in TRL.
+    """`GRPOConfig` with `objective`, the `[objective]` table of a recipe. Every other option means the same as in TRL.
 
-    But for one default: `bf16` is left off on a machine where bfloat16 is not faster than float32 (TRL turns it on everywhere).
+    One default differs: `bf16` is off on a machine where bfloat16 is not faster than float32 (TRL turns it on everywhere).
 
-    A group has to lie within one optimizer step. Where `per_device_train_batch_size` is a multiple of `num_generations` each
-    micro-batch holds whole groups and the gradient needs no pass of its own; else every optimizer step but the first after
-    sampling costs one forward pass more.
+    A group must lie within one optimizer step. If `per_device_train_batch_size` is a multiple of `num_generations`, each
+    micro-batch has whole groups, and the gradient needs no further pass. Otherwise every optimizer step needs one more forward
+    pass, except the first one after sampling.
 
-    Raises ConfigError for options that would change the loss or cut a group in two, ValueError as TRL does.
+    Raises ConfigError for options that would change the loss or split a group over optimizer steps, ValueError as TRL does.
     """
 
     _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "objective"]
@@ -55,7 +55,7 @@ class RealConfig(GRPOConfig):
         },
     )
     reward_threshold: float | None = field(
-        default=None, metadata={"help": "A weighted sum of rewards from here on is label 1, any other label 0."}
+        default=None, metadata={"help": "A weighted sum of rewards of at least this value is label 1, any other is label 0."}
     )
 
     def __post_init__(self) -> None:
@@ -80,7 +80,7 @@ class RealConfig(GRPOConfig):
                 )
 
     def build_objective(self) -> Objective:
-        """The objective that the configuration names; ConfigError where it cannot be built."""
+        """The objective of the configuration. Raises ConfigError if it cannot be built."""
         if isinstance(self.objective, str):
             raise ConfigError(f"RealConfig: objective = {self.objective!r} must be a table such as {{'type': 'real'}}")
         try:
@@ -90,33 +90,33 @@ class RealConfig(GRPOConfig):
 
     @property
     def whole_micro_batches(self) -> bool:
-        """Whether every micro-batch holds whole groups."""
+        """Whether every micro-batch has whole groups."""
         return self.per_device_train_batch_size % self.num_generations == 0
 
     def _torn_groups(self) -> list[str]:
-        """Batch sizes that put parts of a group into different optimizer steps."""
+        """Faults of batch sizes that put parts of a group into different optimizer steps."""
         accumulation, per_generation = self.gradient_accumulation_steps, self.steps_per_generation
         size, rows = self.num_generations, self.per_device_train_batch_size * self.gradient_accumulation_steps
         if per_generation % accumulation:
             return [
-                f"steps_per_generation = {per_generation} is no multiple of gradient_accumulation_steps = {accumulation}, so "
-                f"that a step would span two generations; set steps_per_generation = {accumulation}, or leave it out"
+                f"steps_per_generation = {per_generation} is not a multiple of gradient_accumulation_steps = {accumulation}; "
+                f"a step would need rollouts of two generations; set steps_per_generation = {accumulation}, or leave it out"
             ]
         if per_generation != accumulation and rows % size:
             return [
                 f"per_device_train_batch_size × gradient_accumulation_steps = {rows} rollouts of an optimizer step and process "
-                f"are no multiple of num_generations = {size}, which cuts groups across optimizer steps; set "
-                f"gradient_accumulation_steps or per_device_train_batch_size so that they are"
+                f"is not a multiple of num_generations = {size}, so groups would be split over optimizer steps; change "
+                f"gradient_accumulation_steps or per_device_train_batch_size"
             ]
         return []
 
     def _reference(self, objective: Objective) -> list[str]:
-        """Tell TRL by `beta` whether to keep a reference model; the objective alone weighs the penalty."""
+        """Set `beta`, which tells TRL whether to load a reference model. The penalty itself is part of the objective."""
         kl = objective.kl
         wanted = (kl.coef if kl.active and kl.target == "ref" else 1.0) if objective.needs_ref else 0.0
         if self.beta not in (0.0, wanted):
             return [
-                f"beta = {self.beta}: the KL penalty is the objective's; leave beta out and set objective = "
+                f"beta = {self.beta}: the KL penalty belongs to the objective; leave beta out and set objective = "
                 f"{ {'type': objective.type, 'kl': {'target': 'ref', 'coef': self.beta}} }"
             ]
         self.beta = wanted

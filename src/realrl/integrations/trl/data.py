@@ -24,13 +24,13 @@ logger = logging.getLogger(__name__)
 def prompt_dataset(
     model: str, *, seed: int = 0, problems: int | None = None, trust_remote_code: bool = False, **data: Any
 ) -> Dataset:
-    """The training problems of a recipe's `[data]` table (its keys are arguments) with the columns prompt, answer and id.
+    """The training problems of a recipe's `[data]` table, whose keys are the arguments. Columns: prompt, answer and id.
 
-    `prompt` is a chat, or a text where the tokenizer of `model` has no chat template or `chat_template = "plain"`; `answer`
-    lists the accepted golds, as `verifier_reward` reads them. Prompts over `max_prompt_tokens` are left out. `problems` is
-    needed for a generated task, which has no end.
+    `prompt` is a chat; it is a text if the tokenizer of `model` has no chat template or `chat_template = "plain"`. `answer` is
+    the list of accepted answers, as `verifier_reward` reads it. Prompts longer than `max_prompt_tokens` are left out. A
+    generated task has no end and needs `problems`, their number.
 
-    Raises ConfigError for an unknown key, DataError where nothing is left.
+    Raises ConfigError for an unknown key, DataError if no problem is left.
     """
     section = _section(data)
     found, notes = problems_to_train(section, seed=seed, count=problems)
@@ -41,7 +41,7 @@ def prompt_dataset(
 def eval_datasets(
     model: str, *, seed: int = 0, problems: int = 128, trust_remote_code: bool = False, **data: Any
 ) -> dict[str, Dataset]:
-    """The sets of `[data].eval` by name, at most `problems` of each, with the columns of `prompt_dataset`."""
+    """The held-out sets of `[data].eval` by name, at most `problems` of each, with the columns of `prompt_dataset`."""
     section = _section(data)
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
     sets = {}
@@ -70,7 +70,7 @@ def _dataset(
         )
     if rendered.too_long:
         logger.warning(
-            "%s: %d of %d prompts exceed max_prompt_tokens = %d and are left out",
+            "%s: %d of %d prompts are longer than max_prompt_tokens = %d and are left out",
             name,
             rendered.too_long,
             len(problems),
@@ -95,20 +95,20 @@ def _chats(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, data: 
         tokenizer.apply_chat_template(chats[0], add_generation_prompt=True, tokenize=False)
     except TemplateError as error:
         raise ConfigError(
-            f"the model's chat template refuses these prompts: {error}; if it knows no system role, move system_prompt into "
+            f"the model's chat template refuses these prompts: {error}; if it has no system role, move system_prompt into "
             "prompt_prefix"
         ) from error
     return chats
 
 
 def _texts(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, data: DataSection) -> list[str]:
-    """Texts that TRL, which leaves special tokens to the tokenizer, makes into the very tokens of our trainer."""
+    """Texts that TRL turns into the tokens of our trainer; in TRL the tokenizer adds its special tokens."""
     first = prompts[0]
     for start in ("", str(tokenizer.bos_token or "")):
         if tuple(cast(Any, tokenizer(start + first.text))["input_ids"]) == first.token_ids:
             return [start + plain_text(prompt.problem, data) for prompt in prompts]
     found = cast(Any, tokenizer(first.text))["input_ids"]
     raise ConfigError(
-        f"this tokenizer adds tokens of its own to a prompt without a chat template: {first.text!r} becomes {found}, our "
-        f"trainer's prompt is {list(first.token_ids)}; give it a chat template"
+        f"this tokenizer adds special tokens to a prompt without a chat template: {first.text!r} becomes {found}, but our "
+        f"trainer's prompt is {list(first.token_ids)}; give the tokenizer a chat template"
     )

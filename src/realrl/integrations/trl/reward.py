@@ -13,10 +13,10 @@ from realrl.rewards import build_grader
 
 
 def verifier_reward(type: str = "math", column: str = "answer", **options: Any) -> Callable[..., list[float]]:
-    """A reward function for `reward_funcs`: 1.0 where the completion's answer equals the row's gold, else 0.0.
+    """A reward function for `reward_funcs`: 1.0 if the completion's answer is right, otherwise 0.0.
 
-    `column` names the data set's column of gold answers (a text, or a list of accepted ones); `type` and `options` are the
-    keys of a recipe's `[reward]` table. Answers are judged in killable worker processes. Raises ConfigError for unknown keys.
+    `column` is the data set's column of gold answers (a text, or a list of accepted ones). `type` and `options` are the keys
+    of a recipe's `[reward]` table. Verifiers run in worker processes that can be killed. Raises ConfigError for unknown keys.
     """
     try:
         section = RewardSection(type=type, **options)
@@ -28,7 +28,7 @@ def verifier_reward(type: str = "math", column: str = "answer", **options: Any) 
         if column not in columns:
             raise ConfigError(
                 f"verifier_reward: the data set has no column {column!r} of gold answers; it has {', '.join(sorted(columns))}: "
-                "rename one, or give verifier_reward(column=...)"
+                "rename one, or set verifier_reward(column=...)"
             )
         texts = [text if isinstance(text, str) else text[-1]["content"] for text in completions]
         return [verdict.reward for verdict in grader.score(texts, columns[column])]

@@ -1,14 +1,14 @@
 """`RealTrainer`: TRL's `GRPOTrainer` with the exact gradient of a group-coupled objective.
 
-TRL shuffles rollouts over the micro-batches and optimizer steps of a generation, which tears groups. Here the rows keep the
-sampler's order, so that an optimizer step holds whole groups (`RealConfig` refuses sizes where it would not). Then
+TRL shuffles rollouts over the micro-batches and optimizer steps of a generation, which splits groups. Here rows keep the
+sampler's order, so an optimizer step has whole groups (`RealConfig` refuses other sizes). There are two routes:
 
-direct     a micro-batch of whole groups: the objective itself, with the denominators of the whole step
-two-pass   any cut of the rows: weights w = dL/ds of all rollouts once per optimizer step, from scores gathered over the
-           processes; each micro-batch adds the gradient of Σ w·s(θ)
+direct     micro-batches of whole groups: the objective itself, with the denominators of the whole step
+two-pass   any split of the rows: once per optimizer step the weights w = dL/ds of all rollouts, from scores gathered over
+           the processes; each micro-batch adds the gradient of Σ w·s(θ)
 """
 
-# TRL declares options as optional that are set once the configuration is made.
+# TRL declares options as optional although they are set when the configuration is made.
 # pyright: reportOptionalOperand=false, reportOperatorIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ for _name, _parameters in {
 }.items():
     check_signature("trl", getattr(GRPOTrainer, _name), _parameters)
 
-# What of a micro-batch goes into the model beside the tokens.
+# Inputs of the model besides the tokens.
 _MODEL_INPUTS = (
     "pixel_values",
     "image_grid_thw",
@@ -57,9 +57,11 @@ _MODEL_INPUTS = (
 class RealTrainer(GRPOTrainer):
     """`GRPOTrainer` with `args.objective`; every other argument and feature is TRL's.
 
-    The weighted sum of the reward functions has to be 0 or 1 (or set `reward_threshold`); a rollout to which every one gave
-    None, or without a trained token, leaves its group. Raises ConfigError where the model or its adapters have dropout or a
-    router loss, TrainingError for a reward that is no label. `eval_loss` is 0: the evaluation reports rewards.
+    The weighted sum of the reward functions must be 0 or 1, unless `reward_threshold` is set. A rollout leaves its group if
+    every reward function gives None, or if it has no trained token. `eval_loss` is 0: the evaluation reports rewards.
+
+    Raises ConfigError if the model or its adapters have dropout or a router loss, TrainingError for a reward that is not a
+    label.
     """
 
     args: RealConfig  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -81,18 +83,18 @@ class RealTrainer(GRPOTrainer):
             raise ConfigError("this model adds a router loss to the objective; set router_aux_loss_coef = 0.0 in RealConfig")
         noise = noise_of(self.model)
         if args.disable_dropout:
-            # TRL itself turns dropout modules off; attention and routers have numbers of their own.
+            # TRL itself switches dropout modules off, but attention and routers have their own settings.
             for owner, name in noise:
                 setattr(owner, name, 0.0)
         elif noise:
             raise ConfigError(
                 f"the model has noise in training ({', '.join(sorted({name for _, name in noise}))} above 0): two passes of "
-                "the same weights differ, so that the log-ratio of a policy that has not moved is not 0; set "
-                "disable_dropout = True in RealConfig and lora_dropout = 0 in LoraConfig"
+                "the same weights differ, so the log-ratio of an unchanged policy is not 0; set disable_dropout = True in "
+                "RealConfig and lora_dropout = 0 in LoraConfig"
             )
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
-        """TRL's; keeps the weighted sum of every process's rollouts, NaN where no function gave one."""
+        """TRL's rewards. Also keeps the weighted sums of all processes, with NaN for a rollout without a reward."""
         rewards_NF = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         weighted_NF = rewards_NF * self.reward_weights.to(rewards_NF.device)
         rewards_N = weighted_NF.nansum(dim=1)
@@ -102,7 +104,7 @@ class RealTrainer(GRPOTrainer):
         return rewards_NF
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
-        """TRL's batch, with the table of every process's rollouts that weights and denominators come from."""
+        """TRL's batch, and a table of the rollouts of all processes, for weights and denominators."""
         rows = super()._generate_and_score_completions(inputs)
         if not self.model.training:
             return rows
@@ -120,7 +122,7 @@ class RealTrainer(GRPOTrainer):
         return rows | {f"real_{name}": values_N[local] for name, values_N in self._table.items()}
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
-        """One micro-batch; at the first of an optimizer step the weights of all its rollouts are set."""
+        """One micro-batch. The first one of an optimizer step also sets the weights of all its rollouts."""
         if not self.model.training:
             return super()._prepare_inputs(generation_batch)
         per_generation, accumulation = self.args.steps_per_generation, self.args.gradient_accumulation_steps
@@ -135,7 +137,7 @@ class RealTrainer(GRPOTrainer):
         return self._buffered_inputs[slot]
 
     def _start_step(self, parts: list[dict[str, Any]], index: int, fresh: bool) -> None:
-        """Denominators of optimizer step `index` of a generation and, unless micro-batches hold whole groups, weights."""
+        """Set the groups of optimizer step `index` of a generation, and unless the route is direct, its rollouts' weights."""
         rows_NR = self._rows_of_step(index)
         table = {name: values_N[rows_NR.flatten()] for name, values_N in self._table.items()}
         kept_N = table.pop("kept")
@@ -160,7 +162,7 @@ class RealTrainer(GRPOTrainer):
             part["real_weight"] = weights
 
     def _rows_of_step(self, index: int) -> Tensor:
-        """Rows of the table, by process, that optimizer step `index` of a generation holds: (processes, rollouts of each)."""
+        """Table rows of optimizer step `index` of a generation: (processes, rollouts of each)."""
         rows_NR = torch.arange(len(self._table["kept"]), device=self.accelerator.device)
         rows_NR = rows_NR.view(self.accelerator.num_processes, -1)
         size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
@@ -168,7 +170,7 @@ class RealTrainer(GRPOTrainer):
 
     @torch.no_grad()
     def _scores(self, objective: ScoreObjective, parts: list[dict[str, Any]]) -> Float[Tensor, "N ..."]:
-        """The scores of this process's rollouts of an optimizer step under the weights as they are; 0 for those left out."""
+        """The scores of this process's rollouts of an optimizer step under the current weights; 0 for rollouts left out."""
         scores = []
         with disable_gradient_checkpointing(self.model, cast(dict, self.args.gradient_checkpointing_kwargs)):
             for part in parts:
@@ -180,7 +182,7 @@ class RealTrainer(GRPOTrainer):
         return torch.cat(scores)
 
     def _token_stats(self, model: Any, part: dict[str, Any], entropy: bool = False) -> tuple[Tensor, Any]:
-        """Log-probabilities (N, T) of a micro-batch's completion tokens and, where asked for, entropies, by TRL's means."""
+        """Log-probabilities (N, T) of a micro-batch's completion tokens and, with `entropy`, entropies; computed by TRL."""
         policy_NT, entropy_NT, _ = self._get_per_token_logps_and_entropies(
             model,
             torch.cat([part["prompt_ids"], part["completion_ids"]], dim=1),
@@ -192,7 +194,7 @@ class RealTrainer(GRPOTrainer):
         return policy_NT, entropy_NT
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        """A micro-batch's part of the objective over the whole optimizer step, times the processes that average gradients."""
+        """A micro-batch's part of the loss of the optimizer step, times the processes, because they average gradients."""
         if not self.model.training:
             return torch.zeros((), device=self.accelerator.device)
         policy_NT, entropy_NT = self._token_stats(model, inputs, entropy=True)
@@ -205,11 +207,11 @@ class RealTrainer(GRPOTrainer):
             weights = Weights(None if weights_N is None else weights_N[kept_N])
             rows = torch.arange(int(kept_N.sum()), device=kept_N.device)
             loss = part_loss(self._objective, _loss_inputs(inputs, policy_NT), self._groups, weights, rows)
-        # What the weights left out of the value that is logged: a share for each micro-batch of each process.
+        # The value that no micro-batch has alone, shared over the micro-batches, so that the logged loss is right.
         return loss * processes + self._step_loss / self.args.gradient_accumulation_steps
 
     def _log_step(self, kept: Groups) -> None:
-        """Metrics of an optimizer step's groups."""
+        """Log metrics of an optimizer step's groups."""
         groups = [kept.rewards[kept.index == group] for group in range(kept.count)]
         metrics = self._metrics["train"]
         metrics["real/groups_solved_all"].append(sum(bool((r == 1).all()) for r in groups) / max(len(groups), 1))
@@ -217,7 +219,7 @@ class RealTrainer(GRPOTrainer):
         metrics["real/rollouts_left_out"].append(float(len(self._table["kept"]) - int(self._table["kept"].sum())))
 
     def _log_part(self, part: dict[str, Any], policy_NT: Tensor, entropy_NT: Tensor) -> None:
-        """Means over the rollouts of a micro-batch, all processes': |s̄|, entropy and, where penalised, the KL estimate."""
+        """Log means over a micro-batch's rollouts of all processes: |s̄|, entropy and, with a penalty, the KL estimate."""
         mask_NT, kl = _trained(part), self._objective.kl
         old_NT = part.get("old_per_token_logps", policy_NT)
         columns = {
@@ -238,12 +240,12 @@ class RealTrainer(GRPOTrainer):
 
 
 def _loss_inputs(part: dict[str, Any], policy_NT: Tensor) -> LossInputs:
-    """What the objective sees of a micro-batch: the rows that count."""
-    # TRL leaves the old ones out where a generation lasts for one optimizer step: they are the policy's own.
+    """The objective's inputs: the rows of a micro-batch that count."""
+    # If a generation has one optimizer step, TRL gives no old log-probabilities: they are the policy's.
     old_NT = part.get("old_per_token_logps", policy_NT.detach())
     ref_NT = part.get("ref_per_token_logps")
     if "importance_sampling_ratio" in part:
-        # TRL's correction for vLLM's numerics: the same value, the gradient of each token weighted.
+        # TRL's correction for vLLM's numerics: the value stays, the gradient of each token is weighted.
         policy_NT = policy_NT.detach() + part["importance_sampling_ratio"] * (policy_NT - policy_NT.detach())
     kept_N = part["real_kept"]
     return LossInputs(
@@ -257,7 +259,7 @@ def _loss_inputs(part: dict[str, Any], policy_NT: Tensor) -> LossInputs:
 
 
 def _trained(rows: dict[str, Any]) -> Tensor:
-    """(N, T) bool: completion tokens that the model wrote; a tool's answer is not among them."""
+    """(N, T) bool: completion tokens that the model wrote, without those of tools."""
     return (rows["completion_mask"] * rows.get("tool_mask", 1)).bool()
 
 

@@ -1,4 +1,4 @@
-"""verl's configuration, checked before any worker starts: every fault at once, each with what to set instead."""
+"""Checks of verl's configuration before any worker starts: all faults at once, each with the remedy."""
 
 # pyright: reportMissingImports=false
 from __future__ import annotations
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_config(config: DictConfig) -> Objective:
-    """The objective that `algorithm.real` describes. Raises ConfigError that lists every fault of the configuration."""
+    """The objective of `algorithm.real`. Raises ConfigError that lists every fault of the configuration."""
     faults: list[str] = []
     objective = None
     try:
@@ -40,13 +40,13 @@ def check_config(config: DictConfig) -> Objective:
 
 
 def objective_of(config: DictConfig) -> Objective:
-    """The objective of `algorithm.real`, a table as `[objective]` of a recipe; `type` defaults to real.
+    """The objective of the table `algorithm.real`, which has the keys of a recipe's `[objective]`; `type` is real by default.
 
-    Raises ConfigError where it is no table, ValueError for an unknown key or a value out of range.
+    Raises ConfigError if it is not a table, ValueError for an unknown key or a value out of range.
     """
     table = config.algorithm.get("real") or {}
     if not isinstance(table, dict | DictConfig):
-        raise ConfigError(f"got {table!r}, needs keys as in [objective] of a recipe: +algorithm.real.type={table}")
+        raise ConfigError(f"got {table!r}, needs keys as in a recipe's [objective]: +algorithm.real.type={table}")
     fields: Any = OmegaConf.to_container(table, resolve=True) if isinstance(table, DictConfig) else dict(table)
     return build_objective({"type": "real", **fields})
 
@@ -55,7 +55,7 @@ def _names(config: DictConfig) -> Iterator[str]:
     for key in ("algorithm.adv_estimator", "actor_rollout_ref.actor.policy_loss.loss_mode"):
         found = OmegaConf.select(config, key)
         if found != NAME:
-            yield f"{key}={found}: set {key}={NAME}, which goes with trainer.v1.trainer_mode={config.trainer.v1.trainer_mode}"
+            yield f"{key}={found}: trainer.v1.trainer_mode={config.trainer.v1.trainer_mode} needs {NAME}; set {key}={NAME}"
 
 
 def _batches(config: DictConfig) -> Iterator[str]:
@@ -65,13 +65,13 @@ def _batches(config: DictConfig) -> Iterator[str]:
     prompts, mini = config.data.train_batch_size, config.actor_rollout_ref.actor.ppo_mini_batch_size
     if prompts % mini:
         yield (
-            f"actor_rollout_ref.actor.ppo_mini_batch_size={mini} does not divide data.train_batch_size={prompts} (both count "
+            f"actor_rollout_ref.actor.ppo_mini_batch_size={mini} does not divide data.train_batch_size={prompts} (both are "
             f"prompts): choose one of {[divisor for divisor in range(1, prompts + 1) if prompts % divisor == 0]}"
         )
 
 
 def _other_losses(config: DictConfig) -> Iterator[str]:
-    """What would add another loss, change the rewards, or hide part of a group."""
+    """Faults of options that add another loss, change the rewards, or hide a part of a group."""
     actor, algorithm = config.actor_rollout_ref.actor, config.algorithm
     if algorithm.use_kl_in_reward:
         yield (
@@ -79,7 +79,7 @@ def _other_losses(config: DictConfig) -> Iterator[str]:
             "+algorithm.real.kl.target=ref +algorithm.real.kl.coef=0.001"
         )
     if actor.entropy_coeff:
-        yield f"actor_rollout_ref.actor.entropy_coeff={actor.entropy_coeff}: no objective has an entropy bonus, set it to 0"
+        yield f"actor_rollout_ref.actor.entropy_coeff={actor.entropy_coeff}: our objectives have no entropy bonus, set it to 0"
     if actor.use_kl_loss and actor.kl_loss_coef:
         yield (
             f"actor_rollout_ref.actor.kl_loss_coef={actor.kl_loss_coef} adds verl's own penalty: set "
@@ -95,13 +95,13 @@ def _other_losses(config: DictConfig) -> Iterator[str]:
     if actor.get("use_prefix_grouper"):
         yield "actor_rollout_ref.actor.use_prefix_grouper=True has not been tested with realrl: set it to False"
     if config.critic.enable:
-        yield "critic.enable=True: no objective has a critic, set critic.enable=False"
+        yield "critic.enable=True: our objectives have no critic, set critic.enable=False"
 
 
 def _reward(config: DictConfig) -> Iterator[str]:
     if config.reward.reward_manager.name == "rate_limited":
         yield (
-            "reward.reward_manager.name=rate_limited gives reward 0 to what its function failed to grade, a false label: "
+            "reward.reward_manager.name=rate_limited gives reward 0 to a response that could not be graded, a false label: "
             "set reward.reward_manager.name=naive"
         )
     function = config.reward.custom_reward_function
@@ -115,7 +115,7 @@ def _reward(config: DictConfig) -> Iterator[str]:
 def _reference(config: DictConfig, objective: Objective) -> Iterator[str]:
     if objective.needs_ref and not config.actor_rollout_ref.actor.use_kl_loss:
         yield (
-            f"algorithm.real.type={objective.type} with kl.target={objective.kl.target} reads the reference "
-            "model, which verl loads only where actor.use_kl_loss is set: add actor_rollout_ref.actor.use_kl_loss=True "
+            f"algorithm.real.type={objective.type} with kl.target={objective.kl.target} needs the reference model, which verl "
+            "loads only with actor.use_kl_loss: add actor_rollout_ref.actor.use_kl_loss=True "
             "actor_rollout_ref.actor.kl_loss_coef=0 (the penalty itself is ours), or +algorithm.real.kl.coef=0"
         )

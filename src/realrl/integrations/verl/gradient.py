@@ -1,4 +1,4 @@
-"""Mini-batches of whole groups. Nothing of verl here."""
+"""Mini-batches of whole groups; free of verl."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 def plan_mini_batches(uids: Sequence[str], groups: int, shuffle: np.random.Generator | None = None) -> list[list[int]]:
     """Rows of each mini-batch: `groups` whole groups in the order of their first rows, or shuffled; the last may be smaller.
 
-    `uids` names the group of each row; rows of a group may lie anywhere, and groups may differ in size.
+    `uids` names the group of each row. The rows of a group may be anywhere, and groups may differ in size.
     """
     rows: dict[str, list[int]] = {}
     for row, uid in enumerate(uids):

@@ -1,4 +1,4 @@
-"""Do something once a module has been imported, without importing it."""
+"""Call a function after a module has been imported, without importing it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import ModuleType
 
 
 def after_import(name: str, action: Callable[[], object]) -> None:
-    """Call `action` right after the first import of module `name` in this process; at once if it has been imported."""
+    """Call `action` right after the first import of the module `name`, or now if it is already imported."""
     if name in sys.modules:
         action()
     else:
@@ -19,7 +19,7 @@ def after_import(name: str, action: Callable[[], object]) -> None:
 
 
 class _Once(MetaPathFinder):
-    """Finds one module as the other finders do, and has its loader call `action` at the end."""
+    """Finds one module as the other finders do, and makes its loader call `action` at the end."""
 
     def __init__(self, name: str, action: Callable[[], object]) -> None:
         self._name = name

@@ -1,4 +1,4 @@
-"""The policy loss that verl's workers run on each micro-batch, and the advantage estimator of its driver."""
+"""The policy loss in verl's workers, and the advantage estimator in its driver."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from realrl.errors import ConfigError
 
-# The names that the user gives, and the estimator that our trainers put in the place of that name.
+# The name in the configuration, and the estimator by which our trainers replace it.
 NAME = "real"
 PER_MINI_BATCH = "real_per_mini_batch"
 
@@ -26,12 +26,12 @@ def policy_loss(
 ) -> tuple[Tensor, dict[str, float]]:
     """−Σ sg(a_t)·(log π_θ − log π_old), a_t = −∂L/∂log π_t: the gradient of the objective L, for any rows of a mini-batch.
 
-    All tensors (N, T). The driver has put a_t, with every denominator of the whole mini-batch, into `advantages`
-    (`trainer.py`), so nothing is averaged here; verl averages gradients over its data-parallel ranks, hence × dp_size.
+    All tensors are (N, T). The driver puts a_t, with every denominator of the whole mini-batch, into `advantages`
+    (`trainer.py`), so nothing is averaged here. verl averages gradients over its data-parallel ranks, hence × dp_size.
     """
     if rollout_is_weights is not None:
         raise ConfigError(
-            "verl gave importance weights to policy_loss.loss_mode=real, which has none: "
+            "verl gave importance weights to policy_loss.loss_mode=real, which does not use them: "
             "set algorithm.rollout_correction.rollout_is=null"
         )
     change = torch.where(response_mask.bool(), log_prob - old_log_prob, 0)
@@ -40,14 +40,14 @@ def policy_loss(
 
 
 def refuse_other_trainers(*_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-    """The estimator `real` of any trainer but ours, whose mini-batches would cut groups."""
+    """The estimator `real` in any other trainer than ours: its mini-batches would split groups."""
     raise ConfigError(
-        "algorithm.adv_estimator=real was called by another trainer than ours, whose mini-batches cut groups; set "
+        "algorithm.adv_estimator=real was called by another trainer than ours, whose mini-batches split groups; set "
         "trainer.v1.trainer_mode=real_sync or real_colocate_async, and trainer.use_v1=True"
     )
 
 
 def no_advantages_yet(token_level_rewards: Tensor, response_mask: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
-    """Zeros (N, T): advantages depend on the policy and are set for each mini-batch, just before its optimizer step."""
+    """Zeros (N, T). Advantages depend on the policy and are set for each mini-batch, right before its optimizer step."""
     zeros = torch.zeros_like(token_level_rewards)
     return zeros, zeros

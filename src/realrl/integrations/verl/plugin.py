@@ -1,7 +1,7 @@
 """The entry point in the group `verl.plugins`: verl imports this module in every process that imports verl.
 
-So it must be light. The trainers need Ray and TransferQueue and are registered when verl's own trainers are imported, which
-happens in the driver alone.
+So it imports little. Our trainers need Ray and TransferQueue; they are registered when verl's own trainers are imported, which
+happens only in the driver.
 """
 
 # pyright: reportMissingImports=false
@@ -15,7 +15,7 @@ from realrl.integrations.verl.late import after_import
 
 
 def register() -> None:
-    """Tell verl our names. Raises EngineError for a version of verl outside the tested range."""
+    """Register our names with verl. Raises EngineError for an untested version of verl."""
     check_engine("verl")
     from verl.trainer.ppo.core_algos import register_adv_est, register_policy_loss
 
@@ -30,6 +30,6 @@ def register() -> None:
 try:
     register()
 except Exception:
-    # verl says nothing of a plugin that fails (DEBUG), and the run ends at an unknown trainer.
-    logging.getLogger(__name__).exception("realrl could not register with verl, so that trainer_mode real_sync is unknown")
+    # verl logs a failed plugin only at DEBUG, and the run would end with an unknown trainer.
+    logging.getLogger(__name__).exception("realrl could not register with verl, so trainer_mode real_sync is unknown")
     raise

@@ -3,8 +3,8 @@
     reward.custom_reward_function.path=pkg://realrl.integrations.verl.reward
     +reward.custom_reward_function.reward_kwargs.require_boxed=True
 
-The keyword arguments are the keys of a recipe's `[reward]`. verl runs the function in `reward.num_workers` processes, and in
-many threads of each; `workers` of them grade at a time.
+The keyword arguments are the keys of a recipe's `[reward]`. verl runs the function in `reward.num_workers` processes, with
+many threads in each; at most `workers` threads of a process grade at the same time.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from realrl.rewards import Grader, build_grader
 
 
 class NoVerdictError(RealrlError):
-    """The verifier hung, crashed or failed on one response, so that its reward is unknown."""
+    """The verifier hung, crashed or failed on one response, so its reward is unknown."""
 
 
 def compute_score(
     data_source: str, solution_str: str, ground_truth: str | Sequence[str], extra_info: Any = None, **reward: Any
 ) -> dict[str, float]:
-    """`score` (the reward), `acc` (1 where the answer is right) and `level` (TRPA's) of one response. Thread-safe.
+    """`score` (the reward), `acc` (1 if the answer is right) and `level` (for TRPA) of one response. Thread-safe.
 
-    `ground_truth` is one answer, or several as a list or as the JSON of a list of strings; any of them is right.
+    `ground_truth` is one answer, or several as a list or as JSON of a list of strings; any of them is right.
 
-    Raises NoVerdictError where there is no verdict: verl logs it and leaves this rollout out of its group, which a reward of 0
-    would make a false negative. ConfigError for an unknown key of `[reward]`.
+    Raises NoVerdictError if there is no verdict: verl logs it and leaves the rollout out of its group, because a reward of 0
+    could be a false label. Raises ConfigError for an unknown key of `[reward]`.
     """
     graders = _shared_graders(reward_section(reward))
     grader = graders.get()
@@ -45,14 +45,14 @@ def compute_score(
         graders.put(grader)
     if verdict.status == "grader_error":
         raise NoVerdictError(
-            f"no verdict on a response to a problem of {data_source!r} whose answer is {ground_truth!r}: {verdict.reason}; the "
-            "rollout is left out. If there are many, raise +reward.custom_reward_function.reward_kwargs.timeout_s"
+            f"no verdict on a response to a problem of {data_source!r} with the answer {ground_truth!r}: {verdict.reason}; the "
+            "rollout is left out. If this is frequent, raise +reward.custom_reward_function.reward_kwargs.timeout_s"
         )
     return {"score": verdict.reward, "acc": float(verdict.status == "correct"), "level": float(verdict.level)}
 
 
 def reward_section(fields: Mapping[str, Any]) -> RewardSection:
-    """The keyword arguments as a recipe's `[reward]`; raises ConfigError for an unknown key or a value out of range."""
+    """The keyword arguments as a recipe's `[reward]`. Raises ConfigError for an unknown key or a value out of range."""
     try:
         return RewardSection(**fields)
     except ValidationError as error:
@@ -62,7 +62,7 @@ def reward_section(fields: Mapping[str, Any]) -> RewardSection:
 
 
 def accepted_answers(ground_truth: str | Sequence[str]) -> tuple[str, ...]:
-    """Every accepted answer; `[1, 2]` is one answer (a list of numbers), `["1", "2"]` are two."""
+    """Every accepted answer: `[1, 2]` is one answer (a list of numbers), `["1", "2"]` are two."""
     if not isinstance(ground_truth, str):
         return tuple(str(answer) for answer in ground_truth)
     if ground_truth.lstrip().startswith("["):
@@ -76,9 +76,9 @@ def accepted_answers(ground_truth: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def build_graders(reward: RewardSection) -> list[Grader]:
-    """`workers` graders of one process each, which starts at the first use. Raises ConfigError for an unknown type.
+    """`workers` graders with one process each, which starts at the first use. Raises ConfigError for an unknown type.
 
-    Not one grader of `workers` processes: that one takes a batch at a time, and verl asks for one response after another.
+    One grader with `workers` processes would not help: it grades one batch at a time, and verl asks for single responses.
     """
     return [build_grader(reward.model_copy(update={"workers": 1})) for _ in range(reward.workers)]
 
@@ -88,7 +88,7 @@ _lock = threading.Lock()
 
 
 def _shared_graders(reward: RewardSection) -> queue.Queue[Grader]:
-    """This process's graders that are idle."""
+    """The idle graders of this process."""
     with _lock:
         if reward not in _graders:
             idle = _graders[reward] = queue.Queue()

@@ -1,8 +1,8 @@
 """verl's trainers `sync` and `colocate_async` with the update of the actor replaced: `real_sync`, `real_colocate_async`.
 
-verl balances the rollouts of a step over its ranks and cuts them into mini-batches, both without regard to groups. Here a
-mini-batch holds whole groups and is one call of the workers. The driver computes the objective's gradient in each token's
-log-probability, and the workers may split the rows as they like (`loss.py`).
+verl balances the rollouts of a step over its ranks and splits them into mini-batches without regard to groups. Here a
+mini-batch has whole groups and is one call of the workers. The driver computes the gradient of the objective with respect to
+each token's log-probability, and the workers may split the rows in any way (`loss.py`).
 """
 
 # pyright: reportMissingImports=false
@@ -40,7 +40,7 @@ from realrl.objectives import Groups, LossInputs, LossOutput
 from realrl.objectives.exact import token_gradient
 from realrl.objectives.segments import masked_token_mean
 
-# What the methods below replace, and what they call.
+# The methods that are replaced below, and the functions that are called.
 check_signature("verl", PPOTrainer.__init__, ["config"])
 check_signature("verl", PPOTrainer._init_dataloader, [])
 check_signature("verl", PPOTrainer._get_required_batch_multiple, ["dp_size"])
@@ -50,10 +50,10 @@ check_signature("verl", upsample_batch_to_divisible_size, ["batch", "batch_multi
 
 @dataclass(frozen=True, slots=True)
 class MiniBatch:
-    """Whole groups of rollouts: their keys in TransferQueue, and what the objective sees of them.
+    """Whole groups of rollouts: their keys in TransferQueue, and the objective's inputs.
 
-    `update` has the rows that go through the model, those that can get a gradient, with padding rows where the number must be
-    a multiple; None where no row can. `fresh` says that no optimizer step lies between sampling and this one.
+    `update`: the rows that can get a gradient and so go through the model, with padding rows up to a multiple; None if there
+    is no such row. `fresh`: no optimizer step lies between sampling and this one.
     """
 
     rollouts: KVBatchMeta
@@ -63,7 +63,7 @@ class MiniBatch:
 
 
 class RealTrainer(PPOTrainer):
-    """A mixin for one of verl's trainers. `base_mode` is that one's `trainer.v1.trainer_mode`, which its code branches on.
+    """A mixin for one of verl's trainers. `base_mode` is the `trainer.v1.trainer_mode` of that trainer.
 
     Raises ConfigError, before any worker starts, for a configuration that would not give the objective's exact gradient.
     """
@@ -78,7 +78,7 @@ class RealTrainer(PPOTrainer):
         super().__init__(config)
 
     def _init_dataloader(self) -> None:
-        """verl steps the learning rate's schedule once per call of the workers, which here is once per optimizer step."""
+        """verl advances the learning rate at every call of the workers, which here is every optimizer step."""
         super()._init_dataloader()
         actor = self.config.actor_rollout_ref.actor
         updates = self.config.data.train_batch_size // actor.ppo_mini_batch_size * actor.ppo_epochs
@@ -88,7 +88,7 @@ class RealTrainer(PPOTrainer):
                 actor.optim.lr_warmup_steps *= updates
 
     def _get_required_batch_multiple(self, dp_size: int) -> int:
-        """The rows of a call are a multiple of this; without dynamic micro-batches each rank's are of whole ones."""
+        """The rows of a call are a multiple of this: without dynamic micro-batches, each rank needs whole micro-batches."""
         actor, rollout, ref = (self.config.actor_rollout_ref[part] for part in ("actor", "rollout", "ref"))
         sizes = []
         if not actor.use_dynamic_bsz:
@@ -102,7 +102,7 @@ class RealTrainer(PPOTrainer):
     def _update_actor(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         """`ppo_epochs` passes over the step's rollouts, one optimizer step for each mini-batch of whole groups.
 
-        As in our own trainer there is none where no group teaches, e.g. where each is all right or all wrong.
+        As in our own trainer, a mini-batch without a gradient takes no step, e.g. if each group is all right or all wrong.
         """
         found: dict[str, list[float]] = defaultdict(list)
         steps = passes = 0
@@ -123,9 +123,9 @@ class RealTrainer(PPOTrainer):
         return batch
 
     def _plan(self, batch: KVBatchMeta) -> Iterator[list[int]]:
-        """Rows of each mini-batch, through all epochs; padding rows are left out.
+        """Rows of each mini-batch, through all epochs, without padding rows.
 
-        Draws depend on the seed, the step and the epoch alone, so a resumed run draws the same.
+        The draws depend only on the seed, the step and the epoch, so a resumed run draws the same.
         """
         actor = self.config.actor_rollout_ref.actor
         real = [row for row, tag in enumerate(batch.tags) if not tag.get("is_padding", False)]
@@ -133,8 +133,8 @@ class RealTrainer(PPOTrainer):
         several = sorted({batch.keys[row] for row, (_, _, output) in zip(real, parts, strict=True) if output != "0"})
         if several:
             raise TrainingError(
-                f"the agent loop gave several outputs for one rollout ({several[0]}); an objective sees a rollout as one "
-                "sequence: use a loop of one output, e.g. actor_rollout_ref.rollout.agent.default_agent_loop=single_turn_agent"
+                f"the agent loop gave several outputs for one rollout ({several[0]}), but an objective needs one for each; "
+                "use a loop with one output, e.g. actor_rollout_ref.rollout.agent.default_agent_loop=single_turn_agent"
             )
         uids = [uid for uid, _, _ in parts]
         for epoch in range(actor.ppo_epochs):
@@ -144,7 +144,7 @@ class RealTrainer(PPOTrainer):
                 yield [real[row] for row in rows]
 
     def _mini_batch(self, rollouts: KVBatchMeta, fresh: bool) -> MiniBatch:
-        """What the objective sees of these rollouts under the policy as it is, and the rows that need the model."""
+        """The objective's inputs of these rollouts under the current policy, and the rows that need the model."""
         fields = ["rm_scores", "response_mask", "old_log_probs", "extra_fields"]
         if self.objective.needs_ref:
             fields.append("ref_log_prob")
@@ -175,13 +175,13 @@ class RealTrainer(PPOTrainer):
         return MiniBatch(rollouts, update, inputs, fresh)
 
     def _padded(self, rows: KVBatchMeta) -> KVBatchMeta:
-        """These rows and as many synthetic ones without a response token as make a multiple, balanced over the ranks."""
+        """These rows and synthetic rows without a response token up to a multiple, balanced over the ranks."""
         ranks = max(self.actor_rollout_wg._dispatch_info["actor"]) + 1
         multiple = self._get_required_batch_multiple(ranks)
         padded = upsample_batch_to_divisible_size(rows, multiple, self.tokenizer.eos_token_id)
         synthetic = padded.keys[len(rows.keys) :]
         if synthetic:
-            # They are made from a row of the data set and lack what the driver has added since.
+            # They are made from a row of the data set and lack the fields that the driver has added since.
             zeros = torch.nested.as_nested_tensor([torch.zeros(1) for _ in synthetic], layout=torch.jagged)
             names = ["old_log_probs", "advantages", "returns", *(["ref_log_prob"] if self.use_reference_policy else [])]
             fields = TensorDict({name: zeros for name in names}, batch_size=len(synthetic))
@@ -193,7 +193,7 @@ class RealTrainer(PPOTrainer):
         return padded
 
     def _score(self, update: KVBatchMeta, keys: Sequence[str]) -> Sequence[Tensor]:
-        """Log-probabilities of the response tokens of `keys`, which are rows of `update`, under the policy as it is."""
+        """Log-probabilities of the response tokens of `keys`, which are rows of `update`, under the current policy."""
         request = _select(update, range(len(update.keys)))
         request.extra_info = {**update.extra_info, "calculate_entropy": False, "compute_loss": False}
         self.actor_rollout_wg.compute_log_prob(request)
@@ -202,7 +202,7 @@ class RealTrainer(PPOTrainer):
         return response_from_nested(data["log_probs"], data["response_mask"]).unbind()
 
     def _optimizer_step(self, mini: MiniBatch, update: KVBatchMeta, gains_NT: Tensor) -> dict[str, float]:
-        """Hand each token's gain to the workers as its advantage and let them take one step; verl's metrics of it."""
+        """Give each token's gain to the workers as its advantage, and let them take one step. Returns verl's metrics."""
         actor = self.config.actor_rollout_ref.actor
         keys, partition = mini.rollouts.keys, mini.rollouts.partition_id
         mask = tq.kv_batch_get(keys=keys, partition_id=partition, select_fields=["response_mask"])["response_mask"]
@@ -230,14 +230,14 @@ class RealTrainer(PPOTrainer):
 
 @register_trainer("real_sync")
 class RealTrainerSync(RealTrainer, PPOTrainerSync):
-    """Sampling and training take turns on the same devices."""
+    """Sampling and training alternate on the same devices."""
 
     base_mode = "sync"
 
 
 @register_trainer("real_colocate_async")
 class RealTrainerColocateAsync(RealTrainer, PPOTrainerColocateAsync):
-    """The same devices; long rollouts are broken off and go on in the next step."""
+    """Sampling and training on the same devices; long rollouts are interrupted and continue in the next step."""
 
     base_mode = "colocate_async"
 
@@ -251,7 +251,7 @@ def _select(batch: KVBatchMeta, rows: Sequence[int]) -> KVBatchMeta:
 
 
 def _levels(extra_fields: Any, count: int) -> Tensor | None:
-    """TRPA's levels, where the reward function gives them for every rollout (`reward.py` does)."""
+    """TRPA's levels, if the reward function gives them for every rollout, as `reward.py` does."""
     if extra_fields is None:
         return None
     infos = [(fields or {}).get("reward_extra_info") or {} for fields in extra_fields.tolist()]
@@ -261,7 +261,7 @@ def _levels(extra_fields: Any, count: int) -> Tensor | None:
 
 
 def _step_metrics(mini: MiniBatch, out: LossOutput) -> dict[str, float]:
-    """The objective's metrics, |s̄| of the rollouts (0 of those left out), and the share that went through the model."""
+    """The objective's metrics, |s̄| of the rollouts (0 for those left out), and the share that went through the model."""
     inputs = mini.inputs
     distance_N = masked_token_mean(inputs.logprobs_policy - inputs.logprobs_old, inputs.loss_mask).abs()
     own = set(mini.rollouts.keys)
