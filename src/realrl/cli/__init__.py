@@ -1,6 +1,6 @@
-"""The command line, one file a command: `realrl train | eval | report | …` (`realrl --help` lists all).
+"""The command line, one file for each command: `realrl train | eval | report | …` (`realrl --help` lists all).
 
-A command imports what it needs when it runs, so that `realrl --help` needs neither torch nor transformers.
+A command imports what it needs when it runs, so `realrl --help` needs neither torch nor transformers.
 """
 
 from __future__ import annotations

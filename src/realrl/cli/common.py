@@ -1,4 +1,4 @@
-"""What several commands use: printing, overrides of the recipe, and libraries without their progress bars."""
+"""Shared by the commands: printing, overrides of the recipe, and libraries without their progress bars."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ def debug_batch(
     file: Annotated[str, typer.Argument(help="A file of a run's debug/: a mini-batch whose update was skipped.")],
     model: Annotated[
         str | None,
-        typer.Option(help="Folder of the model to compute it on; default: the run's newest checkpoint up to that step."),
+        typer.Option(help="Folder of the model to compute it with; default: the run's newest checkpoint up to that round."),
     ] = None,
     trust_remote_code: Annotated[
         bool,

@@ -26,9 +26,9 @@ def report(
 
 def watch(
     run: Annotated[str, typer.Argument(help="A run folder. It need not exist yet.")],
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the server; 0 takes a free one.")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the server; 0 chooses a free one.")] = 0,
 ) -> None:
-    """Serve the report of a run on 127.0.0.1 and refresh it while the run goes on; Ctrl-C ends it."""
+    """Serve the report of a run on 127.0.0.1 and refresh it while the run continues; Ctrl-C ends it."""
     from realrl.report.watch import watch as serve
 
     serve(Path(run), port, lambda url: say(f"{run} at {url} (Ctrl-C ends)"))

@@ -13,14 +13,14 @@ from realrl.cli.common import say
 
 def sweep(
     file: Annotated[str, typer.Argument(help="Path of a sweep file (TOML): a base recipe and the changes of each run.")],
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Number of runs at a time.")] = 1,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Number of runs at the same time.")] = 1,
     only: Annotated[str, typer.Option(help="Only runs whose name matches this pattern, e.g. 'real-*'.")] = "*",
     list_runs: Annotated[bool, typer.Option("--list", help="List the runs and their status, and run nothing.")] = False,
     table: Annotated[
         str | None, typer.Option(help="Write tables and figures of the finished runs into this folder, and run nothing.")
     ] = None,
 ) -> None:
-    """Make many runs from one file, each in its own process. An interrupted sweep continues where it stopped.
+    """Run many trainings from one file, each in its own process. An interrupted sweep continues where it stopped.
 
     Exit status 1 if a run is not finished.
     """

@@ -31,14 +31,14 @@ def train(
         bool,
         typer.Option(
             "--force",
-            help="With --resume: continue even if changes of the recipe make later steps incomparable with earlier ones.",
+            help="With --resume: continue even if changes of the recipe make later rounds incomparable with earlier ones.",
         ),
     ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse data with any bad row (data.strict).")] = False,
 ) -> None:
     """Train a model with a recipe. On several devices: torchrun --nproc-per-node 8 -m realrl train RECIPE.toml.
 
-    Exit status: 0 after the last step; 130 or 143 when stopped by Ctrl-C or SIGTERM, after the current step is finished and
+    Exit status: 0 after the last round; 130 or 143 when stopped by Ctrl-C or SIGTERM, after the current round is finished and
     saved (a second signal stops at once); 1 after an error.
     """
     from realrl.config import load_config

@@ -123,7 +123,7 @@ class Config(Section):
 
     @property
     def updates_per_step(self) -> int:
-        """Optimizer steps per sampling round."""
+        """Optimizer steps in each round."""
         return self.train.prompts_per_step // self.train.mini_batch_prompts
 
 

@@ -16,7 +16,7 @@ _MAX_SHOWN = 200
 
 def describe(fault: Any, document: Mapping[str, Any], recipe: type[BaseModel]) -> str:
     """One fault of pydantic's list as a sentence; for an unknown key with the nearest known one."""
-    # pydantic's location holds the type of the objective and the kinds of a filter's value, which users never wrote.
+    # pydantic's location contains the type of the objective and the kinds of a filter's value, which no recipe contains.
     location = [str(part) for part in fault["loc"]]
     if location and location[0] == "objective" and len(location) > 1:
         del location[1]
@@ -54,7 +54,7 @@ def _known_keys(location: list[str], document: Mapping[str, Any], recipe: type[B
     for name in location:
         table = table.get(name) if isinstance(table, Mapping) else None
         if model is recipe and name == "objective" and isinstance(table, Mapping):
-            # One of several classes, and its type says which.
+            # Its type chooses one of several classes.
             model = CONFIGS[table["type"]]
         elif sections := sections_of(model, name):
             model = sections[0]

@@ -14,7 +14,7 @@ from realrl.system.registry import Registry
 
 # Below this, logits divided by the temperature overflow, and samples are meaningless.
 MIN_TEMPERATURE = 0.01
-# What `sampling.engine` can name. Each is called with the arguments of `realrl.sampling.build_sampler`.
+# What `sampling.engine` can name; called with the arguments of `realrl.sampling.build_sampler`. Names only: free of torch.
 SAMPLERS: Registry[Callable[..., Any]] = Registry(
     "sampling.engine",
     "a sampler class",

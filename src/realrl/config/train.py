@@ -29,7 +29,7 @@ class TrainSection(Section):
         description='layout of a micro-batch in memory: "shared", "packed", "padded", or "auto"; the result is the same',
     )
     parallel: Literal["ddp", "fsdp2"] = Field(
-        default="ddp", description='with torchrun, each rank holds: "ddp": the whole model; "fsdp2": a shard of it'
+        default="ddp", description='with torchrun, each rank has: "ddp": the whole model; "fsdp2": a shard of it'
     )
     shuffle_rollouts: bool = Field(
         default=False,

@@ -170,7 +170,7 @@ class Export:
 
 
 def local_path(name: str) -> str:
-    """The full path of a local file or folder, so that the script starts from anywhere; any other name unchanged."""
+    """The full path of a local file or folder, so the script starts from anywhere; any other name unchanged."""
     return str(Path(name).resolve()) if Path(name).exists() else name
 
 

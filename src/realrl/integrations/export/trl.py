@@ -150,7 +150,7 @@ def _undivided(prompts: int, plan: _TrlPlan) -> object:
 def _torn_groups(tokens: int, plan: _TrlPlan) -> object:
     rows, size = plan.batches.per_device, plan.config.sampling.group_size
     return (rows % size and plan.batches.updates > 1) and (
-        f"a micro-batch of {rows} rollouts holds no whole group, so every optimizer step but the first of a round needs one "
+        f"a micro-batch of {rows} rollouts has no whole group, so every optimizer step but the first of a round needs one "
         f"more forward pass; --train.micro_batch_tokens {size * plan.longest} avoids it if memory allows"
     )
 
@@ -166,7 +166,7 @@ def _interval(rounds: int, plan: _TrlPlan) -> int:
 
 
 def _evaluation_rows(samples: int, plan: _TrlPlan) -> dict[str, Any]:
-    """The rows of all processes together hold whole groups of samples."""
+    """The rows of all processes together are whole groups of samples."""
     rows = next(rows for rows in range(1, samples + 1) if rows * plan.machines.processes % samples == 0)
     fitting = max(1, _rows_that_fit(plan.config) // rows)
     return {"num_generations_eval": samples, "per_device_eval_batch_size": rows * fitting}
@@ -232,7 +232,7 @@ TABLE: Table[_TrlPlan] = {
     "train.prompts_per_step": Row(lambda v, p: {"steps_per_generation": p.batches.steps_per_generation}),
     "train.steps": Row(lambda v, p: {"max_steps": p.updates}),
     "train.parallel": Row(elsewhere="accelerate launch", note="RealTrainer has not been tested under accelerate's FSDP"),
-    "train.gradient_route": Row(note="RealTrainer takes the direct route if micro-batches hold whole groups, else two passes"),
+    "train.gradient_route": Row(note="RealTrainer takes the direct route if micro-batches have whole groups, else two passes"),
     "train.layout": Row(note="TRL pads every micro-batch"),
     "train.shuffle_rollouts": Row(note="RealTrainer keeps groups together; the gradient is the same"),
     "train.max_nonfinite_steps": Row(note="TRL does not stop when gradients are not finite"),
