@@ -69,10 +69,9 @@ def mark_disagreements(rows: Sequence[dict[str, Any]], grader: str) -> None:
     Raises DataError for an unknown name.
     """
     whole = [row for row in rows if not row["cut"]]
-    responses, golds, ours = ([row[name] for row in whole] for name in ("response", "answer", "verdict"))
-    for row, other in zip(
-        whole, grade_again(grader, responses, [(gold,) for gold in golds], ours, RewardSection()), strict=True
-    ):
+    responses, golds = [row["response"] for row in whole], [(row["answer"],) for row in whole]
+    others = grade_again(grader, responses, golds, [row["verdict"] for row in whole], RewardSection())
+    for row, other in zip(whole, others, strict=True):
         row["second"] = f"{grader}: {other.status}"
         row["disagree"] = other.disagrees
 
