@@ -397,4 +397,4 @@ def test_a_run_says_where_its_responses_go_past_the_positions_of_the_model(tiny_
         document = {"model": {"path": str(tiny_folder)}, "data": data, "sampling": {"max_new_tokens": tokens}}
         run = prepare(parse_config(document), World())
         run.grader.close()
-        assert any("go past the 128 positions" in note for note in run.notes) == told
+        assert any("exceed the 128 positions" in note for note in run.notes) == told
