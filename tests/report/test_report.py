@@ -257,7 +257,7 @@ def test_a_second_grader_says_where_it_disagrees(tmp_path):
         5: None,
     }
     assert found["rows"][-1]["second"] == "math-verify: wrong"
-    with pytest.raises(DataError, match="--compare 'nobody' is no known grader"):
+    with pytest.raises(DataError, match="--compare 'nobody' is not a known grader"):
         write_report([run], tmp_path / "report.html", "nobody")
 
 

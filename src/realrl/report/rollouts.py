@@ -71,7 +71,7 @@ def mark_disagreements(rows: Sequence[dict[str, Any]], grader: str) -> None:
     whole = [row for row in rows if not row["cut"]]
     pool = second_grader(grader, RewardSection())
     try:
-        judged = pool.judge([(row["response"], (row["answer"],)) for row in whole])
+        judged = pool.grade([(row["response"], (row["answer"],)) for row in whole])
     finally:
         pool.close()
     for row, other in zip(whole, judged, strict=True):

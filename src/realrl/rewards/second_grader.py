@@ -1,19 +1,19 @@
-"""Other graders, held beside our verifier."""
+"""Other graders, to compare with ours."""
 
 from __future__ import annotations
 
 from realrl.config import RewardSection
 from realrl.errors import DataError
-from realrl.verifier.pool import JudgePool
+from realrl.verifier.pool import VerifierPool
 
-SECOND_GRADERS = {"math-verify": "judge_math_verify", "deepscaler": "judge_deepscaler"}
+SECOND_GRADERS = {"math-verify": "verify_math_verify", "deepscaler": "verify_deepscaler"}
 
 
-def second_grader(name: str, reward: RewardSection) -> JudgePool:
-    """Workers of another grader, with the deadline and memory of `reward`; DataError for an unknown name."""
+def second_grader(name: str, reward: RewardSection) -> VerifierPool:
+    """A pool that runs another grader with the deadline and memory of `reward`; raises DataError for an unknown name."""
     if name not in SECOND_GRADERS:
-        raise DataError(f"--compare {name!r} is no known grader; known: {', '.join(SECOND_GRADERS)}")
-    # Imported before an answer's seconds run: where Python keeps no bytecode, sympy alone takes longer than they are.
+        raise DataError(f"--compare {name!r} is not a known grader; known: {', '.join(SECOND_GRADERS)}")
+    # Without cached bytecode, importing sympy alone can take longer than the time limit for an answer.
     imports = ("math_verify", "sympy")
-    path = f"realrl.verifier.judges:{SECOND_GRADERS[name]}"
-    return JudgePool(path, reward.workers, reward.timeout_s, reward.memory_mib, imports=imports)
+    path = f"realrl.verifier.verifiers:{SECOND_GRADERS[name]}"
+    return VerifierPool(path, reward.workers, reward.timeout_s, reward.memory_mib, imports=imports)
