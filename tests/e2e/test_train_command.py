@@ -128,7 +128,7 @@ def test_bad_input_is_one_line_and_touches_nothing(tmp_path):
         ("--model.path tiny-ader", "did you mean tiny-adder"),
         ("--optim.lrr 1", "did you mean optim.lr"),
         (f"--data.train {data}", "has no answer column"),
-        (f"--data.train {empty}", "holds no usable problem"),
+        (f"--data.train {empty}", "has no usable problem"),
         ("--train.mini_batch_prompts 3", "does not divide"),
         ("--reward.type maths", "did you mean math"),
         ("--data.max_prompt_tokens 2", "longer than data.max_prompt_tokens"),
@@ -216,7 +216,7 @@ def test_a_file_of_sums_that_the_task_will_ask_is_counted(tmp_path):
     options = ("--train.steps 1 --data.task {digits=1} --data.eval", f'["{held_out}","column_addition"]')
     out = train(tmp_path / "run", *options).stdout
     assert f"1 of the 2 held-out problems of {held_out} are also in data.train = 'column_addition'" in out
-    assert "accuracy says too much; name another set in data.eval" in out and "problems of column_addition are" not in out
+    assert "accuracy is too high; name another set in data.eval" in out and "problems of column_addition are" not in out
 
 
 def test_fewer_problems_than_a_step_asks_for_are_said(tmp_path):
