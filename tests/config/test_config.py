@@ -99,8 +99,8 @@ def test_dump_round_trips(recipe, tmp_path):
         ("data.eval", "held_out.jsonl", "data.eval = 'held_out.jsonl': a list is needed, such as ['held_out.jsonl']"),
         ("data.filter.source", "aime", "data.filter.source = 'aime': a list is needed, such as ['aime']"),
         ("train", "3", "train = 3: a table is needed"),
-        ("objective.kl.coef", "0.5", "coef = 0.5 without a target penalises nothing"),
-        ("objective.kl.target", "ref", "target = 'ref' without a coef penalises nothing"),
+        ("objective.kl.coef", "0.5", "coef = 0.5 has no effect without a target"),
+        ("objective.kl.target", "ref", "target = 'ref' has no effect without a coef"),
     ],
 )
 def test_errors_name_the_key_and_the_remedy(recipe, key, value, message):
