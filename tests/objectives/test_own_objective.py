@@ -107,5 +107,5 @@ def test_the_value_of_a_plan_is_the_loss_and_wrong_rows_are_refused():
     held = real.plan(old[:3], mask[:3], *arguments[2:], rows=[0, 1, 2], all_reduce=lambda values: values)
     with pytest.raises(ValueError, match="row 4 is not among the rows"):
         held.loss(policy[[4]], [4])
-    with pytest.raises(ValueError, match="gives rows="):
+    with pytest.raises(ValueError, match="must pass rows="):
         real.plan(old[:3], mask[:3], *arguments[2:])

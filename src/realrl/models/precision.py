@@ -13,7 +13,7 @@ _KEYS = (("model", "dtype"), ("model", "autocast"), ("sampling", "dtype"))
 _SLOW = 1.5
 
 
-def leaves_open(config: Config) -> bool:
+def has_auto(config: Config) -> bool:
     """Whether any precision in the recipe is "auto"."""
     return any(getattr(getattr(config, section), key) == "auto" for section, key in _KEYS)
 

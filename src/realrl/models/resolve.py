@@ -95,7 +95,7 @@ def weights_fingerprint(path: str) -> str:
     elif not Path(name).is_dir():
         try:
             return str(getattr(AutoConfig.from_pretrained(name), "_commit_hash", None))
-        except Exception as error:  # noqa: BLE001  transformers raises whatever a damaged file leads it to
+        except Exception as error:  # noqa: BLE001  transformers may raise anything for a damaged file
             raise _unloadable("configuration", path, name, error) from error
     for file in sorted(Path(name).glob("*.safetensors")):
         size = file.stat().st_size
@@ -114,7 +114,7 @@ def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedT
         return load_tokenizer(_base_model(folder), trust_remote_code=trust_remote_code)
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except Exception as error:  # noqa: BLE001  transformers raises whatever a damaged file leads it to
+    except Exception as error:  # noqa: BLE001  transformers may raise anything for a damaged file
         raise _unloadable("tokenizer", path, name, error) from error
 
 
@@ -125,7 +125,7 @@ def load_architecture(path: str, *, trust_remote_code: bool = False) -> PreTrain
         return load_architecture(_base_model(folder), trust_remote_code=trust_remote_code)
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except Exception as error:  # noqa: BLE001  transformers raises whatever a damaged file leads it to
+    except Exception as error:  # noqa: BLE001  transformers may raise anything for a damaged file
         raise _unloadable("configuration", path, name, error) from error
 
 
@@ -188,7 +188,7 @@ def load_model(
         return model
     except ConfigError:
         raise
-    except Exception as error:  # noqa: BLE001  transformers and safetensors raise whatever a damaged file leads them to
+    except Exception as error:  # noqa: BLE001  transformers and safetensors may raise anything for a damaged file
         raise _unloadable("model", path, name, error) from error
 
 
@@ -201,7 +201,7 @@ def too_long_for(model: PreTrainedModel, prompt: int, response: int) -> str | No
         return None
     return (
         f"WARNING: prompts of up to {prompt} and responses of up to {response} tokens exceed the {positions} positions "
-        "of the model, where its text gets poor or it fails; lower one of the two limits"
+        "of the model; beyond them its text is poor, or it fails; lower one of the two limits"
     )
 
 

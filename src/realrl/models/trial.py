@@ -121,7 +121,7 @@ def layout_fault(model: PreTrainedModel, layout: Layout, length: int) -> str | N
 
 
 def _uses_positions(model: PreTrainedModel, row: Sequence[int]) -> bool:
-    """Whether position ids change the logits at all; in low precision the comparison of rows could take this for rounding."""
+    """Whether position ids change the logits. In low precision, the comparison of rows could miss that they do not."""
     ids = torch.tensor([row], device=model.device)
     places = torch.arange(len(row), device=model.device)[None]
     one, other = (model(input_ids=ids, position_ids=places * step, **plain_options(model)).logits for step in (1, 2))

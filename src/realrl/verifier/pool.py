@@ -58,7 +58,7 @@ def serve(descriptor: str, import_path: str, memory_mib: str, parent: str, *impo
             return
         try:
             answer = json.dumps(astuple(verifier(*item)))
-        except Exception as error:  # noqa: BLE001  whatever a grading library raises, only this item fails
+        except Exception as error:  # noqa: BLE001  a grading library may raise anything; only this item fails
             failure = Verdict("grader_error", None, f"{type(error).__name__}: {error}"[:200], "worker")
             answer = json.dumps(astuple(failure))
         connection.send_bytes(answer.encode())
