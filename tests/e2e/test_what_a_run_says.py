@@ -134,7 +134,7 @@ def test_a_changed_recipe_is_printed_and_shown_for_the_steps_that_it_was_of(tmp_
     ]
     facts = {fact["name"]: fact["values"] for fact in data["common"]}
     assert facts["Optimizer"] == ["adamw, lr 0.0001, constant"]
-    before, after = (f"4 prompts × {size} rollouts a step, 2 prompts an optimizer step" for size in (4, 2))
+    before, after = (f"4 prompts × {size} rollouts per sampling round, 2 prompts per update" for size in (4, 2))
     assert facts["Batch"] == [f"{before} (to step 3); then {after}"]
     assert report_data([run])["series"][0]["label"] == "real, changed after step 2, changed after step 3"
 
