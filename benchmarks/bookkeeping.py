@@ -102,9 +102,9 @@ def case(folder: Path, steps: int, tokens: bool) -> dict:
     """The steps of one run in `folder`."""
     import torch
 
+    import realrl.training.gradient as stepping
     import realrl.training.loop as loop
     import realrl.training.recorder as recording
-    import realrl.training.step as stepping
     from realrl.config import parse_config
     from realrl.models.logprobs import TokenStats
     from realrl.rewards.grader import Grader

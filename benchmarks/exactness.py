@@ -23,7 +23,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from realrl.models.logprobs import response_logprobs
 from realrl.objectives import LossInputs, build_objective
 from realrl.training.batching import select_rows
-from realrl.training.step import GradientStep, StepSettings
+from realrl.training.gradient import GradientSettings, MiniBatchGradient
 from realrl.types import Batch, Problem, Prompt
 
 TAU, TEMPERATURE, VOCABULARY = 0.5, 0.6, 211
@@ -105,8 +105,8 @@ def reference_gradient(model: Qwen2ForCausalLM, batch: Batch, old: list[Tensor])
 
 def ours(model, batch: Batch, old_NT: Tensor, budget: int, route: str, shuffle: bool) -> tuple[Tensor, int]:
     generator = torch.Generator().manual_seed(4) if shuffle else None
-    settings = StepSettings(temperature=TEMPERATURE, budget=budget, route=route, shuffle=generator)
-    step = GradientStep(model, build_objective({"type": "real", "tau": TAU}), settings)
+    settings = GradientSettings(temperature=TEMPERATURE, budget=budget, route=route, shuffle=generator)
+    step = MiniBatchGradient(model, build_objective({"type": "real", "tau": TAU}), settings)
     model.zero_grad()
     step.backward(batch, old_NT, None)
     return gradient_of(model), step.take_passes()[1]

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from realrl.objectives import build_objective
 from realrl.sampling import HFSampler, SamplingParams
-from realrl.training.step import GradientStep, StepSettings
+from realrl.training.gradient import GradientSettings, MiniBatchGradient
 from realrl.types import Batch, Problem, Prompt
 
 HIDDEN, INTERMEDIATE, LAYERS, HEADS, KV_HEADS = 256, 1024, 4, 4, 2
@@ -55,10 +55,10 @@ def make_batch(groups: int, group_size: int, length: int, vocabulary: int, devic
     )
 
 
-def gradient_step(model: Any, objective: Any = "real", **settings: Any) -> GradientStep:
+def gradient_step(model: Any, objective: Any = "real", **settings: Any) -> MiniBatchGradient:
     """Of an objective by name or by configuration; `settings` are the step's, by default 4,096 tokens a micro-batch."""
     built = build_objective({"type": objective} if isinstance(objective, str) else objective)
-    return GradientStep(model, built, StepSettings(**{"temperature": 1.0, "budget": 4096, **settings}))
+    return MiniBatchGradient(model, built, GradientSettings(**{"temperature": 1.0, "budget": 4096, **settings}))
 
 
 def make_sampler(model: Any) -> HFSampler:

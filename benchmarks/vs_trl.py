@@ -255,8 +255,8 @@ def work_ours(plan: dict, steps: int) -> list[dict[str, float]]:
     from realrl.sampling import HFSampler, SamplingParams
     from realrl.system.memory import keep_freed_memory, return_freed_memory
     from realrl.training.batching import make_batch
+    from realrl.training.gradient import GradientSettings, MiniBatchGradient
     from realrl.training.optim import build_optimizer
-    from realrl.training.step import GradientStep, StepSettings
     from realrl.types import Problem, Prompt, Verdict
 
     # As `realrl train` does at its start, and after sampling.
@@ -270,7 +270,7 @@ def work_ours(plan: dict, steps: int) -> list[dict[str, float]]:
     sampler = HFSampler(model, tokenizer)
     objective = build_objective({"type": plan["objective"]})
     optimizer = build_optimizer(OptimSection(lr=LEARNING_RATE, weight_decay=0.0), model)
-    gradient = GradientStep(model, objective, StepSettings(temperature=1.0, budget=plan["budget"]))
+    gradient = MiniBatchGradient(model, objective, GradientSettings(temperature=1.0, budget=plan["budget"]))
     params = SamplingParams(temperature=1.0, max_new_tokens=plan["limit"])
     prompts = [Prompt(Problem(str(group), "", ""), "", tuple(ids)) for group, ids in enumerate(plan["prompt_ids"])]
     verdicts = [Verdict("correct" if row % 2 else "wrong") for row in range(ROWS)]

@@ -15,7 +15,7 @@ from plain import gradient_of
 
 from gpu_parts.part import Part
 from gpu_parts.sizes import REAL, REPEATS, ROWS, TINY, build
-from realrl.training.step import groups_of
+from realrl.training.gradient import groups_of
 
 
 def run(part: Part) -> None:

@@ -12,13 +12,11 @@ test that runs a command which cannot run here. Any other block fails.
 """
 
 import ast
-import io
 import json
 import math
 import re
 import shlex
 import shutil
-import tokenize
 import tomllib
 from pathlib import Path
 
@@ -26,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tomli_w
+from pages import blocks, run_python
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -80,14 +79,6 @@ SMALLER = {
     "eval": "--problems 2 --samples 1 --max-new-tokens 4",
     "sweep": "--list",
 }
-
-
-def blocks(page: Path):
-    """(language, line number, text) of each fenced block."""
-    text = page.read_text()
-    assert text.count("```") % 2 == 0, f"{page}: a fence is not closed"
-    for found in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
-        yield found[1], text[: found.start()].count("\n") + 1, found[2]
 
 
 def commands(text: str):
@@ -157,30 +148,6 @@ def run_command(command: str, desk: dict[str, Path]) -> None:
     realrl(words)
 
 
-def run_python(source: str, names: dict) -> None:
-    """Execute statement by statement, and hold each value that a comment behind an expression gives."""
-    comments = {
-        token.start[0]: token.string.lstrip("# ")
-        for token in tokenize.generate_tokens(io.StringIO(source).readline)
-        if token.type == tokenize.COMMENT
-    }
-    for statement in ast.parse(source).body:
-        if not isinstance(statement, ast.Expr):
-            exec(compile(ast.Module([statement], []), "block", "exec"), names)
-            continue
-        value = eval(compile(ast.Expression(statement.value), "block", "eval"), names)
-        said = comments.get(statement.end_lineno or 0, "")
-        if re.match(r"[A-Z]\w*\(", said):
-            for field, text in re.findall(r'(\w+)="([^"]*)"', said):
-                assert getattr(value, field) == text, said
-            continue
-        try:
-            expected = ast.literal_eval(said.partition(";")[0])
-        except (SyntaxError, ValueError):
-            continue
-        assert value == expected, said
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_page(page, desk, monkeypatch):
     names: dict = {}
@@ -248,7 +215,7 @@ def test_what_a_page_names_exists(page):
             continue
         if re.fullmatch(r"(src|tests|recipes|benchmarks|docs|examples)/[\w./]+(::\w+)?|([a-z]+/)+\w+\.py", code):
             assert_exists(code, page.name)
-        elif found := re.match(r"realrl ([a-z-]+)", code):
+        elif found := re.match(r"realrl ([a-z][a-z-]*)", code):
             assert found[1] in known, f"{page.name}: realrl has no command {found[1]}"
             for path in re.findall(r"recipes/[\w./]+\.toml", code):
                 assert_exists(path, page.name)
@@ -346,5 +313,5 @@ def test_the_quick_start_keeps_its_numbers():
     config = load_config(ROOT / "recipes" / "quickstart.toml")
     page = (DOCS / "quickstart.md").read_text()
     assert (config.train.steps, config.train.prompts_per_step, config.sampling.group_size) == (14, 16, 8)
-    assert "Fourteen steps" in page and "8 answers to each of 16 problems" in page
+    assert "Fourteen rounds" in page and "8 answers to each of 16 problems" in page
     assert f"on {config.eval.problems} problems" in page

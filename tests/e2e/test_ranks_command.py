@@ -102,7 +102,7 @@ def test_a_checkpoint_of_one_rank_resumes_on_two_shards(tmp_path, alone):
     # All ranks go back behind a damaged one.
     (run / "checkpoints" / "step_3" / "model.safetensors").write_bytes(b"")
     out = printed(two_ranks("--train.steps 3 --checkpoint.every 1 --train.parallel fsdp2 --resume", "--run.dir", run))
-    assert out.count("step_3 is damaged (not as SHA256SUMS has it: model.safetensors)") == 1
+    assert out.count("step_3 is damaged (not as in SHA256SUMS: model.safetensors)") == 1
     assert responses(run, 3) == responses(alone, 3)
     assert [record["step"] for record in records(run) if "reward/mean" in record] == [1, 2, 3]
 

@@ -105,7 +105,7 @@ def test_without_a_whole_checkpoint_nothing_is_touched(copy, tiny_folder):
     for step in (2, 4, 6):
         flip(copy / "checkpoints" / f"step_{step}" / "model.safetensors")
     before = (copy / "metrics.jsonl").read_bytes()
-    with pytest.raises(TrainingError, match=r"is whole \(step_6: not as SHA256SUMS has it: model.safetensors; step_4"):
+    with pytest.raises(TrainingError, match=r"is undamaged \(step_6: not as in SHA256SUMS: model.safetensors; step_4"):
         train(config(tiny_folder, copy), resume=True)
     assert (copy / "metrics.jsonl").read_bytes() == before
 

@@ -18,8 +18,8 @@ from realrl.figures.dynamics import figure_4, figure_5
 from realrl.figures.write import _left_out, write_figures
 from realrl.rundir.rollouts import write_rollouts
 from realrl.rundir.runs import group_runs, read_run
+from realrl.training.gradient import GradientReport
 from realrl.training.metrics import token_columns
-from realrl.training.step import StepReport
 from realrl.training.update import Update
 from realrl.types import Batch
 
@@ -201,7 +201,7 @@ def test_labels_tell_recipes_apart(tmp_path):
 
 def report_of(log_ratio_NT):
     nothing = torch.zeros(len(log_ratio_NT))
-    return StepReport(
+    return GradientReport(
         loss=0.0,
         route="direct",
         logprobs_NT=torch.zeros_like(log_ratio_NT),

@@ -15,7 +15,7 @@ from made_up import make_model
 from plain import gradient_of, row_logprobs
 
 from realrl.objectives import LossInputs, build_objective, list_objectives
-from realrl.training.step import GradientStep, StepSettings
+from realrl.training.gradient import GradientSettings, MiniBatchGradient
 from realrl.types import Batch, Problem, Prompt
 
 pytestmark = marks
@@ -133,13 +133,13 @@ def test_gradient(attention, dtype, layout, objective, record_property):
     for name, route in ROUTES.items():
         if name == "direct" and not built.sums_over_groups:
             continue
-        settings = StepSettings(
+        settings = GradientSettings(
             temperature=TEMPERATURE,
             layout=layout,
             autocast=torch.bfloat16 if dtype == "bfloat16" else None,
             **route | ({"shuffle": torch.Generator().manual_seed(route["shuffle"])} if "shuffle" in route else {}),
         )
-        step = GradientStep(model, built, settings)
+        step = MiniBatchGradient(model, built, settings)
         model.zero_grad()
         step.backward(batch, old.to(DEVICE), ref.to(DEVICE))
         assert step.take_passes()[1] > 1

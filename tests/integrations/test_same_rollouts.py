@@ -1,4 +1,4 @@
-"""One set of rollouts, four optimizer steps: verl's run with our trainer, TRL's with RealTrainer, and GradientStep end alike.
+"""One set of rollouts, four optimizer steps: verl's run with our trainer, TRL's with RealTrainer, and ours end alike.
 
 `make test-integrations` records the rollouts and final weights of a verl run (two FSDP2 ranks) and names the folder in
 REALRL_RECORD.
@@ -20,7 +20,7 @@ from datasets import Dataset  # noqa: E402
 
 from realrl.integrations.trl import RealConfig, RealTrainer  # noqa: E402
 from realrl.objectives import build_objective  # noqa: E402
-from realrl.training.step import GradientStep, StepSettings  # noqa: E402
+from realrl.training.gradient import GradientSettings, MiniBatchGradient  # noqa: E402
 
 RECORD = os.environ.get("REALRL_RECORD", "")
 pytestmark = pytest.mark.skipif(not RECORD, reason="no recorded verl run: make test-integrations makes one")
@@ -97,7 +97,9 @@ def test_trl_ends_at_verl_s_weights(rows, steps, tmp_path):
 
 def test_our_trainer_ends_at_verl_s_weights(steps):
     model, optimizer = start()
-    step = GradientStep(model, build_objective({"type": "real"}), StepSettings(temperature=1.0, budget=40, route="two_pass"))
+    step = MiniBatchGradient(
+        model, build_objective({"type": "real"}), GradientSettings(temperature=1.0, budget=40, route="two_pass")
+    )
     batches = [recorded_batch(recorded) for recorded in steps]
     old = [step.token_logprobs(batch, torch.ones(len(batch), dtype=torch.bool)) for batch in batches]
     for batch, old_NT in zip(batches, old, strict=True):

@@ -24,7 +24,7 @@ from realrl.integrations import engines  # noqa: E402
 from realrl.integrations.trl import RealConfig, RealTrainer, verifier_reward  # noqa: E402
 from realrl.integrations.trl.trainer import _loss_inputs  # noqa: E402
 from realrl.objectives import build_objective  # noqa: E402
-from realrl.training.step import GradientStep, StepSettings  # noqa: E402
+from realrl.training.gradient import GradientSettings, MiniBatchGradient  # noqa: E402
 from realrl.types import Batch  # noqa: E402
 
 
@@ -207,7 +207,7 @@ def test_a_resumed_run_has_exact_gradients_and_whole_groups(tiny_folder, tmp_pat
 
 
 def test_equal_weights_to_our_own_trainer_after_four_optimizer_steps(tiny_folder, tmp_path):
-    """The same rollouts through GradientStep and AdamW as `realrl train` runs them."""
+    """The same rollouts through MiniBatchGradient and AdamW as `realrl train` runs them."""
     case = split(2, accumulation=4, per_generation=8, iterations=2, generations=1, learning_rate=2e-3, adam_epsilon=1e-3)
     trainer = run(str(tiny_folder), tmp_path, case)
     assert len(trainer.steps) == 4
@@ -215,7 +215,9 @@ def test_equal_weights_to_our_own_trainer_after_four_optimizer_steps(tiny_folder
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, eps=1e-3, weight_decay=0.0)
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
     batches = [our_batch(step["rows"], tokenizer) for step in trainer.steps]
-    step = GradientStep(model, build_objective({"type": "real"}), StepSettings(temperature=1.0, budget=64, route="two_pass"))
+    step = MiniBatchGradient(
+        model, build_objective({"type": "real"}), GradientSettings(temperature=1.0, budget=64, route="two_pass")
+    )
     # The two optimizer steps of a generation share the weights that sampled, in both iterations over it.
     old = [step.token_logprobs(batch, torch.ones(len(batch), dtype=torch.bool)) for batch in batches]
     for batch, old_NT in zip(batches, old, strict=True):

@@ -12,7 +12,7 @@ from realrl.models import load_model
 from realrl.objectives import build_objective
 from realrl.rewards import Grading, build_grader
 from realrl.rewards.grader import Grader
-from realrl.training.step import GradientStep, StepSettings
+from realrl.training.gradient import GradientSettings, MiniBatchGradient
 from realrl.types import Verdict
 
 
@@ -57,12 +57,12 @@ def test_importance_weights_scale_each_token_of_the_gradient(tiny_folder, route)
     model = load_model(str(tiny_folder), dtype=torch.float32)
     batch = ragged_batch(model.config.vocab_size)
     objective = build_objective({"type": "real"})
-    step = GradientStep(model, objective, StepSettings(1.0, 10_000))
+    step = MiniBatchGradient(model, objective, GradientSettings(1.0, 10_000))
     everything = torch.ones(len(batch), dtype=torch.bool)
     policy_NT = step.token_logprobs(batch, everything)
     gap_NT = torch.randn(policy_NT.shape, generator=torch.Generator().manual_seed(0)) * batch.loss_mask
     batch.logprobs_sampler.copy_(policy_NT + gap_NT)
-    capped = GradientStep(model, objective, StepSettings(1.0, 10_000, route, importance_cap=1.5))
+    capped = MiniBatchGradient(model, objective, GradientSettings(1.0, 10_000, route, importance_cap=1.5))
     model.zero_grad()
     capped.backward(batch, None, None)
     found = torch.cat([p.grad.flatten() for p in model.parameters()])

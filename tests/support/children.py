@@ -21,7 +21,7 @@ PHASES = {
     "rewinding": ["realrl.training.run:MetricsFile", "realrl.training.run:take_back_alarms"],
     "sampling": ["realrl.training.rollouts:Collector._sample"],
     "grading": ["realrl.rewards:Grading.verdicts"],
-    "backward": ["realrl.training.step:GradientStep.backward"],
+    "backward": ["realrl.training.gradient:MiniBatchGradient.backward"],
     "optimizer": ["torch.optim:AdamW.step"],
     "metrics": ["realrl.rundir.metrics:MetricsFile.write"],
     "alarms": ["realrl.training.recorder:Recorder.alarm"],

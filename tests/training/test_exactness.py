@@ -7,7 +7,7 @@ from three_steps import ragged_batch, three_steps
 from realrl.models import load_model
 from realrl.models.logprobs import response_logprobs
 from realrl.objectives import LossInputs, build_objective
-from realrl.training.step import GradientStep, StepSettings
+from realrl.training.gradient import GradientSettings, MiniBatchGradient
 
 OBJECTIVES = [
     {"type": "real"},
@@ -71,7 +71,7 @@ def test_one_step_off_the_sampling_policy_has_the_gradient_of_the_whole_batch(ti
     built.evaluate(inputs).loss.backward()
     expected = gradient()
     model.zero_grad()
-    report = GradientStep(model, built, StepSettings(temperature=1.0, budget=budget)).backward(batch, old, ref)
+    report = MiniBatchGradient(model, built, GradientSettings(temperature=1.0, budget=budget)).backward(batch, old, ref)
     assert report.loss == pytest.approx(built.evaluate(inputs).loss.item(), rel=1e-5, abs=1e-6)
     assert report.weights_N.shape == batch.rewards.shape
     assert (gradient() - expected).norm() / expected.norm() < 1e-5

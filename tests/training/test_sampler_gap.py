@@ -2,8 +2,8 @@
 
 import torch
 
+from realrl.training.gradient import GradientReport
 from realrl.training.metrics import update_metrics
-from realrl.training.step import StepReport
 from realrl.training.update import Update
 from realrl.types import Batch, Problem, Prompt
 
@@ -22,7 +22,7 @@ def test_the_gap_to_the_sampler_is_taken_from_on_policy_updates_alone():
     none = torch.zeros(1)
 
     def update(row, logprobs, on_policy):
-        report = StepReport(0.0, "direct", logprobs, 0 * logprobs, none, none, none, none, torch.tensor([True]))
+        report = GradientReport(0.0, "direct", logprobs, 0 * logprobs, none, none, none, none, torch.tensor([True]))
         return Update(torch.tensor([row]), report, 1.0, on_policy, 1, 1, 100)
 
     # The second update has scores of 0, too, but other weights sampled.

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from verl_run import EPS, LR, VerlRun, make_inputs
 
 from realrl.objectives import build_objective
-from realrl.training.step import GradientStep, StepSettings
+from realrl.training.gradient import GradientSettings, MiniBatchGradient
 
 ACTOR = "actor_rollout_ref.actor"
 ROLLOUT = "actor_rollout_ref.rollout"
@@ -70,7 +70,7 @@ def test_every_step_is_the_objectives_own(plain):
 
 def test_our_trainer_reaches_the_same_weights(plain):
     model = AutoModelForCausalLM.from_pretrained(plain.folder / "model", dtype=torch.float32)
-    gradient = GradientStep(model, build_objective({"type": "real"}), StepSettings(temperature=1.0, budget=64))
+    gradient = MiniBatchGradient(model, build_objective({"type": "real"}), GradientSettings(temperature=1.0, budget=64))
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, eps=EPS, weight_decay=0.01)
     batches = [recorded_batch(step) for step in plain.steps]
     old = [gradient.token_logprobs(batch, torch.ones(len(batch), dtype=torch.bool)) for batch in batches]

@@ -49,7 +49,7 @@ def add_lora(model: PreTrainedModel, lora: LoraSection, *, seed: int) -> None:
 def load_adapter(model: PreTrainedModel, folder: Path) -> None:
     """Load the LoRA adapter in `folder`, written by `save_pretrained` or PEFT, into its base model, ready for training."""
     peft: Any = _peft(f"the adapter {folder}")
-    if settings_of(folder).get("megatron_config"):
+    if adapter_settings(folder).get("megatron_config"):
         # PEFT would import the module that megatron_core names.
         raise ConfigError(f"{folder / ADAPTER_CONFIG} names code in megatron_config, which realrl never runs; remove it")
     try:
@@ -76,7 +76,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> None:
         raise ConfigError(f"{folder} does not fit its base model: {', '.join([*absent, *result.unexpected_keys][:3])}")
 
 
-def settings_of(folder: Path) -> dict[str, Any]:
+def adapter_settings(folder: Path) -> dict[str, Any]:
     """The content of the adapter's configuration file; raises ConfigError if it is damaged."""
     try:
         settings = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
@@ -91,7 +91,7 @@ def settings_of(folder: Path) -> dict[str, Any]:
 
 def base_of(folder: Path) -> str:
     """`base_model_name_or_path` of the adapter in `folder`; raises ConfigError if it is missing."""
-    base = settings_of(folder).get("base_model_name_or_path")
+    base = adapter_settings(folder).get("base_model_name_or_path")
     if not base:
         raise ConfigError(f"{folder / ADAPTER_CONFIG} does not say which model is the base; set base_model_name_or_path")
     return str(base)

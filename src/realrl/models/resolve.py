@@ -90,7 +90,7 @@ def weights_fingerprint(path: str) -> str:
     name = resolve_model(path)
     digest = hashlib.sha256()
     if (folder := adapter_folder(name)) is not None:
-        settings = adapters.settings_of(folder) | {"base_model_name_or_path": None}
+        settings = adapters.adapter_settings(folder) | {"base_model_name_or_path": None}
         digest.update(json.dumps(settings, sort_keys=True).encode() + weights_fingerprint(_base_model(folder)).encode())
     elif not Path(name).is_dir():
         try:

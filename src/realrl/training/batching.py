@@ -1,4 +1,4 @@
-"""From rollouts to a `Batch` of whole groups, and its parts: mini-batches of groups, micro-batches by token budget."""
+"""Rollouts become a `Batch` of whole groups, which is cut into mini-batches of groups and micro-batches of limited tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from realrl.models.prefix import common_prefix
 from realrl.types import Batch, Prompt, Rollout, Verdict
 
-# What one more pass through the model costs besides its tokens, in tokens: launches, masks, the optimizer's waiting.
+# Fixed cost of one pass through the model, expressed in tokens.
 _PASS_TOKENS = 256
 
 
@@ -24,7 +24,7 @@ def make_batch(
     loss_mask = torch.arange(int(lengths.max())) < lengths[:, None]
     ids = torch.zeros(loss_mask.shape, dtype=torch.long)
     logprobs = torch.zeros(loss_mask.shape)
-    # Row by row without padding, as the mask selects them; numpy reads tuples three times as fast as torch.
+    # The mask selects row by row, without padding. numpy reads tuples three times as fast as torch.
     ids[loss_mask] = torch.from_numpy(_joined([rollout.token_ids for rollout in rollouts], np.int64))
     logprobs[loss_mask] = torch.from_numpy(_joined([rollout.logprobs_sampler for rollout in rollouts], np.float32))
     return Batch(
@@ -43,7 +43,7 @@ def _joined(sequences: Sequence[Sequence[float]], dtype: type) -> np.ndarray:
 
 
 def select_rows(batch: Batch, rows: Tensor) -> Batch:
-    """The given rows, trimmed to their own longest response."""
+    """The given rows, as wide as the longest response among them."""
     loss_mask = batch.loss_mask[rows]
     longest = int(loss_mask.sum(dim=1).max())
     return Batch(
@@ -58,18 +58,18 @@ def select_rows(batch: Batch, rows: Tensor) -> Batch:
 
 
 def mini_batches(batch: Batch, groups_each: int, generator: torch.Generator) -> list[Tensor]:
-    """Row indices of each optimizer step: whole groups, dealt in random order."""
+    """Row indices of each update: `groups_each` whole groups, in random order."""
     order = torch.randperm(len(batch.prompts), generator=generator)
     group_ids = batch.group_ids.cpu()
     return [torch.isin(group_ids, part).nonzero().flatten() for part in order.split(groups_each)]
 
 
 def plan_micro_batches(batch: Batch, rows: Tensor, budget: int, *, whole_groups: bool, sort: bool = True) -> list[Tensor]:
-    """Split `rows` into the micro-batches that cost least, each of at most `budget` tokens.
+    """Split `rows` into the cheapest micro-batches of at most `budget` tokens.
 
-    The cost of a part is its padded tokens, each group's prompt counted once, what all prompts begin with once, and a constant
-    for one more pass through the model. A unit is a group (`whole_groups`) or a row; a unit above the budget stands alone. With
-    `sort` units are put in order of length or, where that is cheaper because prompts are shared, row by row of each group.
+    A micro-batch costs its tokens, padding included, and a constant for the pass. Each group's prompt counts once, and so does
+    the common start of all prompts. With `whole_groups` a micro-batch holds whole groups. A group or row above the budget gets
+    a micro-batch of its own. With `sort`, rows are first ordered by length, or by group if sharing prompts makes that cheaper.
     """
     if not len(rows):
         return []
@@ -92,8 +92,8 @@ def plan_micro_batches(batch: Batch, rows: Tensor, budget: int, *, whole_groups:
 
 
 def padded_tokens(batch: Batch, parts: Sequence[Tensor]) -> list[int]:
-    """Tokens of each micro-batch that go through the model: responses padded, prompts padded and once a group, what all prompts
-    begin with once."""
+    """Tokens of each micro-batch that go through the model, padding included; each group's prompt counts once, and so does the
+    common start of all prompts."""
     common, prompts = _prompt_tokens(batch)
     lengths = batch.loss_mask.sum(dim=1).cpu()
     group_ids = batch.group_ids.cpu()
@@ -105,7 +105,7 @@ def padded_tokens(batch: Batch, parts: Sequence[Tensor]) -> list[int]:
 
 
 def _prompt_tokens(batch: Batch) -> tuple[int, np.ndarray]:
-    """How many first tokens all prompts share, and how many each has beside them."""
+    """How many first tokens all prompts share, and how many more each prompt has."""
     sequences = [prompt.token_ids for prompt in batch.prompts]
     common = common_prefix(sequences)
     return common, np.array([len(sequence) - common for sequence in sequences])
@@ -114,7 +114,7 @@ def _prompt_tokens(batch: Batch) -> tuple[int, np.ndarray]:
 def _cheapest_cut(
     lengths: np.ndarray, groups: np.ndarray, common: int, prompts: np.ndarray, budget: int, whole_groups: bool
 ) -> tuple[float, list[slice]]:
-    """The cheapest cut of rows in this order into consecutive parts, by dynamic programming: its cost and the parts."""
+    """The cheapest split of rows in this order into consecutive parts, by dynamic programming: its cost and the parts."""
     count = len(lengths)
     starts = np.arange(count)
     last_of_group: dict[int, int] = {}
@@ -132,7 +132,7 @@ def _cheapest_cut(
         if whole_groups and end < count and groups[end] == group:
             continue
         tokens = common + distinct[:end] * longest_prompt[:end] + (end - starts[:end]) * longest_response[:end]
-        # One unit may stand alone whatever it costs.
+        # A single row or group is allowed whatever it costs.
         allowed = (tokens <= budget) | (distinct[:end] == 1 if whole_groups else starts[:end] == end - 1)
         total = np.where(allowed, best[:end] + tokens + _PASS_TOKENS, np.inf)
         cut[end] = int(total.argmin())

@@ -1,13 +1,13 @@
-"""A model against plain transformers, part by part: exact, refused by name, or wrong.
+"""Compare a model with plain transformers, part by part: exact, refused by name, or wrong.
 
 The reference is transformers' own forward pass over one unpadded row at a time, in eval mode and without a cache, with
 log-softmax in float64 and autograd.
 
-logprobs       of responses, in the layout that is picked and in "padded", of a batch of ragged groups and of single rows
-gradient       of Σ w · log π, whole and as single rows
-checkpointing  the same with gradient checkpointing
+logprobs       of responses in a batch of ragged groups and in single rows, in the chosen layout and in "padded"
+gradient       of Σ w · log π, of the whole batch and summed over single rows
+checkpointing  the gradient with gradient checkpointing
 LoRA on head   values and gradient with an adapter on the head
-sampling       what the sampler says of its own draws; its greedy draws
+sampling       the sampler's log-probabilities of what it drew, and its greedy choices
 resume         one optimizer step, saved and loaded again
 """
 
@@ -39,18 +39,18 @@ from realrl.training.setup import load_policy
 from realrl.types import Batch, Problem, Prompt
 
 TEMPERATURE = 0.8
-# Five responses to three prompts that begin alike; the second prompt is as long as the longest row wants it.
+# Five responses to three prompts with the same start; the length of the second prompt makes the longest row.
 _RESPONSES, _GROUPS, _NEW_TOKENS = (9, 1, 17, 3, 13), (0, 0, 1, 2, 2), 16
 SHORTEST = 38
 """The smallest `longest` of a check."""
-# float32 over a few layers of a sharp model: nats of a token, and the share of the gradient's norm.
+# Limits for float32 over a few layers of a sharp model: nats per token, and a share of the gradient's norm.
 _NATS, _SHARE = 2e-4, 1e-3
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one part showed: the largest error (nats, or the share of a norm; None where nothing was compared), and why it is
-    not exact."""
+    """The result of one part: the largest error (in nats, or as a share of a norm; None if nothing was compared), and why it
+    is not exact."""
 
     status: Literal["exact", "refused", "WRONG"]
     error: float | None
@@ -58,8 +58,8 @@ class Finding:
 
 
 class Subject:
-    """A model by path, and the ways in which a run loads it; `folder` is room for a checkpoint, `longest` counts the tokens of
-    the longest row that is tried. Raises ConfigError for a model that cannot be had."""
+    """A model by path, loaded as a run loads it. `folder` is for a checkpoint; `longest` is the length of the longest row that
+    is tried, in tokens. Raises ConfigError for a model that cannot be loaded."""
 
     def __init__(self, path: str, folder: Path, longest: int = SHORTEST, *, trust_remote_code: bool = False) -> None:
         if longest < SHORTEST:
@@ -94,7 +94,7 @@ class Subject:
         return model
 
     def plain(self, path: Path | None = None, attention: str | None = None) -> PreTrainedModel:
-        """By transformers alone."""
+        """The model as transformers loads it."""
         return AutoModelForCausalLM.from_pretrained(
             path or resolve_model(self.path),
             dtype=torch.float32,
@@ -103,7 +103,7 @@ class Subject:
         ).eval()
 
     def logprobs(self, model: PreTrainedModel, rows: Sequence[int] | None = None, **options: Any) -> Tensor:
-        """Ours, of the batch or some of its rows."""
+        """Our log-probabilities of the batch, or of some of its rows."""
         part = self.batch if rows is None else select_rows(self.batch, torch.tensor(list(rows)))
         return response_logprobs(model, part, temperature=TEMPERATURE, **options).logprobs
 
@@ -111,7 +111,7 @@ class Subject:
 def check_model(path: str, longest: int = SHORTEST, *, parts: Sequence[str] = (), trust_remote_code: bool = False):
     """Yields (part, Finding) for each of `parts`, by default all of `CHECKS`.
 
-    `longest` counts the tokens of the longest row. Raises ConfigError for a model that cannot be had.
+    `longest` is the length of the longest row in tokens. Raises ConfigError for a model that cannot be loaded.
     """
     with tempfile.TemporaryDirectory() as folder:
         subject = Subject(path, Path(folder), longest, trust_remote_code=trust_remote_code)
@@ -119,7 +119,7 @@ def check_model(path: str, longest: int = SHORTEST, *, parts: Sequence[str] = ()
 
 
 def findings(subject: Subject, parts: Sequence[str]) -> Iterator[tuple[str, Finding]]:
-    """Part by part. A model of which transformers gives nothing to compare with has to be refused: then one part alone."""
+    """The finding of each part. If transformers itself gives no usable reference, the model must be refused: one finding."""
     plain, why = _reference(subject)
     for part in parts:
         check, limit = CHECKS[part]
@@ -132,14 +132,14 @@ def findings(subject: Subject, parts: Sequence[str]) -> Iterator[tuple[str, Find
 
 
 def _reference(subject: Subject) -> tuple[PreTrainedModel | None, str]:
-    """The model by transformers alone, and why it is none to compare with, where it is none."""
+    """The model as transformers loads it, and why it cannot be a reference; empty if it can."""
     try:
         plain = subject.plain()
         with torch.no_grad():
             if not bool(_plain_logprobs(subject, plain).isfinite().all()):
                 return plain, "transformers' own numbers are not finite"
         return plain, "" if _is_causal(subject, plain) else "its tokens see later ones"
-    except Exception as error:  # noqa: BLE001  whatever a model of any architecture leads to
+    except Exception as error:  # noqa: BLE001  a model of any architecture can raise anything
         return None, f"transformers itself: {type(error).__name__}: {' '.join(str(error).split())[:120]}"
 
 
@@ -148,7 +148,7 @@ def _use(subject: Subject) -> None:
 
 
 def _batch(vocabulary: int, longest: int) -> Batch:
-    """Ragged; no token is one of the first three, which models give a meaning."""
+    """A ragged batch without the first three token ids, which often have a special meaning."""
     draw = torch.Generator().manual_seed(7)
     prompts = [
         [5, 9, *torch.randint(3, vocabulary, (length - 2,), generator=draw).tolist()]
@@ -170,8 +170,8 @@ def _batch(vocabulary: int, longest: int) -> Batch:
 def _plain_row(subject: Subject, model: PreTrainedModel, prompt: list[int], response: list[int], temperature: float) -> Tensor:
     """Log-probabilities (T, V) in float64 at each token of the response.
 
-    Where rotary embeddings depend on the length of the call, realrl takes those of the longest row of a run for all. The
-    reference gets them from transformers by as many more tokens at the end, which a causal model does not look at.
+    If rotary embeddings depend on the length of the call, realrl uses those of the longest row of a run for all rows. To get
+    the same from transformers, the row is filled up at its end, which a causal model does not look at.
     """
     rope = str(getattr(model.config.get_text_config(), "rope_parameters", None))
     more = subject.longest - len(prompt + response) if "longrope" in rope or "dynamic" in rope else 0
@@ -181,13 +181,13 @@ def _plain_row(subject: Subject, model: PreTrainedModel, prompt: list[int], resp
 
 
 def _rows_of(batch: Batch) -> Iterator[tuple[int, list[int], list[int]]]:
-    """Each row's index, prompt and response."""
+    """The index, prompt and response of each row."""
     for row, length in enumerate(batch.loss_mask.sum(dim=1).tolist()):
         yield row, list(batch.prompts[int(batch.group_ids[row])].token_ids), batch.response_ids[row, :length].tolist()
 
 
 def _plain_logprobs(subject: Subject, model: PreTrainedModel) -> Tensor:
-    """(N, T), with gradient; 0 on padding."""
+    """Log-probabilities (N, T) of the batch with gradient; 0 on padding."""
     out = []
     for _, prompt, response in _rows_of(subject.batch):
         own = _plain_row(subject, model, prompt, response, TEMPERATURE).gather(1, torch.tensor(response)[:, None])[:, 0]
@@ -197,7 +197,7 @@ def _plain_logprobs(subject: Subject, model: PreTrainedModel) -> Tensor:
 
 @torch.no_grad()
 def _is_causal(subject: Subject, model: PreTrainedModel) -> bool:
-    """Whether no logit changes with the tokens after it."""
+    """Whether no logit depends on later tokens."""
     _, prompt, response = max(_rows_of(subject.batch), key=lambda row: len(row[1]))
     ids = prompt + response
     other = ids[:-8] + [prompt[2] if token != prompt[2] else prompt[3] for token in ids[-8:]]
@@ -212,7 +212,7 @@ def _gradient_of(model: torch.nn.Module, loss: Tensor) -> dict[str, Tensor]:
 
 
 class Worst:
-    """The largest error of a part, and where it was above `limit`."""
+    """The largest error of a part, and the places where it exceeded `limit`."""
 
     def __init__(self, limit: float) -> None:
         self.limit = limit
@@ -222,17 +222,17 @@ class Worst:
     def see(self, error: float | Tensor, what: str) -> None:
         error = float(torch.as_tensor(error).detach())
         self.error = max(self.error or 0.0, error)
-        if not error <= self.limit:  # NaN, too
+        if not error <= self.limit:  # also NaN
             self.wrong.append(f"{what}: off by {error:.2g}")
 
     def say(self) -> str:
-        """The first two places, and how many more there are."""
+        """The first two places, and the number of others."""
         more = [f"{len(self.wrong) - 2} more"] if len(self.wrong) > 2 else []
         return "; ".join([*self.wrong[:2], *more])
 
 
 def _check_logprobs(subject: Subject, worst: Worst, plain: PreTrainedModel) -> None:
-    # Eager attention, too, where it is not what the model takes by itself: some models compute something else with it.
+    # Also with eager attention, if it is not the default: some models compute something else with it.
     kinds = {"auto": plain}
     if plain.config.get_text_config()._attn_implementation != "eager":
         kinds["eager"] = subject.plain(attention="eager")
@@ -252,7 +252,7 @@ def _check_logprobs(subject: Subject, worst: Worst, plain: PreTrainedModel) -> N
 
 
 def _see_gradients(subject: Subject, worst: Worst, model: PreTrainedModel, wanted: dict[str, Tensor], what: str) -> None:
-    """Of the whole batch, and summed over its rows."""
+    """Compare the gradient of the whole batch, and its sum over single rows, with `wanted`."""
     norm = torch.stack([grad.norm() for grad in wanted.values()]).norm()
     rows = range(len(subject.batch))
     for name, parts in {"batch": [rows], "single rows": [[row] for row in rows]}.items():
@@ -276,9 +276,9 @@ def _check_checkpointing(subject: Subject, worst: Worst, plain: PreTrainedModel)
 
 
 def _check_lora(subject: Subject, worst: Worst, plain: PreTrainedModel) -> None:
-    """LoRA on the head alone: the reference has W + 2 B A in a head of its own, and the chain rule written out.
+    """LoRA on the head alone. The reference has a head of its own with W + 2 B A, and its gradients by the chain rule.
 
-    Nothing is tried where the head is no linear layer.
+    A head that is not a linear layer is not tried.
     """
     head: Any = plain.get_output_embeddings()
     name = next((name for name, module in plain.named_modules() if module is head), None)
@@ -355,13 +355,13 @@ def _check_resume(subject: Subject, worst: Worst, plain: PreTrainedModel) -> Non
 
 
 def _judge(check: Callable[[], None], worst: Worst) -> Finding:
-    """A wrong number before a refusal stays wrong."""
+    """Run a check and judge it. A wrong number counts even if the check is refused after it."""
     refused = ""
     try:
         check()
     except RealrlError as error:
         refused = " ".join(str(error).split())
-    except Exception as error:  # noqa: BLE001  a traceback is what a user would see
+    except Exception as error:  # noqa: BLE001  anything else is a traceback for the user
         frames = traceback.extract_tb(error.__traceback__)
         frame = next((frame for frame in reversed(frames) if "/realrl/" in frame.filename), frames[-1])
         text = " ".join(str(error).split())[:160]
@@ -379,5 +379,5 @@ CHECKS: dict[str, tuple[Callable[[Subject, Worst, PreTrainedModel], None], float
     "sampling": (_check_sampling, _NATS),
     "resume": (_check_resume, _NATS),
 }
-# Without an adapter and a checkpoint: what fits where the model fits three times.
+# Without adapter and checkpoint: needs memory for three copies of the model at most.
 QUICK = ("logprobs", "gradient", "checkpointing", "sampling")

@@ -1,9 +1,9 @@
 """Checkpoints: a model folder that `AutoModelForCausalLM.from_pretrained` reads, plus the trainer's state.
 
-Safetensors and JSON only. Where FSDP2 shards the model, each rank writes whole tensors of its own, so that a checkpoint loads
-on any number of ranks, and in transformers. A checkpoint is written under a temporary name and renamed when all of it is on
-disk, so a folder named `step_N` is complete; its SHA256SUMS (which `sha256sum -c` reads, too) tells whether it still is what
-was written. Random streams have no state (`realrl.seeding`): the step number restores them all.
+Safetensors and JSON only. Under FSDP2 each rank writes some of the tensors, each of them whole, so that a checkpoint loads on
+any number of ranks, and in transformers. A checkpoint is written under a temporary name and renamed when all of it is on disk:
+a folder named `step_N` is complete. Its SHA256SUMS, which `sha256sum -c` reads, shows whether a file has changed since. Random
+streams have no state (`realrl.seeding`): the number of finished rounds restores them all.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def save_checkpoint(
     keep: int,
     world: World,
 ) -> Path:
-    """Write `folder/step_N` (N = finished rounds) and remove all but the newest `keep` up to it; returns its path.
+    """Write `folder/step_N` (N = finished rounds), remove all but the newest `keep` checkpoints up to it, and return its path.
 
-    Every rank takes part. Where something cannot be written, `folder` stays as it was; raises OSError, or the exception that
-    the writing library makes of it.
+    Every rank takes part. If something cannot be written, `folder` stays as it was. Raises OSError, or the exception into which
+    the writing library turns it.
     """
     step = progress.rounds
     target, temporary = folder / f"step_{step}", folder / f"{_WRITING}step_{step}"
@@ -92,7 +92,7 @@ def _write_checkpoint(
 
 
 def _put(temporary: Path, target: Path) -> None:
-    """Have the checkpoint on disk and give it its name, which a damaged one may hold."""
+    """Flush the checkpoint to disk and give it its final name; a damaged checkpoint of that name is replaced."""
     for file in temporary.iterdir():
         sync(file)
     sync(temporary)
@@ -105,12 +105,12 @@ def _put(temporary: Path, target: Path) -> None:
 
 
 def _remove(checkpoint: Path) -> None:
-    """At no moment a part of a checkpoint has its name."""
+    """Remove a checkpoint. It is renamed first, so that a folder named step_N is always complete."""
     shutil.rmtree(checkpoint.rename(checkpoint.with_name(f"{_REMOVED}{checkpoint.name}")))
 
 
 def tidy(folder: Path, step: int, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints up to `step`, and what saves left that did not come to their end."""
+    """Remove all but the newest `keep` checkpoints up to `step`, and the remains of saves that did not finish."""
     for old in [path for path in list_checkpoints(folder) if step_of(path) <= step][:-keep]:
         _remove(old)
     for name in (_WRITING, _REMOVED):
@@ -119,7 +119,7 @@ def tidy(folder: Path, step: int, keep: int) -> None:
 
 
 def _write_sums(checkpoint: Path) -> None:
-    """SHA-256 of every file; trainer.json comes last, so that a list cut short is told from a whole one."""
+    """Write the SHA-256 of every file. trainer.json comes last, which shows that the list is complete."""
     names = sorted((file.name for file in checkpoint.iterdir()), key=lambda name: (name == CHECKPOINT_STATE, name))
     (checkpoint / _SUMS).write_text("".join(f"{_digest(checkpoint / name)}  {name}\n" for name in names))
 
@@ -130,7 +130,7 @@ def _digest(file: Path) -> str:
 
 
 def _trained_names(model: PreTrainedModel) -> list[str]:
-    """The optimizer's parameters by name, in its order."""
+    """The names of the optimizer's parameters, in its order."""
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
@@ -143,14 +143,14 @@ def _moments(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> Iterat
 
 
 def _model_tensors(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
-    """The weights by the names of transformers' files; a tied weight once."""
+    """The weights under the names that transformers gives them in files; a tied weight once."""
     saved = model.state_dict().keys()
     yield from model.named_parameters()
     yield from ((name, buffer) for name, buffer in model.named_buffers() if name in saved)
 
 
 def _save_sharded(folder: Path, stem: str, tensors: Iterator[tuple[str, torch.Tensor]], world: World) -> None:
-    """Every tensor whole into the file of one rank, by turns; on each rank the same tensors in the same order."""
+    """Write every tensor, whole, to the file of one rank in turn. All ranks must pass the same tensors in the same order."""
     own: dict[str, torch.Tensor] = {}
     for index, (name, tensor) in enumerate(tensors):
         gathered = whole(tensor)
@@ -164,7 +164,7 @@ def _shard_name(stem: str, rank: int, ranks: int) -> str:
 
 
 def _write_index(folder: Path, stem: str, ranks: int) -> None:
-    """The index by which transformers finds each tensor's file."""
+    """Write the index in which transformers looks up each tensor's file."""
     placed: dict[str, str] = {}
     size = 0
     for rank in range(ranks):
@@ -187,9 +187,9 @@ def step_of(checkpoint: Path) -> int:
 
 
 def newest_whole(folder: Path) -> tuple[Path, list[str]]:
-    """The newest checkpoint that is what was written, and a warning for each newer one that is not: those stay untouched.
+    """The newest undamaged checkpoint, and a warning for each newer one that is damaged; those are not touched.
 
-    Raises TrainingError where there is none, and for one of another format.
+    Raises TrainingError if there is none, or for a checkpoint of another format.
     """
     found = list_checkpoints(folder)
     if not found:
@@ -199,20 +199,20 @@ def newest_whole(folder: Path) -> tuple[Path, list[str]]:
         faults[checkpoint] = _fault(checkpoint)
         if not faults[checkpoint]:
             return checkpoint, [
-                f"WARNING: {path} is damaged ({fault}) and left as it is; an older one is taken"
+                f"WARNING: {path} is damaged ({fault}) and is not touched; an older checkpoint is used"
                 for path, fault in faults.items()
                 if fault
             ]
     listed = "; ".join(f"{path.name}: {fault}" for path, fault in faults.items())
     raise TrainingError(
-        f"nothing to resume: no checkpoint in {folder} is whole ({listed}); bring one back from a copy, or start over with "
+        f"nothing to resume: no checkpoint in {folder} is undamaged ({listed}); restore one from a copy, or start over with "
         "--overwrite"
     )
 
 
 def _fault(checkpoint: Path) -> str:
-    """Why the checkpoint is not what was written; empty where it is. Without SHA256SUMS, as before there were any, only
-    trainer.json can be looked at."""
+    """How the checkpoint is damaged; empty if it is not. Checkpoints of early versions have no SHA256SUMS: of those only
+    trainer.json is checked."""
     try:
         read_progress(checkpoint)
         if not (checkpoint / _SUMS).exists():
@@ -223,7 +223,7 @@ def _fault(checkpoint: Path) -> str:
         different = [name for digest, _, name in listed if _digest(checkpoint / name) != digest]
     except (OSError, ValueError) as error:
         return str(error)
-    return f"not as {_SUMS} has it: {', '.join(different)}" if different else ""
+    return f"not as in {_SUMS}: {', '.join(different)}" if different else ""
 
 
 def read_progress(checkpoint: Path) -> Progress:
@@ -234,17 +234,17 @@ def read_progress(checkpoint: Path) -> Progress:
     path = checkpoint / CHECKPOINT_STATE
     state = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(state, dict) or state.get("step") != step_of(checkpoint):
-        raise ValueError(f"{path} is not that of {checkpoint.name}")
+        raise ValueError(f"{path} does not belong to {checkpoint.name}")
     if state.get("format") != FORMAT:
         raise TrainingError(f"{checkpoint} has format {state.get('format')}, this version reads {FORMAT}")
     try:
         return Progress.from_state(state)
     except TypeError as error:
-        raise ValueError(f"{path} holds a counter that is no number ({error})") from error
+        raise ValueError(f"{path} holds a counter that is not a number ({error})") from error
 
 
 def load_optimizer(checkpoint: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> None:
-    """Put the saved moments into `optimizer`, matched by parameter name, each laid out as its parameter is."""
+    """Load the saved moments into `optimizer`, matched by parameter name and sharded like their parameters."""
     names = _trained_names(model)
     index_of = {name: index for index, name in enumerate(names)}
     parameters = dict(model.named_parameters())
@@ -255,7 +255,7 @@ def load_optimizer(checkpoint: Path, model: PreTrainedModel, optimizer: torch.op
             if name not in index_of:
                 raise TrainingError(f"{file} holds {name!r}, which the model does not train")
             if key == MASTER and not isinstance(optimizer, MasterWeights):
-                # Kept, it would be saved again as it is, and be the weights of a later start that wants master weights.
+                # If it were kept, the next save would write it unchanged, and a later start with master weights would use it.
                 continue
             value = value.reshape(()) if key == "step" else like(value, parameters[name])
             entries.setdefault(index_of[name], {})[key] = value

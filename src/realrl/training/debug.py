@@ -23,19 +23,19 @@ from realrl.sampling import whole
 from realrl.system.files import replacing, write_whole
 from realrl.system.hardware import choose_device
 from realrl.training.checkpoint import list_checkpoints, step_of
+from realrl.training.gradient import MiniBatchGradient, gradient_settings
 from realrl.training.setup import load_policy
-from realrl.training.step import GradientStep, settings_of
 from realrl.types import Batch, Problem, Prompt
 
-# Files of a run: the first faults tell the most.
+# The most mini-batches kept in a run: the first ones say the most.
 _KEPT = 3
 _SHOWN = 8
 
 
 @dataclass(frozen=True, slots=True)
 class BadUpdate:
-    """A mini-batch whose update was skipped, and what was seen: its log-probabilities under the policy, the loss, the norm of
-    the gradient, and the names of the gradients and weights that were not finite."""
+    """A mini-batch whose update was skipped, with its log-probabilities under the policy, the loss, the norm of the gradient,
+    and the names of the gradients and weights that were not finite."""
 
     batch: Batch
     old_NT: Float[Tensor, "N T"] | None
@@ -48,7 +48,7 @@ class BadUpdate:
 
 
 def not_finite(tensors: Iterable[tuple[str, Tensor | None]]) -> list[str]:
-    """The names of tensors that hold NaN or infinity; of sharded ones every rank takes part."""
+    """The names of tensors that hold NaN or infinity. If they are sharded, every rank must call this."""
     return [name for name, tensor in tensors if tensor is not None and not bool(torch.isfinite(whole(tensor)).all())]
 
 
@@ -60,7 +60,7 @@ def gradients_not_finite(model: PreTrainedModel) -> list[str]:
 def save_bad_update(target: Path, step: int, update: int, bad: BadUpdate) -> Path | None:
     """Write `target`, a .json file, and its tensors beside it as .safetensors.
 
-    Returns `target`, or None where its folder holds enough of them already. Raises OSError.
+    Returns `target`, or None if its folder already holds enough of them. Raises OSError.
     """
     if not target.exists() and len(list(target.parent.glob("*.json"))) >= _KEPT:
         return None
@@ -82,7 +82,7 @@ def save_bad_update(target: Path, step: int, update: int, bad: BadUpdate) -> Pat
     seen = {
         "step": step,
         "update": update,
-        # JSON has no word for what these may be.
+        # As texts, because JSON has no NaN and no infinity.
         "loss": str(bad.loss),
         "grad_norm": str(bad.grad_norm),
         "gradients": bad.gradients,
@@ -94,11 +94,11 @@ def save_bad_update(target: Path, step: int, update: int, bad: BadUpdate) -> Pat
 
 
 def replay(file: Path, weights: str | None = None, *, trust_remote_code: bool = False) -> str:
-    """Compute a kept mini-batch again and say what is not finite, then and now.
+    """Compute a kept mini-batch again, and report what was not finite in the run and what is not finite now.
 
-    `weights` is a model folder; by default the run's newest checkpoint up to that step, or the model that it began with.
-    Raises DataError for a file that no run kept, and ConfigError for a run or a model that cannot be read, or whose model
-    brings code without `trust_remote_code`: a run folder may come from anyone.
+    `weights` is a model folder; by default the run's newest checkpoint up to that round, or the model that it started from.
+    Raises DataError for a file that is not a kept mini-batch, and ConfigError for a run or a model that cannot be read. A model
+    with code of its own needs `trust_remote_code`, because a run folder may come from anyone.
     """
     bad, seen = _load(file)
     folder = file.parent.parent
@@ -106,19 +106,19 @@ def replay(file: Path, weights: str | None = None, *, trust_remote_code: bool = 
     config = load_config(paths.config)
     if config.model.trust_remote_code and not trust_remote_code:
         raise ConfigError(
-            f"{paths.config} has model.trust_remote_code = true, so that its model runs code of its own; give "
+            f"{paths.config} has model.trust_remote_code = true, so its model runs code of its own; add "
             "--trust-remote-code if you trust this folder"
         )
     earlier = [path for path in list_checkpoints(paths.checkpoints) if step_of(path) <= seen["step"]]
     weights = weights or (str(earlier[-1]) if earlier else None)
     device = choose_device(config.model.device)
     model = load_policy(config, device, weights)
-    settings = settings_of(config, seen["step"] - 1)
+    settings = gradient_settings(config, seen["step"] - 1)
     batch = replace(bad.batch, **{name: getattr(bad.batch, name).to(device) for name in _TENSORS})
     old_NT, ref_NT = (tensor if tensor is None else tensor.to(device) for tensor in (bad.old_NT, bad.ref_NT))
     try:
-        report = GradientStep(model, build_objective(config.objective), settings).backward(batch, old_NT, ref_NT)
-    except Exception as error:  # noqa: BLE001  whatever a damaged file, or one of another model, leads torch to
+        report = MiniBatchGradient(model, build_objective(config.objective), settings).backward(batch, old_NT, ref_NT)
+    except Exception as error:  # noqa: BLE001  a damaged file, or another model, can cause any error in torch
         what = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise DataError(
             f"{file} cannot be computed with {weights or config.model.path} ({what}); do they belong together?"
@@ -171,7 +171,8 @@ def _load(file: Path) -> tuple[BadUpdate, dict[str, Any]]:
         )
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, SafetensorError) as error:
         raise DataError(
-            f"{file} is not a kept mini-batch ({type(error).__name__}: {error}); give a file of a run's debug/, beside its twin"
+            f"{file} is not a kept mini-batch ({type(error).__name__}: {error}); give a .json file of a run's "
+            "debug/ folder, with its .safetensors beside it"
         ) from error
     return bad, seen
 
@@ -186,7 +187,7 @@ def _describe(bad: BadUpdate) -> list[str]:
 
 
 def _rows(batch: Batch, values_NT: Tensor) -> str:
-    """The rollouts with a value that is not finite, their problems and the tokens; empty where there are none."""
+    """The rollouts with values that are not finite, with their problems and tokens; empty if there are none."""
     found = ~torch.isfinite(values_NT.cpu()) & batch.loss_mask.cpu()
     return _shown(
         f"{row} ({batch.prompts[int(batch.group_ids[row])].problem.id}, {int(found[row].sum())} of "

@@ -1,4 +1,4 @@
-"""What a run prints while it goes."""
+"""What a run prints while it trains."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Display:
             if not self.console.quiet:
                 sys.stdout.flush()
         except OSError:
-            # The terminal is gone, or the disk of the log is full: no reason to stop.
+            # The terminal was closed, or the disk of a log file is full: training goes on.
             self.console.quiet = True
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
-"""Several processes under torchrun: what they exchange, how they share work, and how the model lies on them.
+"""Several processes under torchrun: what they exchange, how they share the work, and how the model is sharded.
 
-Every rank knows the whole batch; groups of a mini-batch are dealt by token cost, each rank computes its own with the whole
-mini-batch's denominators, and gradients are summed. So the result does not depend on the number of ranks.
+Every rank knows the whole batch. The groups of a mini-batch are divided by token cost; each rank computes its groups with the
+denominators of the whole mini-batch, and the gradients are summed. So the result does not depend on the number of ranks.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from realrl.models.logprobs import Layout, TokenStats, response_logprobs
 from realrl.types import Batch
 
 _Item = TypeVar("_Item")
-# Ranks wait for the slowest sampler and grader, and while the first one writes.
+# Ranks wait for the slowest sampler and grader, and while rank 0 writes.
 _TIMEOUT = datetime.timedelta(hours=2)
 # Gradients are summed in blocks of this many elements (256 MiB in float32).
 _BUCKET = 1 << 26
@@ -33,7 +33,7 @@ _BUCKET = 1 << 26
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """This process among its peers; alone, every exchange is the identity."""
+    """This process among all ranks. With one process, every exchange returns its input."""
 
     rank: int = 0
     size: int = 1
@@ -45,7 +45,7 @@ class World:
         return self.rank == 0
 
     def share(self, items: Sequence[_Item]) -> Sequence[_Item]:
-        """This rank's part of a list: every size-th item, so that parts differ by one at most; may be empty."""
+        """This rank's part of a list: every `size`-th item. Parts differ by at most one item, and may be empty."""
         return items[self.rank :: self.size]
 
     def merge(self, own: Sequence[_Item]) -> list[_Item]:
@@ -70,7 +70,7 @@ class World:
                 dist.all_reduce(tensor)
 
     def largest(self, value: int, device: torch.device) -> int:
-        """The largest of the ranks' values."""
+        """The largest value of all ranks."""
         if self.size == 1:
             return value
         tensor = torch.tensor(value, device=device)
@@ -78,13 +78,13 @@ class World:
         return int(tensor)
 
     def wait(self) -> None:
-        """Until every rank is here."""
+        """Wait until every rank has called this."""
         if self.size > 1:
             dist.barrier()
 
     @contextlib.contextmanager
     def main_first(self) -> Iterator[None]:
-        """The block runs on rank 0, then on the others: what it makes on disk is made once."""
+        """Run the block on rank 0, then on the others, which find what it wrote to disk."""
         if not self.is_main:
             self.wait()
         yield
@@ -94,7 +94,7 @@ class World:
 
 @contextlib.contextmanager
 def join_world() -> Iterator[World]:
-    """The processes that torchrun started (its environment variables tell), left at the end; alone where there are none."""
+    """Join the processes that torchrun started (it sets environment variables); without torchrun, a world of one process."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield World()
@@ -104,14 +104,14 @@ def join_world() -> Iterator[World]:
         torch.cuda.set_device(local_rank)
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_TIMEOUT)
     yield World(dist.get_rank(), size, local_rank)
-    # Not after an error: the others may be waiting in an exchange; torchrun sees this rank leave and ends them.
+    # Not after an error: other ranks may be waiting in an exchange. torchrun sees that this rank ended, and stops them.
     dist.destroy_process_group()
 
 
 def deal_groups(batch: Batch, rows: Tensor, ranks: int) -> list[Tensor]:
-    """The given rows parted into one set for each rank, groups whole, by token cost: the largest go first, to the least loaded.
+    """Divide the given rows among the ranks, in whole groups: the group with most tokens goes first, to the least loaded rank.
 
-    A set may be empty. The same on every rank.
+    A rank may get no rows. The result is the same on every rank.
     """
     if ranks == 1:
         return [rows]
@@ -130,14 +130,14 @@ def deal_groups(batch: Batch, rows: Tensor, ranks: int) -> list[Tensor]:
 
 
 def sum_gradients(model: PreTrainedModel, world: World) -> None:
-    """Every rank's gradients become their sum. A rank without any took part in nothing and adds 0.
+    """Replace every rank's gradients by their sum; a rank that computed nothing adds 0.
 
-    For models that each rank holds whole; FSDP2 sums in its own backward.
+    For models that each rank holds whole: FSDP2 sums in its own backward pass.
     """
     if world.size == 1 or in_lockstep(model):
         return
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    # A parameter that no rank used keeps no gradient: the optimizer leaves it alone, as it would on one rank.
+    # A parameter that no rank used keeps no gradient, so the optimizer skips it, as it would on one rank.
     used = torch.tensor([float(parameter.grad is not None) for parameter in trained], device=trained[0].device)
     world.sum_(used)
     bucket: list[torch.nn.Parameter] = []
@@ -154,7 +154,7 @@ def sum_gradients(model: PreTrainedModel, world: World) -> None:
 
 
 def _sum_bucket(parameters: Sequence[torch.nn.Parameter], world: World) -> None:
-    # In one order on every rank, which a set would not promise.
+    # A dict has the same order on every rank; a set may not.
     for dtype in dict.fromkeys(parameter.dtype for parameter in parameters):
         gradients = [p.grad for p in parameters if p.dtype == dtype and p.grad is not None]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
@@ -164,16 +164,17 @@ def _sum_bucket(parameters: Sequence[torch.nn.Parameter], world: World) -> None:
 
 
 def shard(model: PreTrainedModel, *, bfloat16: bool) -> None:
-    """Lay the model over all ranks with FSDP2, layer by layer; `bfloat16` computes in it and sums gradients in float32.
+    """Shard the model over all ranks with FSDP2, layer by layer. With `bfloat16` it computes in bfloat16 and sums gradients in
+    float32.
 
-    `response_logprobs` becomes a method around which FSDP2 gathers embeddings and head. `layout_of` must have been asked
-    before, while every rank still held the whole model.
+    `response_logprobs` becomes a method of the model, so that FSDP2 gathers embeddings and head around it. Call `layout_of`
+    before this, while every rank holds the whole model.
     """
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if bfloat16 else MixedPrecisionPolicy()
     blocks = set(getattr(model, "_no_split_modules", None) or ())
     for module in [module for module in model.modules() if type(module).__name__ in blocks] + [model]:
         sharded: Any = fully_shard(module, mp_policy=policy)
-        # The loss has the whole mini-batch's denominators already: ranks add up.
+        # The loss already has the denominators of the whole mini-batch, so gradients are summed, not averaged.
         sharded.set_gradient_divide_factor(1.0)
         sharded.set_force_sum_reduction_for_comms(True)
     whole_model: Any = model
@@ -182,7 +183,7 @@ def shard(model: PreTrainedModel, *, bfloat16: bool) -> None:
 
 
 def _sharded_stats(model: PreTrainedModel, batch: Batch, temperature: float, layout: Layout | None) -> tuple[Tensor, ...]:
-    # Plain tensors, on which FSDP2 can hang its hooks.
+    # Plain tensors, because FSDP2 attaches its hooks to them.
     stats = response_logprobs(model, batch, temperature=temperature, layout=layout)
     return stats.logprobs.clone(), stats.entropy, stats.top1
 
@@ -193,7 +194,7 @@ def in_lockstep(model: PreTrainedModel) -> bool:
 
 
 def token_stats_of(model: PreTrainedModel, batch: Batch, temperature: float, layout: Layout | None) -> TokenStats:
-    """`response_logprobs`, of a sharded model as well: then every rank has to call it equally often."""
+    """`response_logprobs`, also of a sharded model, for which every rank must call it equally often."""
     if in_lockstep(model):
         sharded: Any = model
         return TokenStats(*sharded.sharded_stats(batch, temperature, layout))
@@ -201,7 +202,7 @@ def token_stats_of(model: PreTrainedModel, batch: Batch, temperature: float, lay
 
 
 def like(value: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor laid out as `parameter` is."""
+    """A whole tensor, sharded as `parameter` is."""
     if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
         return value
     return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)

@@ -1,6 +1,6 @@
-"""What a run computes, counted before it starts: operations of sampling, training and evaluation, and their time.
+"""What a run will compute: operations of sampling, training and evaluation, and their time.
 
-Pure arithmetic over a model's shape, the recipe and assumed lengths. Every prompt has the mean length, every response too.
+Pure arithmetic over the model's shape, the recipe and assumed lengths. Every prompt and every response has the mean length.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from realrl.models.shape import Shape
 from realrl.objectives import ScoreObjective, build_objective
 from realrl.system.hardware import Rates
 
-# Bytes that an optimizer step moves for each trained parameter: gradient, weight and two moments, read and written in float32.
+# Bytes that an update moves for each trained parameter: gradient, weight and two moments, read and written in float32.
 _OPTIMIZER_BYTES = 40
 
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Mean tokens of prompts and responses. `common`: tokens at the start of all prompts that are computed once.
+    """Mean tokens of prompts and responses. `common`: tokens that all prompts start with, which are computed once.
 
     `active`: the share of groups that carry a gradient.
     """
@@ -37,9 +37,9 @@ class Lengths:
 class Work:
     """Counts of what a processor does.
 
-    `forward` and `backward`: floating-point operations of matrix products, attention included. `tokens`: hidden values of
-    tokens in all layers that pass forward, `learnt` those that pass backward. `launches`: layers that are started, with what a
-    pass itself costs. `moved`: bytes that are used once: weights and cache at each new token, the optimizer's state.
+    `forward` and `backward`: floating-point operations of matrix products, attention included. `tokens` and `learnt`: hidden
+    values of tokens, over all layers, that a forward or a backward pass computes. `launches`: layers started, including the
+    fixed cost of each pass. `moved`: bytes that are used once: weights and cache for each new token, the optimizer's state.
     """
 
     forward: float = 0.0
@@ -58,10 +58,10 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Besides:
-    """What work costs besides its products, in products: as many floating-point operations of a plain one in float32.
+    """The cost of work other than matrix products, as floating-point operations of a float32 product that take as long.
 
-    `forward` and `backward`: of one hidden value of a token in a layer; `launch`: of starting a layer on one thread; `byte`: of
-    moving a byte.
+    `forward` and `backward`: one hidden value of a token in a layer. `launch`: starting a layer on one thread. `byte`: moving
+    a byte.
     """
 
     forward: float
@@ -70,15 +70,14 @@ class Besides:
     byte: float = 13
 
 
-# Of a CPU: benchmarks/costs.py measures them anew. Work that is not a product is so taken to be as much slower on a slower
-# processor as a product is.
+# For CPUs, measured by benchmarks/costs.py. On a slower processor, all work is assumed to be slower by the same factor.
 _CPU = {"float32": Besides(forward=4300, backward=5200), "bfloat16": Besides(forward=2600, backward=22_000)}
-# Starting a pass and drawing its tokens costs as much as starting so many layers.
+# Starting a pass and drawing its tokens costs as much as starting this many layers.
 _PASS_LAYERS = 6
-# A byte of the cache costs as much as so many of the weights: heads read it in small pieces.
+# A byte of the cache costs as much as this many bytes of weights: heads read it in small pieces.
 _CACHE_READS = 2
-# Of a GPU, assumed until one is measured: products at this share of a plain one's rate, seconds to start a layer, operations in
-# the time that a byte takes.
+# For GPUs, assumed, not measured: the share of a plain product's rate that a model reaches, seconds to start a layer, and
+# operations in the time that moving a byte takes.
 _GPU_SHARE, _GPU_LAUNCH, _GPU_BYTE = 0.4, 1.8e-4, 200
 
 
@@ -96,10 +95,10 @@ def seconds(work: Work, rates: Rates, dtype: str) -> float:
 def sampling_work(
     shape: Shape, prompts: int, samples: int, lengths: Lengths, *, rows_at_once: int, longest: int, width: int
 ) -> Work:
-    """`samples` responses to each of `prompts` prompts, `rows_at_once` at most under way; the last of a batch ends after
-    `longest` tokens. `width`: bytes of a value in the sampler."""
+    """`samples` responses to each of `prompts` prompts, at most `rows_at_once` at a time; the longest of a batch has `longest`
+    tokens. `width`: bytes of a value in the sampler."""
     rows, own = prompts * samples, lengths.prompt - lengths.common
-    # A prompt's last position gives its first token.
+    # The last position of the prompt gives the first token.
     steps = max(lengths.response - 1, 0)
     read = rows * steps * (lengths.prompt + (steps + 1) / 2)
     at_once = min(rows, rows_at_once)
@@ -118,7 +117,7 @@ def sampling_work(
 
 @dataclass(frozen=True, slots=True)
 class Micro:
-    """How the groups of an update are cut: micro-batches, prompts that are computed, and response rows of the largest."""
+    """How an update is cut: `parts` micro-batches, `prompts` computed in all of them, and `rows` responses in the largest."""
 
     parts: int
     prompts: float
@@ -126,7 +125,7 @@ class Micro:
 
 
 def micro_batches(groups: float, size: int, lengths: Lengths, budget: int) -> Micro:
-    """As `train.batching` cuts groups of one length: whole groups where one fits, else rows with their prompt."""
+    """As `training.batching` cuts groups of equal lengths: whole groups if one fits, otherwise rows with their prompt."""
     own = lengths.prompt - lengths.common
     at_once = math.floor(max(budget - lengths.common, 0) / (own + size * lengths.response))
     if at_once:
@@ -157,8 +156,7 @@ def forward_work(shape: Shape, groups: float, size: int, lengths: Lengths, *, sh
 def backward_work(
     shape: Shape, groups: float, size: int, lengths: Lengths, *, shared: bool, budget: int, checkpointing: bool
 ) -> Work:
-    """The backward pass after `forward_work`: gradients of inputs, those of weights where they are trained, and what is
-    computed again."""
+    """The backward pass after `forward_work`: gradients of inputs and of trained weights, and what is recomputed."""
     forward = forward_work(shape, groups, size, lengths, shared=shared, budget=budget)
     cut = micro_batches(groups, size, lengths, budget)
     head = 2 * groups * size * lengths.response * shape.vocabulary * shape.hidden
@@ -177,7 +175,7 @@ def backward_work(
 
 
 def update_work(config: Config, shape: Shape, lengths: Lengths) -> Work:
-    """The optimizer steps of one round, with old and reference log-probabilities."""
+    """The updates of one round, including old and reference log-probabilities."""
     objective, train = build_objective(config.objective), config.train
     active = 1.0 if objective.kl.active else lengths.active
     size, groups = config.sampling.group_size, train.mini_batch_prompts * active
@@ -187,12 +185,12 @@ def update_work(config: Config, shape: Shape, lengths: Lengths) -> Work:
     forward = forward_work(shape, groups, size, lengths, **cut)
     backward = backward_work(shape, groups, size, lengths, **cut, checkpointing=checkpointing)
     updates = config.updates_per_step
-    # Old log-probabilities are computed of all mini-batches but the first, whose policy is the one that sampled.
+    # The first mini-batch needs no old log-probabilities: its policy is the one that sampled.
     forwards = updates + (updates - 1 if config.sampling.steps_ahead == 0 else 0)
     if isinstance(objective, ScoreObjective):
         whole = micro_batches(groups, size, lengths, train.micro_batch_tokens).prompts == groups
         if not (whole and objective.sums_over_groups and train.gradient_route != "two_pass"):
-            # Scores first, where they are not known to be 0.
+            # A forward pass for the scores, unless they are known to be 0.
             forwards += updates - 1 if objective.zero_scores_when_fresh else updates
     if objective.needs_ref:
         forwards += updates
@@ -201,14 +199,14 @@ def update_work(config: Config, shape: Shape, lengths: Lengths) -> Work:
 
 
 def evaluations(config: Config, start: int = 0) -> int:
-    """How many evaluations are left after `start` rounds."""
+    """How many evaluations come after `start` rounds."""
     steps, every = config.train.steps, config.eval.every
     due = {steps} | (set(range(every, steps + 1, every)) if every else set())
     return sum(step > start for step in due) + (config.eval.at_start and start == 0)
 
 
 def evaluation_work(config: Config, shape: Shape, problems: int, lengths: Lengths, width: int) -> Work:
-    """One evaluation of a set of that many problems."""
+    """One evaluation on a set of `problems` problems."""
     section, work = config.sampling, Work()
     for samples in [config.eval.samples] + [1] * config.eval.greedy:
         work += sampling_work(
@@ -225,7 +223,7 @@ def evaluation_work(config: Config, shape: Shape, problems: int, lengths: Length
 
 @dataclass(frozen=True, slots=True)
 class Seconds:
-    """Of a whole run, by part."""
+    """Seconds of a run by part."""
 
     sampling: float
     updates: float
@@ -240,8 +238,10 @@ class Seconds:
 def run_seconds(
     config: Config, shape: Shape, lengths: Lengths, problems: Sequence[int], rates: Rates, *, start: int = 0, ranks: int = 1
 ) -> Seconds:
-    """What is left of a run after `start` rounds, on `ranks` devices of these rates that share the work. `problems`: the
-    size of each held-out set; precisions of the recipe are settled."""
+    """Seconds of the rounds after `start`, on `ranks` devices with these rates that share the work.
+
+    `problems`: the size of each held-out set. The recipe's precisions must be settled.
+    """
     sampled_in, trained_in = sampling_dtype(config), training_dtype(config)
     width, steps = 2 if sampled_in == "bfloat16" else 4, config.train.steps - start
     section = config.sampling

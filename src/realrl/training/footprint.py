@@ -1,4 +1,4 @@
-"""What a run takes: memory at its peak and disk at its end, counted before it starts, and what of both is free here."""
+"""How much memory a run needs at its peak and disk at its end, counted before it starts, and how much of both is free."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from realrl.sampling.cache import BLOCK
 from realrl.training.estimate import Lengths, evaluations, micro_batches
 from realrl.training.optim import state_bytes
 
-# Python, torch, transformers and pyarrow after a step of a tiny model: resident memory on Linux.
+# Python, torch, transformers and pyarrow after a round with a tiny model: resident memory on Linux.
 _PROCESS = 650 << 20
-# A device's context and the workspaces of its libraries.
+# The context of a device and the workspaces of its libraries.
 _CONTEXT = 500 << 20
 # Bytes of a 4-bit weight with its scales.
 _QUANTISED = 0.5 + 4 / 64
-# Values of a token that a layer's backward pass needs, by the layers of Llama and Qwen2 in transformers: of the hidden size
-# (in float32 two norms, twice the residual, the inputs of two products), of the intermediate size, of queries and of keys.
+# Values per token that a layer keeps for its backward pass, counted in the layers of Llama and Qwen2 of transformers: vectors
+# of the hidden size (two norms, twice the residual, the inputs of two products), of the intermediate size, queries and keys.
 _HIDDEN, _INTERMEDIATE, _QUERIES, _KEYS = 6, 4, 3, 2
-# Bytes of the hidden-size values with products in bfloat16: norms are in float32 all the same.
+# Bytes of the values of hidden size if products are in bfloat16: norms stay in float32.
 _HIDDEN_BYTES_MIXED = 26
-# Bytes of a rollout's text in Parquet, compressed, for each token; of a token's id and log-ratio.
+# Bytes per token in compressed Parquet: of a rollout's text, and of token id and log-ratio.
 _TEXT_BYTES, _TOKEN_BYTES = 2, 6
 _TOKENIZER_BYTES = 4 << 20
 
 
 def weight_bytes(model: PreTrainedModel, quantize: str, *, learning: bool = False) -> float:
-    """Memory of the weights, of those in training alone where `learning`; linear layers of a quantised model in 4 bits."""
+    """Bytes of the weights, or of the trained ones alone with `learning`. Linear layers of a quantised model have 4 bits."""
     packed = set()
     if quantize != "none":
         head = model.get_output_embeddings()
@@ -51,10 +51,10 @@ def weight_bytes(model: PreTrainedModel, quantize: str, *, learning: bool = Fals
 def memory_parts(
     config: Config, model: PreTrainedModel, lengths: Lengths, problems: int, *, device: str, ranks: int = 1
 ) -> dict[str, float]:
-    """Bytes at the peak of one process by part. `model` may be on the device "meta"; `problems`: of the largest held-out set.
+    """Bytes that one process needs at its peak, by part: GPU memory unless `device` is "cpu".
 
-    Precisions of the recipe are settled; a GPU's memory is meant where `device` is not "cpu". Sharded weights
-    (`train.parallel = "fsdp2"`) are divided by `ranks`.
+    `model` may be on the device "meta"; `problems` is the size of the largest held-out set. The recipe's precisions must be
+    settled. Sharded weights (`train.parallel = "fsdp2"`) are divided by `ranks`.
     """
     section, shape = config.model, Shape.of(model)
     shards = ranks if config.train.parallel == "fsdp2" else 1
@@ -70,7 +70,7 @@ def memory_parts(
         "logits": _logits_bytes(config, shape, lengths),
         "process": float(_PROCESS if device == "cpu" else _CONTEXT),
     }
-    # Gradients are gone while responses are sampled; a reference that is offloaded comes when there are none.
+    # While responses are sampled there are no gradients; an offloaded reference is on the device only then.
     update = gradients + parts["activations"] + parts["logits"]
     sampling = _sampling_bytes(config, shape, lengths, problems, ranks)
     if sampling > update:
@@ -85,25 +85,25 @@ def memory_parts(
 
 
 def activation_bytes(config: Config, shape: Shape, lengths: Lengths) -> float:
-    """What the layers keep for the backward pass of the largest micro-batch."""
+    """Bytes that the layers keep for the backward pass of the largest micro-batch."""
     train, size = config.train, config.sampling.group_size
     cut = micro_batches(train.mini_batch_prompts, size, lengths, train.micro_batch_tokens)
     prompts = max(1.0, cut.rows / size)
     checkpointing = config.model.gradient_checkpointing
     shared = train.layout in ("auto", "shared") and not checkpointing
     own = lengths.prompt - lengths.common
-    # The last token of a response is predicted, and predicts nothing.
+    # The last token of a response is predicted, but predicts nothing.
     steps = lengths.response - 1 if shared else lengths.response
     whole = cut.rows * (lengths.prompt + steps)
     tokens = prompts * own + lengths.common + cut.rows * steps if shared else whole
     mixed = "bfloat16" in (config.model.autocast, config.model.dtype)
     width = 2 if mixed else 4
-    # Where a prompt is shared, keys and values of each response are put behind a copy of its prompt's.
+    # With shared prompts, keys and values of each response follow a copy of its prompt's.
     keys = _KEYS * shape.keys * (1 + 2 * whole / tokens) if shared else _KEYS * shape.keys
     queries = (_QUERIES if shared else _QUERIES - 1) * shape.queries
     hidden = _HIDDEN_BYTES_MIXED if mixed else _HIDDEN * width
     layer = tokens * (hidden * shape.hidden + width * (_INTERMEDIATE * shape.intermediate + queries + keys))
-    # Autocast keeps the weights that it has rounded.
+    # Autocast keeps rounded copies of the weights.
     rounded = 2 * shape.linear if config.model.autocast == "bfloat16" else 0
     if checkpointing:
         return shape.layers * tokens * shape.hidden * width + layer + rounded
@@ -111,7 +111,7 @@ def activation_bytes(config: Config, shape: Shape, lengths: Lengths) -> float:
 
 
 def _logits_bytes(config: Config, shape: Shape, lengths: Lengths) -> float:
-    """Exponentials that are kept, in float32, and the head's gradient beside that of the embedding that shares its weight."""
+    """The exponentials that are kept, in float32, and the head's gradient."""
     tokens = min(
         config.train.mini_batch_prompts * config.sampling.group_size * lengths.response, tokens_at_once(shape.vocabulary)
     )
@@ -119,7 +119,7 @@ def _logits_bytes(config: Config, shape: Shape, lengths: Lengths) -> float:
 
 
 def _sampling_bytes(config: Config, shape: Shape, lengths: Lengths, problems: int, ranks: int) -> float:
-    """Keys and values of the rows that are sampled together, and the widest values of their prompts' pass."""
+    """Keys and values of the rows that are sampled together, and the largest tensors while their prompts are computed."""
     section, width = config.sampling, 2 if sampling_dtype(config) == "bfloat16" else 4
     rounds = [(config.train.prompts_per_step, section.group_size)]
     if problems:
@@ -137,8 +137,7 @@ def _sampling_bytes(config: Config, shape: Shape, lengths: Lengths, problems: in
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that a process can still have: of a GPU, or of this machine within the limits of its container. None where the
-    system does not say."""
+    """Free bytes of a GPU, or of this machine within the limits of its container; None if the system does not say."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     free = _figures("/proc/meminfo").get("MemAvailable")
@@ -151,13 +150,13 @@ def free_memory(device: torch.device) -> int | None:
     ):
         limit, usage = (_number(f"{folder}/{name}") for name in (most, used))
         if limit is not None and usage is not None:
-            # Cached files count as used, and give way.
+            # Cached files count as used, but are freed on demand.
             free = min(free, limit - usage + _figures(f"{folder}/memory.stat").get(cached, 0))
     return max(free, 0)
 
 
 def _figures(path: str) -> dict[str, int]:
-    """Lines of a name and a number."""
+    """A file whose lines hold a name and a number, as a mapping."""
     try:
         lines = [line.replace(":", " ").split() for line in Path(path).read_text().splitlines()]
     except OSError:
@@ -173,7 +172,7 @@ def _number(path: str) -> int | None:
 
 
 def disk_parts(config: Config, model: PreTrainedModel, lengths: Lengths, problems: Sequence[int]) -> dict[str, float]:
-    """Bytes of a whole run's files by part. `problems`: the size of each held-out set."""
+    """Bytes of all files of a run, by part. `problems`: the size of each held-out set."""
     section, steps = config.checkpoint, config.train.steps
     made = math.ceil(steps / section.every) if section.every else 1
     saved = weight_bytes(model, config.model.quantize, learning=config.model.lora is not None)
@@ -184,13 +183,13 @@ def disk_parts(config: Config, model: PreTrainedModel, lengths: Lengths, problem
     )
     evaluated = sum(problems) * (config.eval.samples + config.eval.greedy) * row
     return {
-        # The newest is written before the oldest goes.
+        # The newest is written before the oldest is removed.
         "checkpoints": one * min(made, section.keep + 1),
         "rollouts and evaluations": config.log.rollouts * steps * rollouts + evaluations(config) * evaluated,
     }
 
 
 def free_disk(folder: Path) -> int:
-    """Bytes that are free where `folder` is or will be; what a quota leaves cannot be seen."""
+    """Free bytes on the disk of `folder`, which need not exist yet. Quotas are not seen."""
     there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     return shutil.disk_usage(there).free

@@ -1,4 +1,4 @@
-"""What a run will take, said before it starts: time, memory and disk, and what to lower where that is too much."""
+"""What a run will take, reported before it starts: time, memory and disk, and what to lower if that is too much."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from realrl.training.estimate import Lengths, run_seconds
 from realrl.training.footprint import disk_parts, free_disk, free_memory, memory_parts
 from realrl.types import Prompt
 
-# Before the first round: responses of this share of sampling.max_new_tokens (.51 to .58 in the first rounds of our recipes),
-# and this share of the groups with both right and wrong responses (.41 over the whole quick start).
+# Assumed before the first round: the length of responses as a share of sampling.max_new_tokens (.51 to .58 in the first rounds
+# of our recipes), and the share of groups with both right and wrong responses (.41 over the whole quick start).
 _RESPONSE_SHARE = 0.55
 _ACTIVE_SHARE = 0.5
-# Rounds before a resumed one whose lengths are taken.
+# A resumed run takes the lengths of this many rounds before it.
 _RECENT = 10
-# Prompts that are looked at for their length.
+# Prompts whose length is measured.
 _LOOKED_AT = 256
-# Characters of a token, where there is no tokenizer.
+# Characters of a token, assumed if there is no tokenizer.
 _CHARACTERS = 3.5
-# A run that is longer is told how to be shorter.
+# A longer run gets advice how to make it shorter.
 _LONG_S = 30 * 60
-# An estimate of memory may be off; past this many times what is free it is not.
+# The estimate of memory may be wrong, but not by this factor.
 _HOPELESS = 2.0
-# Small files are not counted so exactly that less than this were worth a refusal.
+# The estimate of disk is not exact enough to refuse a run for less than this.
 _SMALL_DISK = 16 << 20
-# What is halved (True) or doubled to make a run shorter.
+# What to halve (True) or double to make a run shorter.
 _LEVERS = {
     ("train", "steps"): True,
     ("sampling", "max_new_tokens"): True,
@@ -51,8 +51,8 @@ _LEVERS = {
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """What a run's estimate starts from: a settled recipe, the model or its sketch, rates, lengths, the sizes of the held-out
-    sets by name, rounds that are done, and devices that share the work."""
+    """The inputs of an estimate: a settled recipe, the model or its sketch, rates, lengths, the size of each held-out set,
+    finished rounds, and devices that share the work."""
 
     config: Config
     model: PreTrainedModel
@@ -63,7 +63,7 @@ class Outlook:
     ranks: int = 1
 
     def time_lines(self) -> list[str]:
-        """The time that is left, and what to lower where it is long."""
+        """The time that the run still needs, and what to lower if it is long."""
         shape, config = Shape.of(self.model), self.config
 
         def left(changed: Config, lengths: Lengths, problems: Sequence[int]):
@@ -103,9 +103,9 @@ class Outlook:
         return [*lines, f"shorter: {'; '.join(best)}"] if best else lines
 
     def space_lines(self, memory: int | None, disk: int | None) -> list[str]:
-        """Memory and disk beside what is free of them in bytes, None where that is not known; a warning where it may not do.
+        """Needed and free memory and disk, with a warning if memory may be too small.
 
-        Raises ConfigError where memory is certainly too little.
+        `memory` and `disk` are the free bytes, None if not known. Raises ConfigError if memory is certainly too small.
         """
         most = max(self.held_out.values(), default=0)
         parts = memory_parts(self.config, self.model, self.lengths, most, device=self.rates.device, ranks=self.ranks)
@@ -122,9 +122,9 @@ class Outlook:
         return lines
 
     def check_disk(self) -> None:
-        """ConfigError where the disk is too small for what the run still writes."""
+        """Raise ConfigError if the disk is too small for what the run will still write."""
         folder, disk = Path(self.config.run.dir), self._disk()
-        # What an earlier start left is replaced, or goes on.
+        # Files of an earlier start are replaced or continued.
         there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.exists() else 0
         free = free_disk(folder) + there
         if sum(disk.values()) > max(free, _SMALL_DISK):

@@ -1,6 +1,6 @@
-"""AdamW over the parameters in training: with moments in 8 bits, with float32 master weights.
+"""AdamW over the trained parameters, optionally with 8-bit moments or float32 master weights.
 
-Every state is a tensor of its own, so that a checkpoint in safetensors brings a run back bit for bit.
+Every state is a tensor, so that a checkpoint in safetensors restores a run bit for bit.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from realrl.config import Config, OptimSection
 from realrl.models.adapters import need_bitsandbytes
 
 MASTER = "master"
-# Of bitsandbytes.
+# Constants of bitsandbytes.
 _BLOCK = 256
 _SMALLEST_IN_8_BITS = 4096
 
@@ -28,7 +28,7 @@ def build_optimizer(optim: OptimSection, model: PreTrainedModel) -> torch.optim.
     Raises ConfigError for `adamw_8bit` without bitsandbytes.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    # Fused: one pass over each parameter, without temporaries of its size.
+    # Fused: one pass over each parameter, without temporary tensors of its size.
     kind: Any = _adamw_8bit() if optim.type == "adamw_8bit" else functools.partial(torch.optim.AdamW, fused=True)
 
     def make(weights: Sequence[Tensor]) -> torch.optim.Optimizer:
@@ -47,7 +47,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, config: Config, number: 
 
 
 def state_bytes(optim: OptimSection, model: PreTrainedModel) -> int:
-    """Bytes that the optimizer will hold: two moments of each parameter in training, and its master weights."""
+    """Bytes of the optimizer's state: two moments of each trained parameter, and its master weights."""
     total = 0.0
     for parameter in model.parameters():
         if not parameter.requires_grad:
@@ -62,9 +62,9 @@ def state_bytes(optim: OptimSection, model: PreTrainedModel) -> int:
 
 
 class MasterWeights(torch.optim.Optimizer):
-    """An optimizer whose updates go to float32 copies of the weights, which the weights then are rounded from.
+    """An optimizer that updates float32 copies of the weights, and rounds the weights from them.
 
-    `make` builds the optimizer of the copies. Parameters in float32 have no copy. Only elementwise operations: sharded
+    `make` builds the optimizer of the copies. Parameters in float32 need no copy. All operations are elementwise, so sharded
     parameters (DTensor) get sharded copies.
     """
 
@@ -84,7 +84,7 @@ class MasterWeights(torch.optim.Optimizer):
         gradients = [weight.grad for weight in self.weights]
         for master in self.masters:
             master.grad = None
-        # One parameter at a time, so that a single gradient in float32 is in memory.
+        # One parameter at a time, so that only one gradient in float32 is in memory.
         for weight, master, gradient in zip(self.weights, self.masters, gradients, strict=True):
             if gradient is None:
                 continue
@@ -97,7 +97,7 @@ class MasterWeights(torch.optim.Optimizer):
             weight.grad = gradient
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the optimizer of the copies, each with its copy under the key `master`."""
+        """The state of the inner optimizer, with each parameter's copy under the key `master`."""
         inner = self.inner.state_dict()
         state = {index: dict(entries) for index, entries in inner["state"].items()}
         for index, (weight, master) in enumerate(zip(self.weights, self.masters, strict=True)):
@@ -107,11 +107,11 @@ class MasterWeights(torch.optim.Optimizer):
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave; the weights become their copies, rounded."""
+        """Load what `state_dict` returned; the weights become their copies, rounded."""
         state = {index: dict(entries) for index, entries in state_dict["state"].items()}
         for index, (weight, master) in enumerate(zip(self.weights, self.masters, strict=True)):
             if weight is not master:
-                # A state from before master weights were asked for has none: the weights as they are.
+                # A state saved without master weights: the copies are the weights.
                 master.copy_(state.get(index, {}).pop(MASTER, weight))
                 weight.copy_(master)
         filled = {index: entries for index, entries in state.items() if entries}
@@ -124,7 +124,7 @@ def _adamw_8bit() -> type[torch.optim.Optimizer]:
     bnb: Any = need_bitsandbytes("optim.type = 'adamw_8bit'")
 
     class AdamW8bit(bnb.optim.AdamW8bit):
-        """bitsandbytes nests its state, shares the tables of the codes between parameters and counts steps in an int."""
+        """AdamW8bit with a flat state: bitsandbytes shares its code tables between parameters and counts steps in an int."""
 
         def state_dict(self) -> dict[str, Any]:
             plain = torch.optim.Optimizer.state_dict(self)

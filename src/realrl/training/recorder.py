@@ -47,7 +47,7 @@ def writing(path: Path, remedy: str) -> Iterator[None]:
 class Recorder:
     """Owns the run folder: everything that a run writes or prints passes here.
 
-    Every rank calls the same methods; only the first writes and prints, and only it has a display and files. `stopping` is the
+    Every rank calls the same methods; only rank 0 writes and prints, and only it has a display and files. `stopping` is the
     text of the newest alarm that `train.stop_on` names.
     """
 

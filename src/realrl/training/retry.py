@@ -10,19 +10,19 @@ import torch
 
 from realrl.errors import TrainingError
 from realrl.system.memory import out_of_memory
+from realrl.training.gradient import MiniBatchGradient
 from realrl.training.setup import Run
-from realrl.training.step import GradientStep
 from realrl.types import Batch
 
 _Result = TypeVar("_Result")
 
 
-def retry_with_half_the_budget(run: Run, gradient: GradientStep, batch: Batch, compute: Callable[[], _Result]) -> _Result:
-    """The result of `compute()`, which makes something of `batch` with `gradient`; no gradient may have been added before.
+def retry_with_half_the_budget(run: Run, gradient: MiniBatchGradient, batch: Batch, compute: Callable[[], _Result]) -> _Result:
+    """Return `compute()`, which uses `gradient` on `batch`. No gradient may have been added before.
 
-    Where memory runs out, this clears the gradient, halves the token budget for the rest of the run, and calls `compute`
-    again: the gradient is the same with any budget. Raises TrainingError where a single sequence does not fit, and with
-    several ranks: the others wait in an exchange that a repeated pass would not meet.
+    If memory runs out, clear the gradient, halve the token budget for the rest of the run, and call `compute` again: the
+    gradient is the same with any budget. Raises TrainingError if a single sequence does not fit, and always with several
+    ranks, because the others wait in an exchange that a repeated pass would not join.
     """
     while True:
         if run.micro_batch_tokens:
@@ -50,5 +50,5 @@ def retry_with_half_the_budget(run: Run, gradient: GradientStep, batch: Batch, c
                 f"out of memory with one sequence of {longest} tokens at a time ({reason}); set model.gradient_checkpointing = "
                 "true, lower sampling.max_new_tokens, or see docs/troubleshooting.md, Out of memory"
             )
-        # From a budget far above the size of the batch, halving would change nothing many times.
+        # Start from the size of the batch: halving a much larger budget would change nothing at first.
         run.micro_batch_tokens = max(min(budget, sum(lengths) + sum(prompts)) // 2, longest)

@@ -1,4 +1,4 @@
-"""From a recipe to everything a run needs, and the preflight report that says what is about to happen."""
+"""From a recipe to all parts of a run, and the preflight report that says what is about to happen."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from realrl.training.optim import build_optimizer
 from realrl.training.verdicts import try_verifier
 from realrl.types import Problem, Prompt
 
-# Problems of a generated task among which held-out ones are looked for, at most; about a second.
+# The most problems of a generated task that are compared with the held-out ones; takes about a second.
 _LOOKED_AT = 1 << 14
 
 
@@ -61,23 +61,22 @@ class Run:
 
 
 def prepare(config: Config, world: World, weights: str | None = None, start: int = 0) -> Run:
-    """Load data, model and grader; `weights` is a checkpoint, of step `start`, to start from instead of `model.path`.
+    """Load data, model and grader. `weights` is a checkpoint after `start` rounds that replaces `model.path`.
 
-    Precisions that the recipe leaves to "auto" are decided here (`Run.config` has them). With several ranks under FSDP2 the
-    model is sharded after the sampler has taken its copy. Everything that can be wrong with the recipe's inputs is found here,
-    before the run folder is touched.
+    Precisions that the recipe leaves to "auto" are decided here (`Run.config` has them). Under FSDP2 the model is sharded after
+    the sampler has copied it. All checks of the recipe's inputs happen here, before the run folder is touched.
     """
     # An unknown sampler is refused before anything is loaded.
     SAMPLERS.find(config.sampling.engine)
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
-    # Before any thread starts: probabilities below 1e-38, of a sharp policy, would take the processor's slow path.
+    # Before any thread starts. A sharp policy has probabilities below 1e-38, which are slow to compute with.
     torch.set_flush_denormal(True)
     torch.manual_seed(config.run.seed)
     device = choose_device(config.model.device, world.local_rank)
     trust = config.model.trust_remote_code
     with world.main_first():
-        # A built-in model is made at its first use.
+        # A built-in model is written to disk at its first use.
         tokenizer = load_tokenizer(config.model.path, trust_remote_code=trust)
     rates = world.of_main(measure_rates(device, *layer_shape(config.model.path, trust_remote_code=trust)))
     config = settle(config, rates)
@@ -100,7 +99,7 @@ def prepare(config: Config, world: World, weights: str | None = None, start: int
     if world.size > 1:
         notes.insert(0, f"{world.size} ranks, {config.train.parallel}")
     sharded = world.size > 1 and config.train.parallel == "fsdp2"
-    # Sampled ahead or token by token, the weights must be whole and must not change meanwhile.
+    # While it samples, its weights must be whole and must not change.
     copy = sharded or config.sampling.steps_ahead > 0
     sampler = build_sampler(config, model, tokenizer, longest_prompt=longest, copy=copy)
     if sharded:
@@ -126,7 +125,7 @@ def prepare(config: Config, world: World, weights: str | None = None, start: int
 
 
 def _verifier(config: Config, problems: Sequence[Problem], notes: list[str]) -> Grader:
-    """The grader of the recipe, once it has been tried on the problems; ConfigError for one that cannot be had or used."""
+    """The grader of the recipe, after a trial on the problems. Raises ConfigError if it cannot be built or used."""
     grader = build_grader(config.reward)
     try:
         notes += try_verifier(grader, config, problems)
@@ -137,7 +136,7 @@ def _verifier(config: Config, problems: Sequence[Problem], notes: list[str]) -> 
 
 
 def _check_layout(config: Config, models: Sequence[PreTrainedModel], longest_prompt: int) -> None:
-    """Try the models' layouts on the longest rows, while they are whole; ModelError for one that cannot have `train.layout`."""
+    """Try each model's layout on the longest rows, before sharding. Raises ModelError if `train.layout` is not exact for it."""
     for model in models:
         try:
             layout = None if config.train.layout == "auto" else config.train.layout
@@ -147,9 +146,9 @@ def _check_layout(config: Config, models: Sequence[PreTrainedModel], longest_pro
 
 
 def load_policy(config: Config, device: torch.device, weights: str | None, notes: list[str] | None = None) -> PreTrainedModel:
-    """The model ready to train: the checkpoint's, or `model.path` with its adapters merged and fresh ones where asked.
+    """The model ready to train: the checkpoint `weights`, or `model.path` with its adapters merged and new ones if asked for.
 
-    What is to be said of it is added to `notes`.
+    Remarks for the preflight report are added to `notes`.
     """
     section = config.model
     if section.quantize != "none" and config.sampling.dtype not in ("same", section.dtype):
@@ -174,7 +173,7 @@ def load_policy(config: Config, device: torch.device, weights: str | None, notes
     if note := fix_rotary(model, _most_tokens(config)):
         (notes if notes is not None else []).append(note)
     if section.gradient_checkpointing:
-        # Newer versions of transformers warn of the older name.
+        # Newer versions of transformers warn about the older name.
         enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
         try:
             enable({"use_reentrant": False})
@@ -190,7 +189,7 @@ def _most_tokens(config: Config) -> int:
 
 
 def _load_reference(config: Config, device: torch.device, policy: PreTrainedModel) -> Reference:
-    """The model that the run started from: the policy without its adapters, or a copy on `device` or in main memory."""
+    """The model that the run started from: the policy without its adapters, or a copy on the device or in main memory."""
     section = config.model
     if section.lora is not None:
         return Reference(policy, shared=True)
@@ -208,7 +207,7 @@ def _load_reference(config: Config, device: torch.device, policy: PreTrainedMode
 
 
 def sampling_params(sampling: SamplingSection, *, greedy: bool = False, top_p: float | None = None) -> SamplingParams:
-    """The sampler's parameters from the recipe; greedy is temperature 0, `top_p` goes before the recipe's."""
+    """The sampler's parameters from the recipe. `greedy` means temperature 0; `top_p` replaces the recipe's value."""
     return SamplingParams(
         temperature=0.0 if greedy else sampling.temperature,
         top_p=top_p or sampling.top_p,
@@ -219,29 +218,31 @@ def sampling_params(sampling: SamplingSection, *, greedy: bool = False, top_p: f
 
 
 def _training_prompts(config: Config, tokenizer, notes: list[str]) -> tuple[PromptStream, list[Prompt], int]:
-    """The stream, the prompts that were looked at, and the tokens of the longest."""
+    """The stream of training prompts, the prompts that were rendered to check them, and the length of the longest in tokens."""
     data = config.data
     problems, lines = training_problems(data, config.run.seed)
     notes += lines
     endless = bool(getattr(problems, "endless", False))
-    # An endless task is looked at through its first problems; a finite set is rendered whole and once.
+    # Of an endless task the first problems are checked; a finite set is rendered once, as a whole.
     shown = [problems[i] for i in range(256)] if endless else list(problems)
     rendered = render_prompts(shown, tokenizer, data)
     if not rendered.prompts:
         raise DataError(
             f"data.train = {data.train!r}: all {len(shown)} prompts are longer than data.max_prompt_tokens = "
-            f"{data.max_prompt_tokens}; raise it or shorten system_prompt and examples"
+            f"{data.max_prompt_tokens}; raise it, or shorten data.system_prompt and data.examples"
         )
     longest = max(len(prompt.token_ids) for prompt in rendered.prompts)
     if rendered.too_long:
         notes.append(
             f"WARNING: {rendered.too_long} of {len(shown)} training prompts exceed data.max_prompt_tokens = "
-            f"{data.max_prompt_tokens} and are dropped"
+            f"{data.max_prompt_tokens} and are left out"
         )
         if endless:
-            raise DataError(f"data.train = {data.train!r}: raise data.max_prompt_tokens, a generated task is not filtered")
+            raise DataError(
+                f"data.train = {data.train!r}: problems of a generated task cannot be left out; raise data.max_prompt_tokens"
+            )
     else:
-        notes.append(f"prompts over {data.max_prompt_tokens} tokens: none of {len(shown)} looked at")
+        notes.append(f"prompts over {data.max_prompt_tokens} tokens: none of {len(shown)} checked")
     if endless:
 
         def render(problem: Problem) -> Prompt:
@@ -249,7 +250,7 @@ def _training_prompts(config: Config, tokenizer, notes: list[str]) -> tuple[Prom
             if len(prompt.token_ids) > data.max_prompt_tokens:
                 raise DataError(
                     f"the prompt of {problem.id} has {len(prompt.token_ids)} tokens, more than data.max_prompt_tokens = "
-                    f"{data.max_prompt_tokens}, and a generated task is not filtered: raise it, then --resume"
+                    f"{data.max_prompt_tokens}, and problems of a generated task cannot be left out; raise it, then --resume"
                 )
             return prompt
 
@@ -260,7 +261,7 @@ def _training_prompts(config: Config, tokenizer, notes: list[str]) -> tuple[Prom
     if len(kept) < config.train.prompts_per_step:
         notes.append(
             f"WARNING: data.train = {data.train!r} has {len(kept)} problems and train.prompts_per_step is "
-            f"{config.train.prompts_per_step}: a step holds problems more than once"
+            f"{config.train.prompts_per_step}: a round holds problems more than once"
         )
     stream = PromptStream(kept, lambda problem: by_problem[id(problem)], endless=False, seed=config.run.seed)
     return stream, rendered.prompts, longest
@@ -283,13 +284,13 @@ def _held_out(config: Config, name: str, tokenizer, notes: list[str]) -> list[Pr
     if not rendered.prompts:
         raise DataError(f"data.eval {name!r}: no prompt fits data.max_prompt_tokens = {data.max_prompt_tokens}")
     if rendered.too_long:
-        notes.append(f"WARNING: {rendered.too_long} of {len(problems)} held-out prompts of {name} are too long and dropped")
+        notes.append(f"WARNING: {rendered.too_long} of {len(problems)} held-out prompts of {name} are too long and left out")
     return rendered.prompts
 
 
 def _shared_problems(config: Config, stream: PromptStream, held_out: Mapping[str, Sequence[Prompt]]) -> list[str]:
-    """Warnings of held-out problems that are training problems; DataError where a set has no others."""
-    # A generated task never asks what one holds out.
+    """Warnings about held-out problems that are also training problems. Raises DataError if a set has no others."""
+    # A generated task never trains on its own held-out problems.
     generated = config.data.train in TASKS
     sets = {
         name: [prompt.problem for prompt in prompts] for name, prompts in held_out.items() if not (generated and name in TASKS)
@@ -303,7 +304,7 @@ def _shared_problems(config: Config, stream: PromptStream, held_out: Mapping[str
 def _outlook(
     config: Config, rates: Rates, shown: Sequence[Prompt], held_out: Mapping[str, Sequence[Prompt]], start: int, world: World
 ) -> list[str]:
-    """Time, memory and disk of what is left of the run. Raises ConfigError where memory or disk is certainly too little."""
+    """Time, memory and disk that the rest of the run needs. Raises ConfigError if memory or disk is certainly too small."""
     lengths = lengths_of(shown, config)
     if start:
         lengths = lengths_so_far(lengths, RunPaths(Path(config.run.dir)).metrics)
@@ -319,23 +320,23 @@ def _arithmetic(config: Config, model: PreTrainedModel, objective: Objective, sa
     train, group_size = config.train, config.sampling.group_size
     parameters, trainable = model.num_parameters(), model.num_parameters(only_trainable=True)
     lines = [
-        f"{train.prompts_per_step} prompts × {group_size} rollouts = {train.prompts_per_step * group_size:,} rollouts a step, "
+        f"{train.prompts_per_step} prompts × {group_size} rollouts = {train.prompts_per_step * group_size:,} rollouts a round, "
         f"{config.updates_per_step} optimizer step{'s' if config.updates_per_step > 1 else ''} of "
-        f"{train.mini_batch_prompts} groups, {train.steps:,} steps",
+        f"{train.mini_batch_prompts} groups, {train.steps:,} rounds",
         f"model {config.model.path}: {parameters / 1e6:,.1f} M parameters"
         + (f", {trainable / 1e6:,.2f} M in training" if trainable < parameters else ""),
         f"first prompt ({len(sample.token_ids)} tokens): {sample.text!r}; its gold: {sample.problem.answer!r}",
     ]
     if config.model.dtype == "bfloat16" and config.model.lora is None and not config.optim.master_weights:
         lines.append(
-            f"WARNING: model.dtype = 'bfloat16' without optim.master_weights: rounding to 8 bits loses the updates of all "
-            f"weights larger than {512 * config.optim.lr:.0e} (512 × optim.lr), so nearly all; set optim.master_weights = true"
+            f"WARNING: model.dtype = 'bfloat16' without optim.master_weights: rounding to 8 bits loses the updates of weights "
+            f"larger than {512 * config.optim.lr:.0e} (512 × optim.lr), which are nearly all; set optim.master_weights = true"
         )
     # One right and one wrong response, each a group of its own.
     apart = objective.teaching_groups(Groups(torch.tensor([1.0, 0.0]), torch.tensor([0, 1]), torch.tensor([1, 1])))
     if group_size == 1 and not apart.any():
         lines.append(
-            f"WARNING: sampling.group_size = 1: a group of one is always all right or all wrong, and objective.type = "
-            f"{config.objective.type!r} learns from groups that hold both; use 8"
+            f"WARNING: sampling.group_size = 1: objective.type = {config.objective.type!r} learns from groups with right and "
+            "wrong responses, and a group of one has only one kind; use 8"
         )
     return lines

@@ -49,7 +49,7 @@ class _WandbLike:
 
 
 def check_trackers(log: LogSection) -> None:
-    """Raise ConfigError for a backend that the recipe asks for and that is not installed; the error names the extra."""
+    """Raise ConfigError for a requested backend that is not installed; the error names the extra to install."""
     for name in ("tensorboard", "wandb", "trackio"):
         if getattr(log, name) and importlib.util.find_spec(name) is None:
             raise ConfigError(f"log.{name} = true needs a package that is not installed: pip install 'realrl[{name}]'")
@@ -58,8 +58,8 @@ def check_trackers(log: LogSection) -> None:
 class Trackers:
     """The backends that the recipe asks for.
 
-    Training depends on none of them: one that fails is reported once through `on_fault` and then left out; metrics.jsonl has
-    everything.
+    Training depends on none of them. One that fails is reported once through `on_fault` and gets no more metrics;
+    metrics.jsonl has them all.
     """
 
     def __init__(self, log: LogSection, run_dir: Path, config: Config, on_fault: Callable[[str], None]) -> None:

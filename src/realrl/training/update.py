@@ -15,10 +15,10 @@ from realrl.seeding import generator
 from realrl.training.batching import mini_batches, select_rows
 from realrl.training.debug import BadUpdate, gradients_not_finite, not_finite
 from realrl.training.distributed import sum_gradients
+from realrl.training.gradient import GradientReport, GradientSettings, MiniBatchGradient, gradient_settings, groups_of
 from realrl.training.progress import Progress
 from realrl.training.retry import retry_with_half_the_budget
 from realrl.training.setup import Run
-from realrl.training.step import GradientStep, StepReport, StepSettings, groups_of, settings_of
 from realrl.types import Batch
 
 
@@ -31,7 +31,7 @@ class Update:
     """
 
     rows: Tensor
-    report: StepReport
+    report: GradientReport
     grad_norm: float
     on_policy: bool
     forwards: int
@@ -58,8 +58,8 @@ def update_policy(run: Run, batch: Batch, progress: Progress, *, on_policy: bool
     An update that is not finite is skipped and counted in `progress`.
     """
     config = run.config
-    settings = settings_of(config, progress.rounds)
-    gradient = GradientStep(run.model, run.objective, settings, run.world)
+    settings = gradient_settings(config, progress.rounds)
+    gradient = MiniBatchGradient(run.model, run.objective, settings, run.world)
     draws = generator(config.run.seed, "mini_batches", progress.rounds)
     minis = mini_batches(batch, config.train.mini_batch_prompts, draws)
     active = run.objective.carries_gradient(groups_of(batch))
@@ -85,7 +85,7 @@ def update_policy(run: Run, batch: Batch, progress: Progress, *, on_policy: bool
 
 def _update(
     run: Run,
-    gradient: GradientStep,
+    gradient: MiniBatchGradient,
     batch: Batch,
     rows: Tensor,
     old_NT: Float[Tensor, "N T"] | None,
@@ -129,10 +129,10 @@ def _update(
     )
 
 
-def reference_logprobs(run: Run, batch: Batch, rows_N: Tensor, settings: StepSettings) -> Float[Tensor, "N T"] | None:
+def reference_logprobs(run: Run, batch: Batch, rows_N: Tensor, settings: GradientSettings) -> Float[Tensor, "N T"] | None:
     """Token log-probabilities of the marked rows under the frozen initial model; None where the objective reads none."""
     if run.reference is None:
         return None
     with run.reference as model:
-        step = GradientStep(model, run.objective, settings, run.world)
+        step = MiniBatchGradient(model, run.objective, settings, run.world)
         return retry_with_half_the_budget(run, step, batch, partial(step.token_logprobs, batch, rows_N))

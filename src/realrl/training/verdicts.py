@@ -1,4 +1,4 @@
-"""Whether the verifier works: it is tried before any work, and looked at after each round."""
+"""Whether the verifier works: it is tried before training, and its verdicts are checked after each round."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _NONSENSE = "I do not know."
 
 
 def try_verifier(grader: Grader, config: Config, problems: Sequence[Problem]) -> list[str]:
-    """Notes on what the verifier says of the problems' golds in a box, and of nonsense.
+    """Grade each problem's gold in a box, and a nonsense answer; returns notes on the rewards.
 
-    Raises ConfigError where it fails on all of them, or gives a reward that the objective does not take.
+    Raises ConfigError if the verifier fails on all of them, or gives a reward that the objective cannot use.
     """
     name = f"reward.type = {config.reward.type!r}"
     golds = [problem.golds for problem in problems for _ in range(2)]
@@ -30,7 +30,7 @@ def try_verifier(grader: Grader, config: Config, problems: Sequence[Problem]) ->
 
 
 def fault_of(verdicts: Sequence[Verdict], config: Config) -> str:
-    """Why no policy can be trained on these verdicts; empty where one can."""
+    """Why training on these verdicts is impossible; empty if it is possible."""
     name = f"reward.type = {config.reward.type!r}"
     if all(verdict.status == "grader_error" for verdict in verdicts):
         if ":" in config.reward.type:
@@ -48,6 +48,6 @@ def fault_of(verdicts: Sequence[Verdict], config: Config) -> str:
 
 
 def failures_of(verdicts: Sequence[Verdict]) -> str:
-    """How many responses the verifier failed on, and the first reason; empty for none."""
+    """How many responses the verifier failed on, and the first reason; empty if it failed on none."""
     reasons = [verdict.reason for verdict in verdicts if verdict.status == "grader_error"]
     return f"{len(reasons)} of {len(verdicts)} responses, first: {reasons[0]}" if reasons else ""

@@ -1,7 +1,7 @@
-"""The gradient of one update, exact for any split of its rollouts into micro-batches: the routes are `objectives.exact`'s.
+"""The gradient of one update, exact for any split of its rollouts into micro-batches.
 
-Here are the choice of the cheapest route, the micro-batches, and the passes through the model. Several ranks share the groups
-of a mini-batch; each rank's gradient is its part of the sum.
+`objectives.exact` has the routes to it; this file chooses the cheapest, plans the micro-batches and runs the passes through the
+model. Several ranks share the groups of a mini-batch, and their gradients are summed.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from realrl.types import Batch
 
 
 @dataclass(frozen=True, slots=True)
-class StepSettings:
-    """How a mini-batch is cut: `route` is auto, direct or two_pass; `budget` counts padded tokens of a micro-batch.
+class GradientSettings:
+    """How the gradient of a mini-batch is computed.
 
-    `importance_cap` C > 0 weights each token's gradient with min(π_old / π_sampler, C), which corrects for a sampler of other
-    numerics (truncated importance sampling, token by token); 0 leaves it as it is. `layout` None is the model's own best.
+    `route`: "auto", "direct" or "two_pass". `budget`: the most tokens of a micro-batch, with padding. `importance_cap` C > 0
+    multiplies each token's gradient by min(π_old / π_sampler, C), which corrects for a sampler with other numerics (truncated
+    importance sampling per token); 0 turns this off. `layout` None takes the best layout of the model.
     """
 
     temperature: float
@@ -42,24 +43,25 @@ class StepSettings:
     layout: Layout | None = None
 
 
-def settings_of(config: Config, step: int) -> StepSettings:
-    """As the recipe has them; with `train.shuffle_rollouts` the draws of sampling round `step` (from 0)."""
-    return StepSettings(
+def gradient_settings(config: Config, number: int) -> GradientSettings:
+    """The recipe's settings in round `number` (from 0), which has its own random order with `train.shuffle_rollouts`."""
+    return GradientSettings(
         temperature=config.sampling.temperature,
         budget=config.train.micro_batch_tokens,
         route=config.train.gradient_route,
         autocast=torch.bfloat16 if config.model.autocast == "bfloat16" else None,
-        shuffle=generator(config.run.seed, "shuffle", step) if config.train.shuffle_rollouts else None,
+        shuffle=generator(config.run.seed, "shuffle", number) if config.train.shuffle_rollouts else None,
         importance_cap=config.sampling.importance_cap,
         layout=None if config.train.layout == "auto" else config.train.layout,
     )
 
 
 @dataclass(slots=True)
-class StepReport:
-    """What one mini-batch showed; rows that carry no gradient were not computed and are False in `computed_N`.
+class GradientReport:
+    """What the gradient passes over one mini-batch measured, before its update.
 
-    `log_ratio_NT` is log π_θ − log π_old before the update, 0 for rows that were not computed.
+    Rollouts that carry no gradient are not computed: they are False in `computed_N`, and their other values are 0.
+    `log_ratio_NT` is log π_θ − log π_old.
     """
 
     loss: float
@@ -74,15 +76,15 @@ class StepReport:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-class GradientStep:
-    """Accumulates the gradient of an objective over one mini-batch of whole groups into `model.parameters()`.
+class MiniBatchGradient:
+    """Adds the gradient of an objective over a mini-batch of whole groups to the gradients of the model's parameters.
 
-    Every rank gives the same batches to its own GradientStep; the gradients are left to be summed
-    (`distributed.sum_gradients`).
+    On several ranks, each rank calls it with the same mini-batches and computes its own part;
+    `distributed.sum_gradients` then adds the parts up.
     """
 
     def __init__(
-        self, model: PreTrainedModel, objective: Objective, settings: StepSettings, world: World | None = None
+        self, model: PreTrainedModel, objective: Objective, settings: GradientSettings, world: World | None = None
     ) -> None:
         self.model = model
         self.objective = objective
@@ -97,14 +99,16 @@ class GradientStep:
         self._forwards = self._backwards = 0
         return passes
 
-    def backward(self, batch: Batch, old_NT: Float[Tensor, "N T"] | None, ref_NT: Float[Tensor, "N T"] | None) -> StepReport:
-        """Add dL/dtheta of the mini-batch to the gradients: all of it, or this rank's part.
+    def backward(
+        self, batch: Batch, old_NT: Float[Tensor, "N T"] | None, ref_NT: Float[Tensor, "N T"] | None
+    ) -> GradientReport:
+        """Add dL/dθ of the mini-batch, or this rank's part of it, to the gradients.
 
-        `old_NT` None means that the policy still is the one that sampled, so s = 0 for every token.
+        `old_NT` None means that the policy is still the one that sampled: then every log-ratio is 0.
         """
         groups = groups_of(batch)
         active = self.objective.carries_gradient(groups)
-        report = StepReport(
+        report = GradientReport(
             loss=0.0,
             route=self._route(batch, active, fresh=old_NT is None) if bool(active.any()) else "none",
             logprobs_NT=torch.zeros_like(batch.logprobs_sampler),
@@ -133,7 +137,7 @@ class GradientStep:
         return report
 
     def token_logprobs(self, batch: Batch, rows_N: Tensor) -> Float[Tensor, "N T"]:
-        """Log-probabilities of the rows marked in `rows_N` under the model as it is, without gradient; 0 elsewhere."""
+        """Log-probabilities of the rows that are True in `rows_N` under the current model, without gradient; 0 elsewhere."""
         out = torch.zeros_like(batch.logprobs_sampler)
         if not bool(rows_N.any()):
             return out
@@ -150,7 +154,7 @@ class GradientStep:
         return out
 
     def _own_rows(self, batch: Batch, rows_N: Tensor) -> Tensor:
-        """Indices of the marked rows that are this rank's."""
+        """Indices of this rank's rows among those that are True in `rows_N`."""
         return deal_groups(batch, rows_N.nonzero().flatten().cpu(), self.world.size)[self.world.rank]
 
     def _stats(self, part: Batch) -> TokenStats:
@@ -161,11 +165,11 @@ class GradientStep:
         return stats
 
     def _idle_passes(self, parts: int) -> int:
-        """How many passes for nothing keep step with the rank of most micro-batches, where the model lies on all ranks."""
+        """How many empty passes this rank adds: with FSDP2 every rank must make as many passes as the busiest one."""
         return self.world.largest(parts, self.model.device) - parts if in_lockstep(self.model) else 0
 
     def _route(self, batch: Batch, active: Tensor, fresh: bool) -> str:
-        """Direct or two-pass, whichever puts fewer tokens through the model; a backward costs two forwards."""
+        """The route that puts fewer tokens through the model. A backward pass costs as much as two forward passes."""
         if not isinstance(self.objective, ScoreObjective):
             return "additive"
         if self.settings.route != "auto":
@@ -186,8 +190,8 @@ class GradientStep:
             rows = rows[torch.randperm(len(rows), generator=shuffle)]
         return plan_micro_batches(batch, rows, self.settings.budget, whole_groups=route == "direct", sort=shuffle is None)
 
-    def _weights(self, batch: Batch, groups: Groups, old_NT, ref_NT, report: StepReport) -> Weights:
-        """Each rollout's weight; scores that are not known go through the model first."""
+    def _weights(self, batch: Batch, groups: Groups, old_NT, ref_NT, report: GradientReport) -> Weights:
+        """Each rollout's weight; where it depends on scores that are not known yet, a forward pass computes them first."""
         objective, direct = self.objective, report.route == "direct"
         scores_N = None
         known = old_NT is None and objective.zero_scores_when_fresh
@@ -207,14 +211,14 @@ class GradientStep:
         old = policy.detach() if old_NT is None else old_NT[rows, :width]
         if self.settings.importance_cap:
             weight = (old - part.logprobs_sampler).exp().clamp(max=self.settings.importance_cap)
-            # The same value; the gradient of each token is weighted.
+            # The value stays; only the gradient of each token is multiplied.
             policy = policy.detach() + weight * (policy - policy.detach())
         return _inputs(part, policy, old, None if ref_NT is None else ref_NT[rows, :width])
 
-    def _summarise(self, batch, old_NT, ref_NT, groups: Groups, report: StepReport) -> None:
-        """Loss, scores and weights of the whole mini-batch from the log-probabilities that the passes left behind."""
+    def _summarise(self, batch, old_NT, ref_NT, groups: Groups, report: GradientReport) -> None:
+        """Loss, scores and weights of the whole mini-batch, from the log-probabilities of all passes."""
         policy_NT = report.logprobs_NT
-        # Rows that were not computed get log-ratio 0 and carry no loss.
+        # Rows that were not computed get log-ratio 0 and add nothing to the loss.
         old = policy_NT if old_NT is None else torch.where(report.computed_N[:, None], old_NT, policy_NT)
         inputs = _inputs(batch, policy_NT, old, ref_NT)
         with torch.no_grad():
