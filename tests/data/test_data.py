@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 from realrl import cli
 from realrl.config import DataSection, parse_config
 from realrl.data import PromptStream, check_held_out, load_problems, render_prompt, render_prompts, training_problems
-from realrl.data.cleaning import OverlapCounts, count_overlap, deduplicate, find_overlap, grams, load_listed, normal_form
+from realrl.data.cleaning import OverlapCounts, count_overlap, deduplicate, find_overlap, grams, load_finite, normal_form
 from realrl.data.datasets import local_file
 from realrl.data.tasks import TASKS, is_held_out
 from realrl.errors import ConfigError, DataError
@@ -353,7 +353,7 @@ def test_a_task_that_has_fewer_problems_than_are_asked_for_ends():
 def test_a_generated_task_is_nothing_to_go_through(tmp_path):
     """Its training part has two thousand million problems."""
     data = DataSection(train=str(write(tmp_path / "a.jsonl", ROWS)), decontaminate=("column_addition",))
-    for read in (lambda: load_listed("column_addition"), lambda: training_problems(data, 0)):
+    for read in (lambda: load_finite("column_addition"), lambda: training_problems(data, 0)):
         with pytest.raises(ConfigError, match="'column_addition' is a generated task: it is endless"):
             read()
 

@@ -55,7 +55,7 @@ def test_system_turns_that_are_left_out_are_counted(tmp_path):
 @pytest.mark.parametrize(
     ("chat", "said"),
     [
-        ([ASK, PREFILL], "has the turns user, assistant, .*it needs exactly one user turn, at the end; remove the answer"),
+        ([ASK, PREFILL], "has the turns user, assistant; it needs exactly one user turn, at the end; remove the answer"),
         ([SYSTEM, ASK, PREFILL], "has the turns system, user, assistant"),
         ([{"from": "human", "value": "1+1?"}, {"from": "gpt", "value": "2"}], "has the turns user, assistant"),
         ([PREFILL, ASK], "has the turns assistant, user"),

@@ -164,7 +164,7 @@ def check_held_out(data: DataSection, train: Sequence[Problem], held_out: Mappin
     return notes
 
 
-def load_listed(name: str, columns: Mapping[str, str] | None = None) -> LoadedProblems:
+def load_finite(name: str, columns: Mapping[str, str] | None = None) -> LoadedProblems:
     """The problems of a finite set; raises ConfigError for a generated task, which is endless."""
     if name in TASKS:
         raise ConfigError(
@@ -184,7 +184,7 @@ def training_problems(data: DataSection, seed: int) -> tuple[Sequence[Problem], 
             "data.deduplicate and data.decontaminate, which are for data sets"
         )
     # data.columns applies to held-out sets too, but not to other sets.
-    evaluated_sets = {name: load_listed(name, data.columns if name in data.eval else None) for name in data.decontaminate}
+    evaluated_sets = {name: load_finite(name, data.columns if name in data.eval else None) for name in data.decontaminate}
     loaded = load_problems(
         data.train, columns=data.columns, strict=data.strict, seed=seed, task_options=data.task, keep=data.filter
     )

@@ -90,7 +90,7 @@ class Shape:
         )
 
 
-def sketch(path: str, *, dtype: torch.dtype, trust_remote_code: bool = False) -> tuple[PreTrainedModel, bool]:
+def meta_model(path: str, *, dtype: torch.dtype, trust_remote_code: bool = False) -> tuple[PreTrainedModel, bool]:
     """The model on the "meta" device, where weights have no values, and whether its own configuration was found.
 
     If not, our table of known models is used; raises ConfigError if the model is not in it."""

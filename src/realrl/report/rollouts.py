@@ -12,7 +12,7 @@ from typing import Any
 
 from realrl.config import RewardSection
 from realrl.errors import ConfigError
-from realrl.rewards.second_grader import second_grader
+from realrl.rewards.second_grader import second_grader_pool
 from realrl.rundir.runs import RunRecord, read_columns
 
 # Maximum number of steps whose rollouts are read.
@@ -68,7 +68,7 @@ def mark_disagreements(rows: Sequence[dict[str, Any]], grader: str) -> None:
     Skips shortened responses, because the second grader would see less than the first. Raises DataError for an unknown name.
     """
     whole = [row for row in rows if not row["cut"]]
-    pool = second_grader(grader, RewardSection())
+    pool = second_grader_pool(grader, RewardSection())
     try:
         others = pool.grade([(row["response"], (row["answer"],)) for row in whole])
     finally:

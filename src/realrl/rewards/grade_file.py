@@ -13,7 +13,7 @@ from realrl.config import RewardSection
 from realrl.data.readers import read_file
 from realrl.errors import DataError
 from realrl.rewards.grader import build_grader
-from realrl.rewards.second_grader import second_grader
+from realrl.rewards.second_grader import second_grader_pool
 from realrl.types import Verdict
 
 # Lower-case labels, as text from any file format; None means a row without a label.
@@ -51,7 +51,7 @@ def grade_file(
     Raises DataError, with the line, if a row cannot be graded, before any grading starts.
     """
     reward = reward or RewardSection()
-    pool = second_grader(compare, reward) if compare is not None else None
+    pool = second_grader_pool(compare, reward) if compare is not None else None
     rows = _read(Path(path))
     responses, golds = [row["response"] for row in rows], [_golds(row) for row in rows]
     with build_grader(reward) as grader:

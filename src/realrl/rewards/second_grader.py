@@ -9,7 +9,7 @@ from realrl.verifier.pool import VerifierPool
 SECOND_GRADERS = {"math-verify": "verify_math_verify", "deepscaler": "verify_deepscaler"}
 
 
-def second_grader(name: str, reward: RewardSection) -> VerifierPool:
+def second_grader_pool(name: str, reward: RewardSection) -> VerifierPool:
     """A pool that runs another grader with the deadline and memory of `reward`; raises DataError for an unknown name."""
     if name not in SECOND_GRADERS:
         raise DataError(f"--compare {name!r} is not a known grader; known: {', '.join(SECOND_GRADERS)}")

@@ -18,7 +18,7 @@ from realrl.verifier.latex import closing_brace, normalise, plain_words
 from realrl.verifier.names import by_name, names_agree, usual_order
 from realrl.verifier.structure import Value, read
 from realrl.verifier.units import conversion
-from realrl.verifier.words import contradict, said_otherwise
+from realrl.verifier.words import contradict, phrases_differ
 
 _DECIMAL = re.compile(r"-?(?P<whole>\d*)\.(?P<places>\d+)(?:(?:[eE]|\*10\^)\{?(?P<power>[+-]?\d{1,4})\}?)?")
 _SCIENTIFIC = re.compile(r"-?\d+(?:\.(?P<places>\d+))?(?:[eE]|\*10\^)\{?(?P<power>[+-]?\d{1,4})\}?")
@@ -233,7 +233,7 @@ def same_scalar(answer: str, gold: str) -> bool | None:
     words = _same_words(answer, gold)
     if words is not None:
         return words
-    if contradict(answer, gold) or said_otherwise(*(_BEFORE.match(text)[0] for text in (answer, gold))):  # pyright: ignore[reportOptionalSubscript]
+    if contradict(answer, gold) or phrases_differ(*(_BEFORE.match(text)[0] for text in (answer, gold))):  # pyright: ignore[reportOptionalSubscript]
         return False
     if bool(_ELLIPSIS.search(answer)) != bool(_ELLIPSIS.search(gold)):
         return False

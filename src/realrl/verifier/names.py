@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 
 from realrl.verifier.latex import plain_words
 from realrl.verifier.structure import Value
-from realrl.verifier.words import said_otherwise
+from realrl.verifier.words import phrases_differ
 
 _LETTERS = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi omega"
 _GREEK: Sequence[str] = _LETTERS.split()
@@ -36,7 +36,7 @@ def names_agree(a: str, b: str) -> bool:
         return False
     if len(a) > 1 and len(b) > 1 and all(re.fullmatch(r"(angle)?[\[|]?[A-Z]+[\]|]?", name) for name in (a, b)):
         return _same_figure(*(re.sub(r"[^A-Z]", "", name) for name in (a, b)))
-    if len(words) == 2 and said_otherwise(a, b):
+    if len(words) == 2 and phrases_differ(a, b):
         return False
     a, b = (plain_words(name).replace(" ", "") for name in (a, b))
     return a == b or len(a) > 1 or len(b) > 1

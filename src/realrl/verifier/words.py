@@ -77,7 +77,7 @@ def contradict(a: str, b: str) -> bool:
     return formulas and bool(_NEGATIONS & set(left)) != bool(_NEGATIONS & set(right))
 
 
-def said_otherwise(a: str, b: str) -> bool:
+def phrases_differ(a: str, b: str) -> bool:
     """Whether two phrases say different things: each has a meaningful word that the other lacks."""
     if not a or not b:
         return False
