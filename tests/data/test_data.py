@@ -332,7 +332,7 @@ def test_a_recipe_cleans_its_training_set():
     left, notes = training_problems(data, 0)
     assert len(left) < 17398 - 1000 and len(notes) == 3
     assert "1056 repeated problems left out, and 40 rows of 19 problems with different golds" in notes[0]
-    assert "overlap 34 of 83 of amc22_23" in notes[1] and "overlap 49 of 675 of olympiadbench" in notes[2]
+    assert "overlap 34 of 83 problems of amc22_23" in notes[1] and "overlap 49 of 675 problems of olympiadbench" in notes[2]
     assert not find_overlap(left, load_problems("amc22_23").problems)
 
 

@@ -195,7 +195,7 @@ def test_held_out_problems_that_are_trained_on_are_counted(tmp_path):
     assert f"WARNING: 2 of the 4 held-out problems of {held_out} are also in data.train = '{data}'" in out
     assert f"leave them out of training with data.decontaminate = ['{held_out}']" in out
     out = train(tmp_path / "clean", *options, "--data.decontaminate", f'["{held_out}"]').stdout
-    assert f"{data}: 2 problems left out that overlap 2 of 4 of {held_out}" in out and "also in data.train" not in out
+    assert f"{data}: 2 problems left out that overlap 2 of 4 problems of {held_out}" in out and "also in data.train" not in out
 
 
 def test_a_held_out_set_without_problems_of_its_own_is_refused(tmp_path):
@@ -205,7 +205,7 @@ def test_a_held_out_set_without_problems_of_its_own_is_refused(tmp_path):
         run = tmp_path / "run"
         result = train(run, "--data.train", data, "--data.eval", f'["{other}"]', check=False)
         assert result.returncode == 1 and result.stderr.count("\n") == 1 and not run.exists()
-        assert f"held-out problems of {other} are also in data.train = '{data}', so that their accuracy says" in result.stderr
+        assert f"held-out problems of {other} are also in data.train = '{data}', so their accuracy says" in result.stderr
 
 
 def test_a_file_of_sums_that_the_task_will_ask_is_counted(tmp_path):
