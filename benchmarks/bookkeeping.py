@@ -113,7 +113,7 @@ def case(folder: Path, steps: int, tokens: bool) -> dict:
     from realrl.training.distributed import World
     from realrl.training.rollouts import Collector
     from realrl.training.setup import prepare
-    from realrl.verifier.pool import Judgement
+    from realrl.types import Verdict
 
     keep_freed_memory()
     torch.set_num_threads(1)
@@ -139,7 +139,7 @@ def case(folder: Path, steps: int, tokens: bool) -> dict:
     before = resident_mib()
     run.sampler = StubSampler(run.model.config.vocab_size)
     answers = iter(range(10**9))
-    run.grader = Grader(lambda response, golds, policy: Judgement("correct" if next(answers) % 2 else "wrong", "1"))
+    run.grader = Grader(lambda response, golds, policy: Verdict("correct" if next(answers) % 2 else "wrong", "1"))
     weight = next(run.model.parameters())
 
     def stats(model, part, temperature, layout) -> TokenStats:

@@ -26,7 +26,7 @@ from realrl.data import load_problems, render_prompts
 from realrl.models import load_tokenizer
 from realrl.models.precision import sampling_dtype, training_dtype
 from realrl.models.prefix import common_prefix
-from realrl.models.shape import Shape, sketch
+from realrl.models.shape import Shape, meta_model
 from realrl.training.estimate import Lengths, Work, sampling_work, update_work
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart.toml"
@@ -56,7 +56,7 @@ def prompt_lengths(config: Config) -> Lengths:
 
 def counted(config: Config, folder: Path) -> dict[str, Work]:
     """The work of each part of a finished run."""
-    model, _ = sketch(config.model.path, dtype=torch.float32)
+    model, _ = meta_model(config.model.path, dtype=torch.float32)
     shape, prompt = Shape.of(model), prompt_lengths(config)
     section = config.sampling
     width = 2 if sampling_dtype(config) == "bfloat16" else 4

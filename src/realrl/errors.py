@@ -1,29 +1,29 @@
-"""The project's own exceptions: every one is a message for the user, shown without a traceback by the command line."""
+"""The project's own exceptions. The command line shows their message to the user, without a traceback."""
 
 
 class RealrlError(Exception):
-    """Something the user can mend; the text says what was got, what is needed and what to do."""
+    """A problem that the user can solve; the message says what was given, what is needed and what to do."""
 
 
 class ConfigError(RealrlError):
-    """A recipe or a command-line override that cannot be run as written."""
+    """A recipe or a command-line override that cannot run as written."""
 
 
 class ModelError(ConfigError, ValueError):
-    """A model that cannot be computed exactly, or not as asked."""
+    """A model whose log-probabilities cannot be computed exactly, or not in the layout asked for."""
 
 
 class DataError(RealrlError):
-    """A data set that cannot be read or has no usable row."""
+    """A data set that cannot be read or has no usable rows."""
 
 
 class SamplingError(RealrlError):
-    """An engine or a server that stopped giving responses; those that it gave are kept."""
+    """An engine or a server stopped giving responses; the responses received before are kept."""
 
 
 class TrainingError(RealrlError):
-    """A run that must stop: too many non-finite steps, or a checkpoint that cannot be used."""
+    """A run that must stop: too many non-finite updates, or an unusable checkpoint."""
 
 
 class EngineError(RealrlError, ImportError):
-    """An engine (TRL, verl) that is not installed, or whose version or inside is not one that was tested."""
+    """An engine (TRL, verl) that is not installed, or whose version or internals were not tested with this package."""

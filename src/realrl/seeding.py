@@ -1,7 +1,7 @@
-"""Random streams without state: the seed of every draw follows from the run's seed, a name and a counter.
+"""Random streams without state: the run's seed, a name and a counter give the seed of every draw.
 
-A checkpoint therefore stores no state of a generator: from the step number alone, a resumed run draws what an uninterrupted
-run would draw.
+A checkpoint therefore stores no generator state. A resumed run needs only the step number to draw the same numbers as an
+uninterrupted run.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def derive_seed(seed: int, *stream: str | int) -> int:
-    """A 63-bit seed of the stream named by `stream`, e.g. `derive_seed(0, "sampling", step)`."""
+    """A 63-bit seed for the stream named by `stream`, e.g. `derive_seed(0, "sampling", step)`."""
     digest = hashlib.sha256(repr((seed, *stream)).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 

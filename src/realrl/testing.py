@@ -1,4 +1,4 @@
-"""Checks for objectives of one's own: the gradient is right, and exact for any split of a mini-batch."""
+"""A check for your own objective: its gradient is correct, and exact for any split of a mini-batch."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _TOKENS = 5
 
 
 def check_exact(objective: Objective, *, slope: bool = True, seed: int = 0) -> None:
-    """AssertionError, with what is wrong, unless `objective` gives an exact gradient; a second or two, in float64.
+    """Raise an AssertionError that says what is wrong, unless `objective` gives an exact gradient.
 
-    On made-up ragged groups in random order it checks that
+    The check takes a second or two, in float64. On generated groups of different sizes, in random order, it checks that
 
-    - the gradient of the loss is its slope (`torch.autograd.gradcheck`), unless `slope=False`: a loss may stop gradients,
+    - the gradient of the loss is its derivative (`torch.autograd.gradcheck`); pass `slope=False` if the loss stops gradients,
     - padding and the order of the rollouts do not matter,
     - the parts of a plan add up to the gradient and the value of the whole mini-batch, right after sampling and later, for
-      single rows, for torn groups, and for two processes that share the mini-batch,
-    - rollouts that are said to carry no gradient have none, and scores that are said to be 0 after sampling are 0.
+      single rows, for split groups, and for two processes that share the mini-batch,
+    - rollouts without a gradient by `carries_gradient` have none, and scores declared 0 after sampling are 0.
     """
     rng = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(_GROUPS), generator=rng)
@@ -37,7 +37,7 @@ def check_exact(objective: Objective, *, slope: bool = True, seed: int = 0) -> N
         return objective(policy, old, mask, rewards, groups, ref=ref)
 
     if slope:
-        assert torch.autograd.gradcheck(whole, policy), "the gradient is not the slope of the loss"
+        assert torch.autograd.gradcheck(whole, policy), "the gradient is not the derivative of the loss"
     _check_rows(objective, policy, old, mask, rewards, groups, ref)
     for state, now in (("right after sampling", old.clone().requires_grad_(True)), ("after an update", policy)):
         given = None if now is not policy else policy.detach()
@@ -53,11 +53,13 @@ def _check_rows(objective: Objective, policy, old, mask, rewards, groups, ref) -
     _close(moved, loss, "the loss depends on the order of the rollouts")
     inputs = LossInputs(policy, old, mask, rewards, groups, ref)
     idle = ~objective.carries_gradient(inputs.groups)
-    assert not gradient[idle].any(), "carries_gradient leaves out a rollout that has a gradient"
+    assert not gradient[idle].any(), "carries_gradient is False for a rollout that has a gradient"
     if isinstance(objective, ScoreObjective) and objective.zero_scores_when_fresh:
         fresh = objective.scores(LossInputs(old, old, mask, rewards, groups, ref))
         _close(
-            fresh, fresh_scores(objective, inputs.groups), "zero_scores_when_fresh, but the scores of fresh rollouts are not 0"
+            fresh,
+            fresh_scores(objective, inputs.groups),
+            "zero_scores_when_fresh is set, but the scores of fresh rollouts are not 0",
         )
 
 
@@ -66,10 +68,10 @@ def _check_splits(objective: Objective, state: str, now, given, old, mask, rewar
     (expected,) = torch.autograd.grad(loss, now)
     plan = objective.plan(old, mask, rewards, groups, given, ref=ref)
     rows = torch.arange(len(rewards))
-    for name, size in (("single rollouts", 1), ("torn groups", 3), ("the whole mini-batch", len(rewards))):
+    for name, size in (("single rollouts", 1), ("split groups", 3), ("the whole mini-batch", len(rewards))):
         parts = [plan.loss(now[part], part) for part in rows.split(size)]
         (gradient,) = torch.autograd.grad(torch.stack(parts).sum(), now)
-        _close(gradient, expected, f"{state}, split into {name}: another gradient than the whole mini-batch's")
+        _close(gradient, expected, f"{state}, split into {name}: the gradient differs from the whole mini-batch's")
         _close(torch.stack(parts).sum(), loss, f"{state}, split into {name}: the values do not add up to the loss")
     halves = rows[::2], rows[1::2]
     parts = []
@@ -87,11 +89,11 @@ def _check_splits(objective: Objective, state: str, now, given, old, mask, rewar
         )
         parts.append(shared.loss(now[mine], mine))
     (gradient,) = torch.autograd.grad(torch.stack(parts).sum(), now)
-    _close(gradient, expected, f"{state}, two processes: another gradient than the whole mini-batch's")
+    _close(gradient, expected, f"{state}, two processes: the gradient differs from the whole mini-batch's")
 
 
 class _Peer:
-    """The sum over two processes, of which the other one holds `rows`: what it would add, in the order of the calls."""
+    """Stands in for a sum over two processes: adds what the other process, which holds `rows`, would add at each call."""
 
     def __init__(self, objective: Objective, policy, old, mask, rewards, groups, ref, rows: Tensor) -> None:
         now = old if policy is None else policy

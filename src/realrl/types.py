@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One row of a data set: a problem text, its gold answer, and further answers that are accepted as well.
+    """One row of a data set: a problem, its gold answer, and other accepted answers.
 
-    An answer that is a bare comma-separated list needs all its items, in any order.
+    If the gold answer is a bare comma-separated list, a response must give all its items, in any order.
     """
 
     id: str
@@ -27,7 +27,7 @@ class Problem:
 
     @property
     def golds(self) -> tuple[str, ...]:
-        """Every accepted answer; a verifier asks for any one of them."""
+        """All accepted answers; a response is correct if it matches one of them."""
         return (self.answer, *self.also_accept)
 
 
@@ -42,10 +42,10 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One sampled response; `token_ids` holds the end token where one was sampled, and nothing after it.
+    """One sampled response; `token_ids` ends with the end token if one was sampled.
 
-    `logprobs_sampler` are the sampler's own log-probabilities (nats) of these tokens, of logits divided by the
-    sampling temperature, before top-p or top-k cut the distribution. `truncated`: no end token within the limit.
+    `logprobs_sampler` holds the sampler's own log-probabilities (nats) of these tokens. They come from logits divided by the
+    sampling temperature, before top-p or top-k. `truncated` means that no end token came within the limit.
     """
 
     prompt_index: int
@@ -57,10 +57,10 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a verifier says of one response: `status` is correct, wrong, no_answer or grader_error.
+    """A verifier's result for one response: `status` is correct, wrong, no_answer or grader_error.
 
-    `stage` names what decided; `seconds` is how long that took; `score` is a graded reward in [0, 1] where
-    the verifier gives one.
+    `stage` names the check that decided, `seconds` is the time it took. `score` is a reward in [0, 1], if the verifier
+    gives one.
     """
 
     status: str
@@ -72,23 +72,20 @@ class Verdict:
 
     @property
     def reward(self) -> float:
-        """The score where the verifier gives one; else 1.0 for a correct answer, 0.0 for any other."""
+        """The score, if there is one; else 1.0 for a correct answer and 0.0 for any other."""
         if self.score is not None:
             return self.score
         return 1.0 if self.status == "correct" else 0.0
 
     @property
     def level(self) -> int:
-        """TRPA's preference level: 2 where the reward is 1, else 1 for a parsable answer and 0 for none."""
+        """TRPA's preference level: 2 if the reward is 1, else 1 for a parsable answer and 0 for no answer."""
         return 2 if self.reward == 1 else int(self.status in ("correct", "wrong"))
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The rollouts of whole groups, right-padded; row order is free, `group_ids` indexes `prompts`.
-
-    The prompt of row n is `prompts[group_ids[n]]`.
-    """
+    """The rollouts of whole groups, right-padded, in any order; the prompt of row n is `prompts[group_ids[n]]`."""
 
     prompts: list[Prompt]
     response_ids: Int[Tensor, "N T"]

@@ -101,8 +101,8 @@ def test_dump_round_trips(recipe, tmp_path):
         ("train", "3", "train = 3: a table is needed"),
         ("sampling.engine", "nonsense", "toml: unknown sampling.engine 'nonsense'; known: hf, vllm, or a sampler class as"),
         ("sampling.engine", "vlm", "did you mean vllm?"),
-        ("objective.kl.coef", "0.5", "coef = 0.5 without a target penalises nothing"),
-        ("objective.kl.target", "ref", "target = 'ref' without a coef penalises nothing"),
+        ("objective.kl.coef", "0.5", "coef = 0.5 has no effect without a target"),
+        ("objective.kl.target", "ref", "target = 'ref' has no effect without a coef"),
     ],
 )
 def test_errors_name_the_key_and_the_remedy(recipe, key, value, message):

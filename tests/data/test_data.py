@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 from realrl import cli
 from realrl.config import DataSection, parse_config
 from realrl.data import PromptStream, check_held_out, load_problems, render_prompt, render_prompts, training_problems
-from realrl.data.cleaning import OverlapCounts, count_overlap, deduplicate, find_overlap, grams, load_listed, normal_form
+from realrl.data.cleaning import OverlapCounts, count_overlap, deduplicate, find_overlap, grams, load_finite, normal_form
 from realrl.data.datasets import local_file
 from realrl.data.tasks import TASKS, is_held_out
 from realrl.errors import ConfigError, DataError
@@ -69,8 +69,8 @@ def test_bad_rows_are_counted_with_their_line_and_strict_refuses(tmp_path):
             r"no answer column.*it has \['problem', 'anwser'\].*data.columns.answer",
         ),
         ([{"problem": "x", "answer": "1"}], {"answer": "awnser"}, "did you mean 'answer'"),
-        ([], {}, "holds no usable problem"),
-        ([{"problem": "", "answer": "1"}], {}, "holds no usable problem; 1 bad rows"),
+        ([], {}, "has no usable problem"),
+        ([{"problem": "", "answer": "1"}], {}, "has no usable problem; 1 bad rows"),
     ],
 )
 def test_unusable_files_say_what_to_do(tmp_path, rows, columns, message):
@@ -193,7 +193,7 @@ def test_further_accepted_answers(tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     loaded = load_problems(str(path))
     assert [problem.golds for problem in loaded.problems] == [("1", "2", "3"), ("4", "5"), ("6",)]
-    assert loaded.bad_rows == 1 and "further accepted answer" in loaded.bad_examples[0]
+    assert loaded.bad_rows == 1 and "another accepted answer" in loaded.bad_examples[0]
 
 
 def test_columns_may_be_nested_and_problems_chats(tmp_path):
@@ -236,11 +236,11 @@ def test_filters_keep_rows_by_value_and_by_range(tmp_path):
     assert kept(level={"min": 3, "max": 4}) == ([1, 3], [f"{path}: 4 rows left out by data.filter, 2 kept"])
     assert kept(level={"min": 3})[0] == [1, 3, 4]
     assert kept(source=["a"], level=[1, 5])[0] == [0, 4]
-    with pytest.raises(DataError, match=r"no column 'lvl', which data.filter names; it has \['problem'"):
+    with pytest.raises(DataError, match=r"no column 'lvl', named in data.filter; it has \['problem'"):
         kept(lvl=[1])
-    with pytest.raises(DataError, match="data.filter passed over 6 rows"):
+    with pytest.raises(DataError, match="data.filter removed 6 rows"):
         kept(source=["c"])
-    with pytest.raises(ConfigError, match="is generated"):
+    with pytest.raises(ConfigError, match="is a generated task"):
         training_problems(DataSection.model_validate({"train": "addition", "deduplicate": True}), 0)
 
 
@@ -284,7 +284,7 @@ def test_held_out_problems_are_compared_with_training_problems_by_their_form():
     train = problems((r"Compute $\dfrac{1}{2}+x$ .", "1"), ("Find x", "2"))
     held_out = {"a": problems((r"compute \(\frac12 + x\)", "1"), ("Find x + 1", "3")), "b": problems(("Find y", "2"))}
     assert check_held_out(DataSection(train="t.jsonl"), train, held_out) == [
-        "WARNING: 1 of the 2 held-out problems of a are also in data.train = 't.jsonl', so that their accuracy says too much; "
+        "WARNING: 1 of the 2 held-out problems of a are also in data.train = 't.jsonl', so their accuracy is too high; "
         "leave them out of training with data.decontaminate = ['a'], or name another set in data.eval"
     ]
     with pytest.raises(DataError, match="1 of the 1 held-out problems of a .* other problems; leave them out of training"):
@@ -331,8 +331,8 @@ def test_a_recipe_cleans_its_training_set():
     data = DataSection(train="dapo_math_17k", deduplicate=True, decontaminate=("amc22_23", "olympiadbench"))
     left, notes = training_problems(data, 0)
     assert len(left) < 17398 - 1000 and len(notes) == 3
-    assert "1056 repeated problems left out, and 40 rows of 19 problems whose golds differ" in notes[0]
-    assert "overlap 34 of 83 of amc22_23" in notes[1] and "overlap 49 of 675 of olympiadbench" in notes[2]
+    assert "1056 repeated problems left out, and 40 rows of 19 problems with different golds" in notes[0]
+    assert "overlap 34 of 83 problems of amc22_23" in notes[1] and "overlap 49 of 675 problems of olympiadbench" in notes[2]
     assert not find_overlap(left, load_problems("amc22_23").problems)
 
 
@@ -353,8 +353,8 @@ def test_a_task_that_has_fewer_problems_than_are_asked_for_ends():
 def test_a_generated_task_is_nothing_to_go_through(tmp_path):
     """Its training part has two thousand million problems."""
     data = DataSection(train=str(write(tmp_path / "a.jsonl", ROWS)), decontaminate=("column_addition",))
-    for read in (lambda: load_listed("column_addition"), lambda: training_problems(data, 0)):
-        with pytest.raises(ConfigError, match="'column_addition' is a generated task: it has no end"):
+    for read in (lambda: load_finite("column_addition"), lambda: training_problems(data, 0)):
+        with pytest.raises(ConfigError, match="'column_addition' is a generated task: it is endless"):
             read()
 
 
@@ -397,4 +397,4 @@ def test_a_run_says_where_its_responses_go_past_the_positions_of_the_model(tiny_
         document = {"model": {"path": str(tiny_folder)}, "data": data, "sampling": {"max_new_tokens": tokens}}
         run = prepare(parse_config(document), World())
         run.grader.close()
-        assert any("go past the 128 positions" in note for note in run.notes) == told
+        assert any("exceed the 128 positions" in note for note in run.notes) == told

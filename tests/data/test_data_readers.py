@@ -82,7 +82,7 @@ def test_a_row_that_is_not_utf8_is_left_out_and_counted(tmp_path, kind):
     ("name", "data", "said"),
     [
         ("a.json", b'[{"problem": "\xe9", "answer": "1"}]', "cannot be read as one: not UTF-8 text .byte 0xe9"),
-        ("a.jsonl", b'[\n{"problem": "a", "answer": "1"},\n{"problem": "b", "answer": "2"}\n', "begins as a JSON list"),
+        ("a.jsonl", b'[\n{"problem": "a", "answer": "1"},\n{"problem": "b", "answer": "2"}\n', "begins like a JSON list"),
         ("a.json", b'{"version": 1,\n"data": [{"problem": "a", "answer": "1"}]}', r"it has \['version', 'data'\]"),
         ("a.jsonl.gz", gzip.compress(LINES.encode() * 99)[:-9], "cannot be read: Truncated .*; get the file again"),
         ("a.jsonl.gz", LINES.encode(), "cannot be read"),
@@ -90,7 +90,7 @@ def test_a_row_that_is_not_utf8_is_left_out_and_counted(tmp_path, kind):
         ("a.csv", b"problem,answer,answer\n1+1?,2,3\n", "two columns named 'answer'"),
         ("a.csv", b"probl\xe9me,answer\n1+1?,2\n", "line 1: not UTF-8"),
         # Python's reader by itself takes the rest of the file for one field, or drops the quotes.
-        ("a.csv", b'problem,answer\n"1+1?,2\n2+2?,4\n', "line 3: not CSV .*quote a field"),
+        ("a.csv", b'problem,answer\n"1+1?,2\n2+2?,4\n', "line 3: not CSV .*quote fields"),
         ("a.csv", b'problem,answer\n"a" of "b"?,2\n', "line 2: not CSV"),
         ("a.parquet.gz", b"", r"unknown file type '\.parquet\.gz'"),
         ("a.txt", b"", r"unknown file type '\.txt'; known: \.jsonl, \.ndjson"),
@@ -106,7 +106,7 @@ def test_a_row_with_a_separator_that_is_not_quoted_is_left_out(tmp_path):
     text = "problem,answer\nWhat is 1,000+1?,1001\n1+1?,2,,\n2+2?,4\n"
     pairs, bad = read(tmp_path / "a.csv", text)
     assert pairs == [("1+1?", "2"), ("2+2?", "4")]
-    assert bad == ["line 2: 3 fields where the header has 2; quote a field that holds a separator"]
+    assert bad == ["line 2: 3 fields, but the header has 2; quote fields that contain a separator"]
 
 
 def test_a_key_that_occurs_twice_is_a_bad_row(tmp_path):
@@ -171,11 +171,11 @@ def test_responses_to_grade_are_read_alike(tmp_path, name, data):
     [
         ("a.jsonl", b'{"response": "\xe9", "answer": "1"}\n', "line 1: not UTF-8 text .byte 0xe9"),
         ("a.jsonl", b'{"response": "a", "answer": "1", "answer": "2"}\n', "line 1: .*the key 'answer' occurs twice"),
-        ("a.csv", b"response,answer\n1,000,1000\n", "line 2: 3 fields where the header has 2"),
-        ("a.jsonl", b'{"response": "a", "answer": "1", "label": "right"}\n', "line 1: label is 'right'; .*true or false"),
+        ("a.csv", b"response,answer\n1,000,1000\n", "line 2: 3 fields, but the header has 2"),
+        ("a.jsonl", b'{"response": "a", "answer": "1", "label": "right"}\n', "line 1: label is 'right'; write true if"),
         ("a.jsonl", b'{"response": "a", "answer": "1", "label": [1]}\n', r"label is \[1\]"),
-        ("a.jsonl", b'{"response": "a", "answer": 1}\n', "line 1: needs response .text. and answer"),
-        ("a.jsonl", b"\n", "holds no row"),
+        ("a.jsonl", b'{"response": "a", "answer": 1}\n', "line 1: a row needs response .text. and answer"),
+        ("a.jsonl", b"\n", "has no rows"),
         ("a.txt", b"", "unknown file type"),
     ],
 )

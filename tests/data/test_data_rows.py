@@ -47,7 +47,7 @@ def test_of_a_chat_the_question_is_the_problem_however_it_is_stored(tmp_path, ch
 
 def test_system_turns_that_are_left_out_are_counted(tmp_path):
     _, bad, said = read(tmp_path, problem=[SYSTEM, ASK], answer="2")
-    assert not bad and "the system turns of 1 chats are left out; give the text as data.system_prompt" in said
+    assert not bad and "the system turns of 1 chats are left out; set their text as data.system_prompt" in said
     for chat in ([ASK], [{"role": "system", "content": " "}, ASK]):
         assert not read(tmp_path, problem=chat, answer="2")[2]
 
@@ -55,19 +55,19 @@ def test_system_turns_that_are_left_out_are_counted(tmp_path):
 @pytest.mark.parametrize(
     ("chat", "said"),
     [
-        ([ASK, PREFILL], "has the turns user, assistant, .*it needs one turn of the user, the last; remove the answer"),
+        ([ASK, PREFILL], "has the turns user, assistant; it needs exactly one user turn, at the end; remove the answer"),
         ([SYSTEM, ASK, PREFILL], "has the turns system, user, assistant"),
         ([{"from": "human", "value": "1+1?"}, {"from": "gpt", "value": "2"}], "has the turns user, assistant"),
         ([PREFILL, ASK], "has the turns assistant, user"),
-        ([ASK, PREFILL, {"role": "user", "content": "And doubled?"}], "user, assistant, user, .*data.examples"),
+        ([ASK, PREFILL, {"role": "user", "content": "And doubled?"}], "user, assistant, user; .*data.examples"),
         ([ASK, ASK], "has the turns user, user"),
         ([ASK, SYSTEM], "has the turns user, system"),
         ([SYSTEM, PREFILL], "has the turns system, assistant"),
         ([SYSTEM], "has the turns system"),
         ([{"role": "tool", "content": "x"}, ASK], "role 'tool'; known: system"),
-        ([{"role": "user", "content": None}], "the user's turn has no text"),
-        ([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "x"}]}], "more than text"),
-        (str([ASK]), "a chat written as text that is not JSON"),
+        ([{"role": "user", "content": None}], "the user turn has no text"),
+        ([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "x"}]}], "other than text"),
+        (str([ASK]), "a chat stored as text, but not as valid JSON"),
         ([["1+1?"]], "the problem is a list"),
         ({"text": "1+1?"}, "the problem is a dict"),
     ],
@@ -99,10 +99,10 @@ def test_answers_in_a_list_and_numbers(tmp_path, answer, golds):
     [
         ([], "an empty list"),
         ([[5]], "the answer is a list"),
-        ([5, None], "a further accepted answer cannot be used: the answer is missing"),
-        ("['5']", "a list written as text that is not JSON"),
+        ([5, None], "another accepted answer cannot be used: the answer is missing"),
+        ("['5']", "a list stored as text, but not as valid JSON"),
         (12345678901234567890.0, "last digits are lost; write it as an integer or as text"),
-        ("\ud800", "the answer holds half of a surrogate pair"),
+        ("\ud800", "the answer contains half of a surrogate pair"),
     ],
 )
 def test_answers_that_are_not_sure_are_bad_rows(tmp_path, answer, said):

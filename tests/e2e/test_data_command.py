@@ -33,7 +33,7 @@ def test_show_and_check_say_what_was_left_out(tmp_path):
     for words in ("show", "check"):
         out = run(words, path).stdout
         assert f"WARNING: {path}: 1 bad rows skipped: line 2: the chat has the turns system, user, assistant" in out
-        assert f"WARNING: {path}: the system turns of 1 chats are left out; give the text as data.system_prompt" in out
+        assert f"WARNING: {path}: the system turns of 1 chats are left out; set their text as data.system_prompt" in out
     assert "1+1?" in run("show", path).stdout
 
 

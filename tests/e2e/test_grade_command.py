@@ -32,5 +32,5 @@ def test_grade_names_the_bad_line(tmp_path):
     source = tmp_path / "in.jsonl"
     source.write_text('{"response": "a", "answer": "1"}\n{"response": "b"}\n')
     result = run(source)
-    assert result.returncode == 1 and "line 2: needs response (text) and answer" in result.stderr
+    assert result.returncode == 1 and "line 2: a row needs response (text) and answer" in result.stderr
     assert "Traceback" not in result.stderr

@@ -46,12 +46,12 @@ def test_an_evaluation_with_an_engine_and_a_data_set_of_ones_own(tmp_path):
         ),
         (
             "--sampling.engine no_such:Thing",
-            "cannot be loaded: ModuleNotFoundError: No module named 'no_such'; it is a sampler",
+            "cannot be loaded: ModuleNotFoundError: No module named 'no_such'; give a sampler",
         ),
         ("--sampling.engine own_parts:Greed", "cannot be loaded: AttributeError: module 'own_parts' has no attribute 'Greed'"),
         ("--sampling.engine own_parts:SEVEN", "sampling.engine = 'own_parts:SEVEN' is of type int; it must be a sampler class"),
         ("--sampling.engine own_parts:nothing", "gave a NoneType; a sampler has the methods sample and update_weights"),
-        ("--data.train own_parts:nothing", "data set 'own_parts:nothing' gave a NoneType; it must give rows, each with"),
+        ("--data.train own_parts:nothing", "data set 'own_parts:nothing' gave a NoneType; it must return rows with"),
         ("--data.train own_parts:SEVEN", "data set = 'own_parts:SEVEN' is of type int; it must be a function"),
     ],
 )

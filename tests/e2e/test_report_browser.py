@@ -193,7 +193,7 @@ def test_the_rollouts_follow_slider_search_and_filters(report):
     assert texts(report, "#rollout-list .row-text") == ["What is 3 + 5?"]
     assert find(report, "#extracted").text == "8"
     find(report, "#search").send_keys("xyz")
-    assert "No rollout fits" in find(report, "#rollout-list").text
+    assert "No rollout matches" in find(report, "#rollout-list").text
 
 
 def test_the_list_is_walked_with_the_keyboard(report):

@@ -58,7 +58,7 @@ def test_a_failing_run_stops_no_other_and_finished_runs_are_not_made_again(tmp_p
     records = (tmp_path / "runs" / "real-seed0" / "metrics.jsonl").read_text()
     assert not (tmp_path / "runs" / "real-seed0" / "checkpoints").exists()
     again = realrl_sweep(file, "--only", "real-*")
-    assert again.returncode == 0 and "0 runs to make" in again.stdout and statuses(tmp_path) == expected
+    assert again.returncode == 0 and "0 runs to do" in again.stdout and statuses(tmp_path) == expected
     assert (tmp_path / "runs" / "real-seed0" / "metrics.jsonl").read_text() == records
     table = realrl_sweep(file, "--table", str(tmp_path / "tables"))
     assert table.returncode == 0 and "2 of 4 runs are finished" in table.stdout
@@ -66,7 +66,7 @@ def test_a_failing_run_stops_no_other_and_finished_runs_are_not_made_again(tmp_p
     # The same folder under another recipe is refused, and stays what it is.
     write_sweep(tmp_path, 4)
     changed = realrl_sweep(file, "--only", "real-*")
-    assert changed.returncode == 1 and "train.steps = 3 where the sweep has 4" in changed.stdout
+    assert changed.returncode == 1 and "train.steps = 3 (the sweep has 4)" in changed.stdout
     assert (tmp_path / "runs" / "real-seed0" / "metrics.jsonl").read_text() == records
 
 

@@ -32,27 +32,27 @@ def records(folder):
     [
         ("none", "NoneType"),
         ("text", "could not convert string to float: 'True'"),
-        ("two", "returned 2.0; a score lies in"),
+        ("two", "returned 2.0; a score must be in"),
         ("alone", "takes 1 positional argument but 2 were given"),
         ("lost", "KeyError: 'no key'"),
     ],
 )
 def test_a_verifier_that_always_fails_is_refused_before_any_work(tmp_path, name, reason):
-    error = train(tmp_path / "run", f"--reward.type judges:{name}", status=1)
+    error = train(tmp_path / "run", f"--reward.type pool_verifiers:{name}", status=1)
     assert len(error.splitlines()) == 1 and "failed on 4 of 4 responses, first: " in error and reason in error
     assert not (tmp_path / "run").exists()
 
 
 def test_a_round_in_which_the_verifier_fails_on_all_responses_stops_the_run(tmp_path):
-    error = train(tmp_path / "run", "--train.steps 2 --reward.type judges:lost_later", status=1)
+    error = train(tmp_path / "run", "--train.steps 2 --reward.type pool_verifiers:lost_later", status=1)
     assert len(error.splitlines()) == 1 and "step 1: " in error
-    assert "judges:lost_later' failed on 16 of 16 responses, first: KeyError: 'no key'" in error
+    assert "pool_verifiers:lost_later' failed on 16 of 16 responses, first: KeyError: 'no key'" in error
     assert "failed on 16 of 16 responses" in (tmp_path / "run" / "alarms.txt").read_text()
     assert not [record for record in records(tmp_path / "run") if "reward/mean" in record]
 
 
 def test_an_alarm_says_on_how_many_responses_the_verifier_failed_and_why(tmp_path):
-    out = train(tmp_path / "run", "--train.steps 1 --reward.type judges:lost_at_times")
+    out = train(tmp_path / "run", "--train.steps 1 --reward.type pool_verifiers:lost_at_times")
     count = int(next(record["reward/grader_errors"] for record in records(tmp_path / "run") if "loss" in record))
     assert 0 < count < 16
     assert f"step 1: ALARM: the grader failed on {count} of 16 responses, first: KeyError: 'no key'" in out
@@ -60,10 +60,10 @@ def test_an_alarm_says_on_how_many_responses_the_verifier_failed_and_why(tmp_pat
 
 @pytest.mark.parametrize("name, when", [("half", "before training: "), ("half_later", "step 1: ")])
 def test_a_score_that_is_no_label_names_the_threshold(tmp_path, name, when):
-    error = train(tmp_path / "run", f"--train.steps 1 --reward.type judges:{name}", status=1)
+    error = train(tmp_path / "run", f"--train.steps 1 --reward.type pool_verifiers:{name}", status=1)
     assert len(error.splitlines()) == 1 and when in error
     assert "gave the reward 0.5, and objective.type = 'real' needs labels 0 or 1; set reward.threshold" in error
-    train(tmp_path / "grpo", f"--train.steps 1 --objective.type grpo --reward.type judges:{name}")
+    train(tmp_path / "grpo", f"--train.steps 1 --objective.type grpo --reward.type pool_verifiers:{name}")
 
 
 def test_the_end_of_a_resumed_run_speaks_of_the_whole_run(tmp_path):
@@ -134,7 +134,7 @@ def test_a_changed_recipe_is_printed_and_shown_for_the_steps_that_it_was_of(tmp_
     ]
     facts = {fact["name"]: fact["values"] for fact in data["common"]}
     assert facts["Optimizer"] == ["adamw, lr 0.0001, constant"]
-    before, after = (f"4 prompts × {size} rollouts a step, 2 prompts an optimizer step" for size in (4, 2))
+    before, after = (f"4 prompts × {size} rollouts per sampling round, 2 prompts per update" for size in (4, 2))
     assert facts["Batch"] == [f"{before} (to step 3); then {after}"]
     assert report_data([run])["series"][0]["label"] == "real, changed after step 2, changed after step 3"
 

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from realrl.config import RewardSection
 from realrl.rewards import build_grader, grade
-from realrl.verifier.judges import judge_reasoning_gym
-from realrl.verifier.pool import JudgePool
+from realrl.verifier.pool import VerifierPool
+from realrl.verifier.verifiers import verify_reasoning_gym
 
 CAMPAIGN = bool(os.environ.get("REALRL_CAMPAIGN"))
 STATUSES = {"correct", "wrong", "no_answer", "grader_error"}
-# Of a pool whose judge ends by itself: no time of the clock decides, on a machine that is busy with something else.
+# Of a pool whose verifier ends by itself: no time of the clock decides, on a machine that is busy with something else.
 PATIENCE_S = 3600.0
 
 
@@ -27,21 +27,21 @@ def test_the_stage_that_has_no_deadline_needs_none():
     pairs = [(f"\\boxed{{{text}}}", gold) for text in CORPUS for gold in ("12", text)]
     pairs += [(text * 300, "12") for text in CORPUS]
     pairs += itertools.islice(stream(0), 100_000 if CAMPAIGN else 200)
-    pool = JudgePool("hostile_answers:judge_quickly", workers=1, timeout_s=PATIENCE_S)
+    pool = VerifierPool("hostile_answers:verify_quickly", workers=1, timeout_s=PATIENCE_S)
     try:
-        judged = pool.judge(pairs)
+        graded = pool.grade(pairs)
     finally:
         pool.close()
     # A gold that is no answer is said to be one at once.
     failed = [
         (p, result)
-        for p, result in zip(pairs, judged, strict=True)
+        for p, result in zip(pairs, graded, strict=True)
         if result.status == "grader_error" and result.stage != "bounds"
     ]
     assert not failed
     if CAMPAIGN:
-        slowest = sorted(zip(judged, pairs, strict=True), key=lambda item: -item[0].seconds)[:5]
-        print(len(pairs), Counter(result.status for result in judged), [(r.seconds, p[0][:60]) for r, p in slowest])
+        slowest = sorted(zip(graded, pairs, strict=True), key=lambda item: -item[0].seconds)[:5]
+        print(len(pairs), Counter(result.status for result in graded), [(r.seconds, p[0][:60]) for r, p in slowest])
 
 
 def test_every_answer_has_a_verdict_within_the_deadline_and_the_memory(tmp_path):
@@ -68,19 +68,21 @@ def grade_within_limits(canary):
         print(Counter(v.status for v in verdicts), Counter(v.reason[:30] for v in verdicts if v.status == "grader_error"))
 
 
-@pytest.mark.parametrize("judge", ["judge_symbolic", "judge_math_verify", "judge_deepscaler", "judge_json", "judge_regex"])
-def test_no_grader_runs_an_answer_as_code(tmp_path, judge):
+@pytest.mark.parametrize(
+    "verifier", ["verify_symbolic", "verify_math_verify", "verify_deepscaler", "verify_json", "verify_regex"]
+)
+def test_no_grader_runs_an_answer_as_code(tmp_path, verifier):
     """Each text as answer and, as data may come from anywhere, as gold; also where math-verify hands it to sympy."""
     canary = tmp_path / "canary"
     code = [text.format(canary=canary) for text in CODE]
-    answers = code if judge in ("judge_symbolic", "judge_regex") else [f"\\boxed{{{text}}}" for text in code]
+    answers = code if verifier in ("verify_symbolic", "verify_regex") else [f"\\boxed{{{text}}}" for text in code]
     pairs = [(answer, "12") for answer in answers] + [("12", gold) for text in code for gold in (text, f"${text}$")]
-    pool = JudgePool(f"realrl.verifier.judges:{judge}", workers=1, timeout_s=PATIENCE_S)
+    pool = VerifierPool(f"realrl.verifier.verifiers:{verifier}", workers=1, timeout_s=PATIENCE_S)
     try:
-        judged = pool.judge([(answer, (gold,)) for answer, gold in pairs])
+        graded = pool.grade([(answer, (gold,)) for answer, gold in pairs])
     finally:
         pool.close()
-    assert {result.status for result in judged} <= STATUSES and not canary.exists()
+    assert {result.status for result in graded} <= STATUSES and not canary.exists()
 
 
 def test_code_would_be_seen(tmp_path):
@@ -95,7 +97,7 @@ def test_code_would_be_seen(tmp_path):
 def test_nothing_that_looks_like_code_reaches_reasoning_gyms_scorers(tmp_path):
     for text in CODE:
         if "open(" in text or "__import__" in text:
-            assert judge_reasoning_gym(text.format(canary=tmp_path / "canary"), ("{}",)).stage == "bounds", text
+            assert verify_reasoning_gym(text.format(canary=tmp_path / "canary"), ("{}",)).stage == "bounds", text
 
 
 @pytest.mark.parametrize("type", ["exact_integer", "exact_match", "multiple_choice"])
@@ -121,9 +123,9 @@ def test_a_long_run_of_one_piece_is_read_in_one_pass():
         "I hope it is correct. ",
         *[r"$", r"{", r"\boxed{", r"answer:", r"####", r"\text{", r"~", r"*", r"{,}"],
     ]
-    pool = JudgePool("hostile_answers:judge_a_long_run", workers=1, timeout_s=PATIENCE_S)
+    pool = VerifierPool("hostile_answers:verify_a_long_run", workers=1, timeout_s=PATIENCE_S)
     try:
-        judged = pool.judge([(piece * (300_000 // len(piece)),) for piece in pieces])
+        graded = pool.grade([(piece * (300_000 // len(piece)),) for piece in pieces])
     finally:
         pool.close()
-    assert [(piece, result.reason) for piece, result in zip(pieces, judged, strict=True) if result.status != "read"] == []
+    assert [(piece, result.reason) for piece, result in zip(pieces, graded, strict=True) if result.status != "read"] == []

@@ -314,7 +314,7 @@ def test_what_cannot_be_used_is_named(tiny_folder, tmp_path, monkeypatch):
         with pytest.raises(ConfigError, match="base model of the adapter .* cannot be found.*correct base_model_name_or_path"):
             load(str(tmp_path))
     base(None)
-    with pytest.raises(ConfigError, match="does not say which model"):
+    with pytest.raises(ConfigError, match="does not say which model is the base"):
         load_model(str(tmp_path), dtype=torch.float32)
     base(str(tiny_folder))
     stored = load_file(tmp_path / "adapter_model.safetensors")

@@ -9,7 +9,7 @@ import torch
 from realrl.config import dump_config, load_config, parse_config
 from realrl.errors import ConfigError
 from realrl.models.precision import (
-    leaves_open,
+    has_auto,
     precision_notes,
     sampling_dtype,
     settle,
@@ -46,7 +46,7 @@ AUTO = {"model": {"autocast": "auto", "dtype": "auto"}, "sampling": {"dtype": "a
 def test_auto_is_the_faster_precision(rates, dtypes):
     config = settle(recipe(**AUTO), rates)
     assert (config.model.dtype, config.model.autocast, config.sampling.dtype) == dtypes
-    assert not leaves_open(config) and leaves_open(recipe(**AUTO))
+    assert not has_auto(config) and has_auto(recipe(**AUTO))
 
 
 @pytest.mark.parametrize("keeping", [{"model": {"lora": {}}}, {"optim": {"master_weights": True}}])

@@ -109,7 +109,7 @@ def test_a_model_that_fails_on_the_longest_row_is_refused_with_its_length():
     ids=["gpt2", "mpt"],
 )
 def test_positions_go_by_several_names(model, positions):
-    assert too_long_for(model, 10, 10) is None and f"past the {positions} positions" in (too_long_for(model, 10, 11) or "")
+    assert too_long_for(model, 10, 10) is None and f"exceed the {positions} positions" in (too_long_for(model, 10, 11) or "")
     assert layout_of(model, longest=20)
     with pytest.raises(ModelError, match="fails on a row of 21 tokens"):
         layout_of(model, longest=21)

@@ -44,7 +44,7 @@ def test_advantage_objectives_take_any_finite_reward():
         ({"loss_mask": torch.tensor([[True] * 3, [False] * 3])}, "rollout 1 has no response token"),
         ({"logprobs_old": torch.zeros(2, 4)}, r"logprobs_old has shape \(2, 4\)"),
         ({"rewards": torch.tensor([1.0, float("nan")])}, "NaN"),
-        ({"rewards": torch.ones(3)}, "one value a rollout"),
+        ({"rewards": torch.ones(3)}, "one value per rollout"),
         ({"loss_mask": torch.ones(2, 3)}, "must be bool"),
         ({"group_ids": torch.zeros(2)}, "int64"),
     ],

@@ -98,10 +98,10 @@ def test_the_value_of_a_plan_is_the_loss_and_wrong_rows_are_refused():
     # A narrow part may leave padding out, and nothing else.
     assert torch.isfinite(plan.loss(policy[[5], :1], [5]))
     for rows, given in (([0], policy[[0], :3]), ([0, 1], policy[[0]])):
-        with pytest.raises(ValueError, match="a column for every response token"):
+        with pytest.raises(ValueError, match="a column for each of their response tokens"):
             plan.loss(given, rows)
     held = real.plan(old[:3], mask[:3], *arguments[2:], rows=[0, 1, 2], all_reduce=lambda values: values)
     with pytest.raises(ValueError, match="row 4 is not among the rows"):
         held.loss(policy[[4]], [4])
-    with pytest.raises(ValueError, match="gives rows="):
+    with pytest.raises(ValueError, match="must pass rows="):
         real.plan(old[:3], mask[:3], *arguments[2:])

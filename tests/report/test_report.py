@@ -257,7 +257,7 @@ def test_a_second_grader_says_where_it_disagrees(tmp_path):
         5: None,
     }
     assert found["rows"][-1]["second"] == "math-verify: wrong"
-    with pytest.raises(DataError, match="--compare 'nobody' is no known grader"):
+    with pytest.raises(DataError, match="--compare 'nobody' is not a known grader"):
         write_report([run], tmp_path / "report.html", "nobody")
 
 
@@ -364,9 +364,9 @@ def test_watch_answers_to_its_own_address_and_paths_only(tmp_path, serve):
 def test_watch_refuses_what_it_cannot_serve(tmp_path, serve):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("")
-    with pytest.raises(DataError, match="other is no run folder"):
+    with pytest.raises(DataError, match="other is not a run folder"):
         WatchServer(tmp_path / "other")
-    with pytest.raises(ConfigError, match=r"--port \d+ on 127.0.0.1 cannot be had"):
+    with pytest.raises(ConfigError, match=r"--port \d+ on 127.0.0.1 cannot be used"):
         WatchServer(tmp_path / "run", serve(tmp_path / "run").server_port)
 
 

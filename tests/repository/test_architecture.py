@@ -17,7 +17,7 @@ ALLOWED = {
     "testing": {"objectives"},
     "config": {"errors", "system", "objectives"},
     "rundir": BASE,
-    "verifier": {"system"},
+    "verifier": {"system", "types"},
     "data": BASE | {"verifier"},
     "rewards": BASE | {"verifier", "data"},
     "models": BASE | {"data"},

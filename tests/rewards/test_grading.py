@@ -13,7 +13,7 @@ from realrl.objectives import build_objective
 from realrl.rewards import Grading, build_grader
 from realrl.rewards.grader import Grader
 from realrl.training.gradient import GradientSettings, MiniBatchGradient
-from realrl.verifier.pool import Judgement
+from realrl.types import Verdict
 
 
 def test_verdicts_come_in_order_of_their_index_whatever_the_order_of_arrival():
@@ -24,15 +24,15 @@ def test_verdicts_come_in_order_of_their_index_whatever_the_order_of_arrival():
 
 
 def test_grading_goes_on_before_the_last_response_is_there():
-    judged = threading.Event()
+    graded = threading.Event()
 
     def quick(response, golds, policy):
-        judged.set()
-        return Judgement("correct", response)
+        graded.set()
+        return Verdict("correct", response)
 
     with Grading(Grader(quick), 2) as grading:
         grading.submit(1, "b", ("b",))
-        assert judged.wait(timeout=PATIENCE_S)
+        assert graded.wait(timeout=PATIENCE_S)
         grading.submit(0, "a", ("a",))
         assert [verdict.extracted for verdict in grading.verdicts()] == ["a", "b"]
 

@@ -16,8 +16,8 @@ from realrl.errors import ConfigError
 from realrl.rewards import build_grader, grade, verify
 from realrl.types import Verdict
 from realrl.verifier.extract import ExtractionPolicy, extract_answer, last_boxed
-from realrl.verifier.judges import judge_reasoning_gym
-from realrl.verifier.pool import JudgePool
+from realrl.verifier.pool import VerifierPool
+from realrl.verifier.verifiers import verify_reasoning_gym
 
 
 @pytest.mark.parametrize(
@@ -140,16 +140,16 @@ def test_hostile_text_gets_a_verdict(response):
 
 
 def test_workers_do_not_import_torch():
-    code = "import sys, realrl.verifier.pool, realrl.verifier.judges; print('torch' in sys.modules)"
+    code = "import sys, realrl.verifier.pool, realrl.verifier.verifiers; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
 
 
 def test_a_hanging_or_dying_worker_costs_its_own_item_only():
-    pool = JudgePool("judges:hang_or_die", workers=2, timeout_s=0.5)
+    pool = VerifierPool("pool_verifiers:hang_or_die", workers=2, timeout_s=0.5)
     try:
         responses = ["a", "hang", "b", "die", "raise", "c", "hoard", "d"]
         done = []
-        results = pool.judge([(text, text) for text in responses], done.append)
+        results = pool.grade([(text, text) for text in responses], done.append)
     finally:
         pool.close()
     assert done == sorted(done) and done[-1] == len(responses)
@@ -170,9 +170,9 @@ def test_a_hanging_or_dying_worker_costs_its_own_item_only():
 
 
 def test_workers_are_recycled():
-    pool = JudgePool("judges:hang_or_die", workers=1, recycle=3)
+    pool = VerifierPool("pool_verifiers:hang_or_die", workers=1, recycle=3)
     try:
-        results = pool.judge([("a", "a")] * 7)
+        results = pool.grade([("a", "a")] * 7)
     finally:
         pool.close()
     workers = [result.reason for result in results]
@@ -183,9 +183,9 @@ def test_workers_end_with_their_parent():
     """The parent is killed while its worker hangs; the worker is gone soon after."""
     code = (
         "import os, threading\n"
-        "from realrl.verifier.pool import JudgePool\n"
-        "pool = JudgePool('judges:hang_or_die', workers=1, timeout_s=600)\n"
-        "threading.Thread(target=pool.judge, args=([('a', 'a'), ('hang', '')], lambda n: n and print(\n"
+        "from realrl.verifier.pool import VerifierPool\n"
+        "pool = VerifierPool('pool_verifiers:hang_or_die', workers=1, timeout_s=600)\n"
+        "threading.Thread(target=pool.grade, args=([('a', 'a'), ('hang', '')], lambda n: n and print(\n"
         "    pool._workers[0].process.pid, flush=True)), daemon=True).start()\n"
         "threading.Event().wait()\n"
     )
@@ -216,11 +216,11 @@ def test_the_verdict_is_the_same_in_threads_processes_and_asyncio():
 
 
 def test_a_users_function_by_import_path():
-    with build_grader(RewardSection(type="judges:double")) as grader:
+    with build_grader(RewardSection(type="pool_verifiers:double")) as grader:
         assert [verdict.reward for verdict in grader.score(["aa", "a"], ["a", "a"])] == [1.0, 0.0]
-    with build_grader(RewardSection(type="judges:share")) as grader:
+    with build_grader(RewardSection(type="pool_verifiers:share")) as grader:
         assert [verdict.reward for verdict in grader.score(["ab", "aa", "bb"], ["a"] * 3)] == [0.5, 1.0, 0.0]
-    with build_grader(RewardSection(type="judges:share", threshold=0.5)) as grader:
+    with build_grader(RewardSection(type="pool_verifiers:share", threshold=0.5)) as grader:
         assert [verdict.reward for verdict in grader.score(["ab", "aa", "bb"], ["a"] * 3)] == [1.0, 1.0, 0.0]
 
 
@@ -351,7 +351,7 @@ def test_reasoning_gym_scores_its_own_tasks():
 
 @pytest.mark.parametrize("text", ["__import__('os').system('id')", "preview(x)", "().a.b", "S('1')", "lambda: 1", "exec 1"])
 def test_what_could_be_run_is_not_handed_to_reasoning_gym(text):
-    assert judge_reasoning_gym(text, [ENTRY]).stage == "bounds"
+    assert verify_reasoning_gym(text, [ENTRY]).stage == "bounds"
 
 
 def test_a_missing_package_names_its_extra(monkeypatch):

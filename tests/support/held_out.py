@@ -11,8 +11,7 @@ from realrl.training.evaluation import evaluate_held_out
 from realrl.training.progress import Progress
 from realrl.training.recorder import Recorder
 from realrl.training.setup import Run
-from realrl.types import Problem, Prompt, Rollout
-from realrl.verifier.pool import Judgement
+from realrl.types import Problem, Prompt, Rollout, Verdict
 
 COUNT = 5
 SAMPLES = 3
@@ -33,9 +32,9 @@ def main(out: str) -> None:
     """Write what this rank graded to `out/graded_RANK.json`; the first rank also writes the run folder `out`."""
     folder, graded = Path(out), []
 
-    def judge(response, golds, policy):
+    def verifier(response, golds, policy):
         graded.append(response)
-        return Judgement("correct" if int(response.split()[1]) % 2 else "wrong", response)
+        return Verdict("correct" if int(response.split()[1]) % 2 else "wrong", response)
 
     tables = {"model": {"path": "tiny-adder"}, "data": {"train": "addition"}, "eval": {"samples": SAMPLES, "greedy": False}}
     config = parse_config(tables | {"objective": {"type": "real"}})
@@ -43,7 +42,7 @@ def main(out: str) -> None:
         run = Run(
             config=config,
             sampler=SeedSampler(),
-            grader=Grader(judge),
+            grader=Grader(verifier),
             held_out={"set": [Prompt(Problem(f"p{i}", "", ""), "", (i,)) for i in range(COUNT)]},
             world=world,
             **dict.fromkeys(

@@ -4,10 +4,10 @@ import random
 import signal
 from collections.abc import Iterator
 
+from realrl.types import Verdict
 from realrl.verifier.extract import ExtractionPolicy, extract_answer
-from realrl.verifier.judges import quick_math
 from realrl.verifier.latex import normalise
-from realrl.verifier.pool import Judgement
+from realrl.verifier.verifiers import quick_math
 
 # Processor seconds of one answer; the slowest by hand takes about 2, on two pages of LaTeX.
 MOST_CPU_S = 20.0
@@ -166,17 +166,17 @@ def _answer(rng: random.Random, size: int) -> str:
     return "".join(rng.choice(_PIECES) for _ in range(rng.randint(1, min(size, 60))))
 
 
-def judge_quickly(response: str, gold: str) -> Judgement:
+def verify_quickly(response: str, gold: str) -> Verdict:
     """What the trainer decides in its own process, run in a worker: one answer's processor time ends it, so a hang is seen."""
     signal.setitimer(signal.ITIMER_VIRTUAL, MOST_CPU_S)
     decided = quick_math(response, (gold,), ExtractionPolicy())
-    return decided if isinstance(decided, Judgement) else Judgement("undecided")
+    return decided if isinstance(decided, Verdict) else Verdict("undecided")
 
 
-def judge_a_long_run(text: str) -> Judgement:
+def verify_a_long_run(text: str) -> Verdict:
     """Everything that reads a text of any length; quadratic time would be minutes."""
     signal.setitimer(signal.ITIMER_VIRTUAL, MOST_CPU_S)
     extract_answer(f"x{text}y")
     extract_answer(f"\\boxed{{{text}}}")
     normalise(f"1{text}y")
-    return Judgement("read")
+    return Verdict("read")

@@ -89,12 +89,12 @@ def test_a_grid_of_keys_with_one_last_word_has_whole_names(tmp_path):
         ("[variants.a]\noptim.lrr = 1\n", "run a-seed0: .*did you mean optim.lr?"),
         ("[grid]\noptim.lrr = [1]\n", "did you mean optim.lr?"),
         ("[grid]\noptim.lr = 1e-4\n", "grid.optim.lr = 0.0001 must be a list"),
-        (f"[grid]\nobjective.tau = [1.0]\n{TUNE}", "grid and tune exclude each other"),
+        (f"[grid]\nobjective.tau = [1.0]\n{TUNE}", "grid and tune cannot be used together"),
         (f'{TUNE}[variants.real]\n[variants.b]\ntuned_as = "rael"\n', "did you mean real?"),
         ('reference = "rael"\n[variants.real]\n', "did you mean real?"),
-        ('[variants."a b"]\n[variants.a_b]\nobjective.tau = 1.0\n', "two settings are named a_b"),
+        ('[variants."a b"]\n[variants.a_b]\nobjective.tau = 1.0\n', "two settings have the same folder name a_b"),
         ("seeds = [1, 1]\n[variants.a]\n", "share the folder a-seed1"),
-        ("[grid]\noptim.lr = [1e-4, 1e-4]\n", "two settings are named lr0.0001"),
+        ("[grid]\noptim.lr = [1e-4, 1e-4]\n", "two settings have the same folder name lr0.0001"),
         ("seeds = []\n", "seeds = "),
         ("variants = 'nowhere.toml'\n", "no file of variants"),
         (f"{TUNE}[set]\ndata.eval = []\n", "data.eval is empty"),
@@ -165,7 +165,7 @@ def test_the_state_of_a_run_is_read_from_its_folder(tmp_path):
     assert (states[0].accuracy, states[0].step, states[0].seconds) == (0.75, 4, 8.0)
     assert (states[1].accuracy, states[1].step) == (None, 3)
     assert outcome(unsaved, checkpoints=False).state == "finished"
-    assert "objective.tau = 0.7 where the sweep has 0.5" in states[4].detail and f"remove {other.folder}" in states[4].detail
+    assert "objective.tau = 0.7 (the sweep has 0.5)" in states[4].detail and f"remove {other.folder}" in states[4].detail
     # What leaves no trace in the weights may differ.
     config.write_text(config.read_text().replace("tau = 0.7", "tau = 0.5"))
     assert outcome(other, checkpoints=True).state == "finished"
@@ -282,7 +282,7 @@ def test_the_tables_of_a_study(tmp_path):
     assert means == {"real": 0.5, "grpo": 0.5}
     assert {row["recipe"] for row in csv.DictReader((tmp_path / "tables" / "figure_4.csv").open())} == {"real", "grpo"}
     write_run(final["grpo-seed2"], [(2, 0.5)], problems=("p", "r"))
-    with pytest.raises(DataError, match="other problems with seed 2: 2 are not in both"):
+    with pytest.raises(DataError, match="different problems with seed 2: 2 are not in both"):
         study_tables(Progress(plan), tmp_path / "tables")
 
 
@@ -313,7 +313,7 @@ def test_a_paired_difference_is_that_of_the_accuracies_whatever_the_sizes_of_the
     write_evaluation(run, "addition", "a", (1,))
     path = run.folder / "eval" / "addition_sampled_step_000002.parquet"
     pq.write_table(pa.table({"id": ["a"], "problem": ["2 + 2?"], "status": ["correct"]}), path)
-    with pytest.raises(DataError, match="other problems with seed 0: 2 are not in both"):
+    with pytest.raises(DataError, match="different problems with seed 0: 2 are not in both"):
         study_tables(Progress(plan), tmp_path / "tables")
 
 
@@ -351,5 +351,5 @@ def test_the_study_compares_eleven_settings_at_equal_compute(name, tuning, seeds
 def test_only_has_to_fit_a_run(tmp_path):
     plan = sweep(tmp_path, '[variants.real]\n[variants.grpo]\nobjective.type = "grpo"\n')
     assert [row["name"] for row in Progress(plan, "grpo-*").rows()] == ["grpo-seed0"]
-    with pytest.raises(ConfigError, match=r"--only 'gspo-\*' fits no run of .*; it has real-seed0, grpo-seed0"):
+    with pytest.raises(ConfigError, match=r"--only 'gspo-\*' matches no run of .*; it has real-seed0, grpo-seed0"):
         Progress(plan, "gspo-*")

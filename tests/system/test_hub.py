@@ -63,5 +63,5 @@ def test_a_hub_that_does_not_answer_is_tried_once_and_the_errors_name_what_can_b
     for what, line in (("tokenizer", tokenizer), ("model", model)):
         assert line.startswith(f"ConfigError the {what} of 'owner/name' cannot be loaded")
         assert "local folder or a built-in model (smollm2-135m, tiny-adder)" in line
-    assert data.startswith("DataError the data set owner/set was found in no local folder")
+    assert data.startswith("DataError the data set owner/set could not be loaded by `datasets`")
     assert "REALRL_DATA" in data and "path of a JSONL" in data

@@ -14,7 +14,7 @@ from realrl import cli
 from realrl.objectives import AdditiveObjective, LossInputs, ScoreObjective, build_objective, list_objectives
 from realrl.system.files import clash
 from realrl.system.platforms import try_lock, usable_cpus
-from realrl.verifier.pool import JudgePool
+from realrl.verifier.pool import VerifierPool
 
 IMPORT_ALL = """
 import importlib, pkgutil, sys
@@ -65,9 +65,9 @@ def test_a_worker_that_has_died_is_replaced_on_macos_too(monkeypatch):
         killpg(group, signum)
 
     monkeypatch.setattr(os, "killpg", of_macos)
-    pool = JudgePool("judges:hang_or_die", workers=1, timeout_s=60)
+    pool = VerifierPool("pool_verifiers:hang_or_die", workers=1, timeout_s=60)
     try:
-        results = pool.judge([("die", "die"), ("a", "a")])
+        results = pool.grade([("die", "die"), ("a", "a")])
     finally:
         pool.close()
     assert [result.status for result in results] == ["grader_error", "correct"] and len(refused) == 2
@@ -75,9 +75,9 @@ def test_a_worker_that_has_died_is_replaced_on_macos_too(monkeypatch):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="imitates macOS on Linux")
 def test_without_a_limit_of_address_space_a_worker_ends_by_the_memory_that_it_holds():
-    pool = JudgePool("mac_judges:hoard", workers=1, timeout_s=60, memory_mib=200)
+    pool = VerifierPool("mac_verifiers:hoard", workers=1, timeout_s=60, memory_mib=200)
     try:
-        hoarded, right = pool.judge([("hoard", ""), ("a", "a")])
+        hoarded, right = pool.grade([("hoard", ""), ("a", "a")])
     finally:
         pool.close()
     assert (hoarded.status, hoarded.reason) == ("grader_error", "the grading worker died, twice")

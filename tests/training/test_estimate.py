@@ -14,7 +14,7 @@ from realrl.config import parse_config
 from realrl.errors import ConfigError
 from realrl.models.head import head_of
 from realrl.models.logprobs import layout_of, response_logprobs
-from realrl.models.shape import Shape, sketch
+from realrl.models.shape import Shape, meta_model
 from realrl.sampling import SamplingParams
 from realrl.sampling.hf import HFSampler
 from realrl.system.hardware import Rates, Speed
@@ -134,7 +134,7 @@ def test_weights_gradients_and_optimizer_are_what_a_step_holds(model, tiny_folde
 
 
 def test_a_sketch_counts_as_the_model_does(model, tiny_folder):
-    sketched, found = sketch(str(tiny_folder), dtype=torch.float32)
+    sketched, found = meta_model(str(tiny_folder), dtype=torch.float32)
     assert found and sketched.device.type == "meta"
     assert Shape.of(sketched) == Shape.of(model)
 
@@ -143,7 +143,7 @@ def test_a_sketch_counts_as_the_model_does(model, tiny_folder):
 def test_the_paper_s_models_are_known_without_the_hub(size, billions):
     """Parameters as the hub's pages of the models have them."""
     path = f"deepseek-ai/DeepSeek-R1-Distill-Qwen-{size}"
-    model, _ = sketch(path, dtype=torch.bfloat16)
+    model, _ = meta_model(path, dtype=torch.bfloat16)
     assert model.num_parameters() / 1e9 == pytest.approx(billions, abs=0.001)
 
 
@@ -160,7 +160,7 @@ def test_evaluations_are_counted(tiny_folder):
 
 def test_work_is_time_by_the_rate(tiny_folder):
     """A machine twice as fast needs half the time; one that only multiplies faster in bfloat16 needs more than half."""
-    shape = Shape.of(sketch("smollm2-135m", dtype=torch.float32)[0])
+    shape = Shape.of(meta_model("smollm2-135m", dtype=torch.float32)[0])
     config = recipe_of(tiny_folder, model={"autocast": "bfloat16"}, sampling={"dtype": "bfloat16"})
 
     def taken(float32, bfloat16):
@@ -184,7 +184,7 @@ def test_the_time_is_one_line_and_a_long_run_is_told_what_to_lower(model, tiny_f
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(model, tiny_folder, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
-    big = sketch("smollm2-135m", dtype=torch.float32)[0]
+    big = meta_model("smollm2-135m", dtype=torch.float32)[0]
     run = tmp_path / "runs" / "new"
     saved = 3 * 4 * big.num_parameters()  # weights and two moments
     sections = {"run": {"dir": str(run)}, "checkpoint": {"every": 1, "keep": 2}, "log": {"rollouts": False}}

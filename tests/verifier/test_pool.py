@@ -9,10 +9,10 @@ import pytest
 from patience import wait_until
 from processes import is_gone
 
-from realrl.verifier.pool import JudgePool
+from realrl.verifier.pool import VerifierPool
 
 CAMPAIGN = bool(os.environ.get("REALRL_CAMPAIGN"))
-# A response and why it gets no verdict; the judge is tests/support/judges.py.
+# A response and why it gets no verdict; the verifier is tests/support/pool_verifiers.py.
 HOSTILE = {
     "hang": "no verdict within 2 s",
     "die": "died",
@@ -28,7 +28,7 @@ HOSTILE = {
 
 @pytest.fixture
 def pool():
-    with_two = JudgePool("judges:hang_or_die", workers=2, timeout_s=2)
+    with_two = VerifierPool("pool_verifiers:hang_or_die", workers=2, timeout_s=2)
     yield with_two
     with_two.close()
 
@@ -57,7 +57,7 @@ def test_a_crowd_with_one_hostile_answer_in_twenty_is_judged_whole_and_in_order(
             killed.add(finished // 97)
             os.kill(rng.choice(pool._workers).process.pid, signal.SIGKILL)
 
-    results = pool.judge(list(zip(responses, golds, strict=True)), progress)
+    results = pool.grade(list(zip(responses, golds, strict=True)), progress)
     grown = memory_mib(os.getpid(), "VmRSS") - own
     assert done == sorted(done) and done[-1] == count and len(killed) > count / 100
     lost = 0
@@ -88,14 +88,14 @@ def test_an_answer_whose_worker_is_killed_is_judged_by_another(pool):
             victims.append(busy[0])
             os.kill(busy[0], signal.SIGKILL)
 
-    results = pool.judge([("hang", "")] + [(str(n), str(n)) for n in range(50)], progress)
+    results = pool.grade([("hang", "")] + [(str(n), str(n)) for n in range(50)], progress)
     assert [result.status for result in results] == ["grader_error"] + ["correct"] * 50
     assert len(victims) == 1 and "no verdict" in results[0].reason
     # Idle, too.
     for worker in pool._workers:
         os.kill(worker.process.pid, signal.SIGKILL)
         worker.process.wait()
-    assert [result.status for result in pool.judge([("a", "a")] * 4)] == ["correct"] * 4
+    assert [result.status for result in pool.grade([("a", "a")] * 4)] == ["correct"] * 4
 
 
 def test_what_an_interrupted_call_left_undone_answers_nothing_of_the_next(pool):
@@ -104,22 +104,22 @@ def test_what_an_interrupted_call_left_undone_answers_nothing_of_the_next(pool):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pool.judge([("hang", ""), ("old", "old")], interrupt)
+        pool.grade([("hang", ""), ("old", "old")], interrupt)
     # The last one goes on for longer than the one that was left.
-    *results, last = pool.judge([(f"new {n}", f"new {n}") for n in range(20)] + [("hang", "")])
+    *results, last = pool.grade([(f"new {n}", f"new {n}") for n in range(20)] + [("hang", "")])
     assert [result.extracted for result in results] == [f"new {n}" for n in range(20)] and "no verdict" in last.reason
 
 
 def test_a_worker_ends_with_what_it_started_and_a_terminals_interrupt_does_not_reach_it(pool, tmp_path):
     spawned = tmp_path / "spawned"
-    result, _ = pool.judge([("spawn", str(spawned)), ("a", "a")])
+    result, _ = pool.grade([("spawn", str(spawned)), ("a", "a")])
     assert "no verdict" in result.reason
     # The child would end by itself after 600 s.
     wait_until(lambda: is_gone(int(spawned.read_text())), within_s=300)
     assert all(os.getpgid(worker.process.pid) not in (os.getpgid(0), 0) for worker in pool._workers)
 
 
-def test_workers_that_start_after_failures_are_no_broken_judge(pool, monkeypatch):
+def test_workers_that_start_after_failures_are_no_broken_verifier(pool, monkeypatch):
     """Twelve workers are killed while they start, never four in a row: every answer is judged."""
     fates = iter("xxx.xxx.xxx.xxx." + "." * 100)
 
@@ -131,7 +131,7 @@ def test_workers_that_start_after_failures_are_no_broken_judge(pool, monkeypatch
 
     monkeypatch.setattr(pool_module(), "_Worker", Doomed)
     pool._count, pool._recycle = 1, 2
-    assert [result.status for result in pool.judge([("a", "a")] * 8)] == ["correct"] * 8
+    assert [result.status for result in pool.grade([("a", "a")] * 8)] == ["correct"] * 8
 
 
 def pool_module():

@@ -56,11 +56,11 @@ def check_data(
     Exit status 1 if more than 1 gold answer in 200 fails.
     """
     from realrl.config import RewardSection
-    from realrl.data.cleaning import count_overlap, deduplicate, find_overlap, load_listed
+    from realrl.data.cleaning import count_overlap, deduplicate, find_overlap, load_finite
     from realrl.rewards.golds import check_golds
 
-    loaded = load_listed(name)
-    others = {other: load_listed(other).problems for part in against.split(",") if (other := part.strip())}
+    loaded = load_finite(name)
+    others = {other: load_finite(other).problems for part in against.split(",") if (other := part.strip())}
     problems = [loaded.problems[index] for index in range(len(loaded.problems))]
     report = check_golds(problems, RewardSection(type=reward))
     passed = report.total - len(report.failures)

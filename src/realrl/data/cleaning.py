@@ -1,4 +1,4 @@
-"""The same problem twice: duplicates within a set, and training problems that are also evaluation problems."""
+"""Find duplicates within a data set, and training problems that are also evaluation problems."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from realrl.errors import ConfigError, DataError
 from realrl.types import Problem
 from realrl.verifier.equivalence import compare
 
-# Words of one n-gram, the fewest n-grams that an evaluation problem is compared by, and the share that makes a hit.
+# Words in an n-gram, the minimum number of n-grams for a comparison, and the share of them that counts as overlap.
 _GRAM = 8
 _FEWEST_GRAMS = 4
 CONTAINMENT = 0.8
 
-# Without \mathcal, \mathbb and their like: 𝓡 and R are not one name.
+# Without \mathcal, \mathbb and similar commands: 𝓡 and R are different names.
 _STYLE = re.compile(
     r"\\(?:bf|bigg|bigl|bigr|boldsymbol|cal|displaystyle|ensuremath|hspace|it|left|mathbf|mathit|mathrm|mathsf|mbox|nolimits|"
     r"operatorname|qquad|quad|right|rm|scriptstyle|text|textbf|textit|textrm|textstyle|underline)(?![a-z])"
@@ -30,7 +30,7 @@ _WORD = re.compile(r"[a-z]+|\d+")
 
 
 def normal_form(problem: str) -> str:
-    """The text without case, spacing, `$`, braces, style commands and punctuation; operators, digits and figures stay."""
+    """The text without case, spaces, `$`, braces, style commands and punctuation; operators, digits and figures remain."""
     text = re.sub(r"\\(le|ge)(?![a-z])", r"\\\1q", re.sub(r"\\[dtc]frac", r"\\frac", _fold(problem)))
     text = _STYLE.sub("", text)
     text = re.sub(r"\\[,;:!\\ ()\[\]]|[\s~${}]", "", text)
@@ -38,7 +38,7 @@ def normal_form(problem: str) -> str:
 
 
 def grams(problem: str) -> set[tuple[str, ...]]:
-    """Every run of 8 words (runs of letters or of digits) of the text without figures and style commands."""
+    """All 8-grams of words (runs of letters or of digits) of the text without figures and style commands."""
     text = re.sub(r"\\[dt]frac", r"\\frac", _FIGURE.sub(" ", _fold(problem)))
     words = _WORD.findall(_STYLE.sub(" ", text))
     return {tuple(words[i : i + _GRAM]) for i in range(len(words) - _GRAM + 1)}
@@ -49,7 +49,7 @@ def _fold(text: str) -> str:
 
 
 def same_gold(a: Problem, b: Problem) -> bool:
-    """Whether the problems' first golds are equal, as the verifier's own stages see it without computer algebra."""
+    """Whether the first golds of two problems are equal for the verifier, without computer algebra."""
     if a.answer == b.answer:
         return True
     try:
@@ -60,9 +60,9 @@ def same_gold(a: Problem, b: Problem) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Duplicates:
-    """Of problems with one normal form: those to keep, in order, and how many rows fall away and why.
+    """The problems to keep, in order, and the number of rows removed for each reason.
 
-    `repeated`: rows equal to an earlier one. `conflicting`: all rows of a problem whose golds are not all equal.
+    `repeated`: rows equal to an earlier row. `conflicting`: all rows of a problem with different golds.
     """
 
     kept: list[Problem]
@@ -72,7 +72,7 @@ class Duplicates:
 
 
 def deduplicate(problems: Sequence[Problem]) -> Duplicates:
-    """Keep the first of equal problems; none of those whose golds differ, since at least one gold is wrong."""
+    """Keep the first of equal problems; if their golds differ, remove all of them, since at least one gold is wrong."""
     groups: dict[str, list[Problem]] = defaultdict(list)
     for problem in problems:
         groups[normal_form(problem.problem)].append(problem)
@@ -84,7 +84,7 @@ def deduplicate(problems: Sequence[Problem]) -> Duplicates:
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """A training problem found in an evaluation set: `exact` by normal form, or near by its share of the other's n-grams."""
+    """A training problem found in an evaluation set, `exact` by its normal form or near by its share of common n-grams."""
 
     train: Problem
     evaluated: Problem
@@ -93,9 +93,9 @@ class Overlap:
 
 
 def find_overlap(train: Sequence[Problem], evaluated: Sequence[Problem], threshold: float = CONTAINMENT) -> list[Overlap]:
-    """Every pair that is equal in normal form, or whose training problem holds `threshold` of the evaluated one's 8-grams.
+    """All pairs with equal normal form, or whose training problem has at least `threshold` of the evaluated problem's 8-grams.
 
-    Evaluated problems with fewer than 4 n-grams are compared by normal form only.
+    Evaluated problems with fewer than 4 n-grams are compared only by normal form.
     """
     by_form: dict[str, list[int]] = defaultdict(list)
     by_gram: dict[tuple[str, ...], list[int]] = defaultdict(list)
@@ -122,7 +122,7 @@ def find_overlap(train: Sequence[Problem], evaluated: Sequence[Problem], thresho
 
 @dataclass(frozen=True, slots=True)
 class OverlapCounts:
-    """Distinct evaluated problems found exactly, at all, and with an equal gold; distinct training rows that hold them."""
+    """Counts of distinct evaluated problems (exact, all, with an equal gold) and of the training rows that contain them."""
 
     exact: int
     found: int
@@ -134,7 +134,7 @@ class OverlapCounts:
 
 
 def count_overlap(pairs: Sequence[Overlap]) -> OverlapCounts:
-    """The counts of the pairs that `find_overlap` gave."""
+    """Count the pairs from `find_overlap`."""
     return OverlapCounts(
         exact=len({pair.evaluated.id for pair in pairs if pair.exact}),
         found=len({pair.evaluated.id for pair in pairs}),
@@ -144,9 +144,9 @@ def count_overlap(pairs: Sequence[Overlap]) -> OverlapCounts:
 
 
 def check_held_out(data: DataSection, train: Sequence[Problem], held_out: Mapping[str, Sequence[Problem]]) -> list[str]:
-    """A warning for each held-out set of which some problems have the normal form of a training problem.
+    """A warning for each held-out set that shares problems with the training set, by normal form.
 
-    Raises DataError where all of a set have: its accuracy would say nothing about other problems.
+    Raises DataError if training contains a whole held-out set: its accuracy would say nothing about other problems.
     """
     forms = {normal_form(problem.problem) for problem in train}
     notes = []
@@ -159,32 +159,32 @@ def check_held_out(data: DataSection, train: Sequence[Problem], held_out: Mappin
         if not TASKS.keys() & {name, data.train}:
             remedy = f"leave them out of training with data.decontaminate = [{name!r}], or {remedy}"
         if shared == len(problems):
-            raise DataError(f"{counts}, so that their accuracy says nothing about other problems; {remedy}")
-        notes.append(f"WARNING: {counts}, so that their accuracy says too much; {remedy}")
+            raise DataError(f"{counts}, so their accuracy says nothing about other problems; {remedy}")
+        notes.append(f"WARNING: {counts}, so their accuracy is too high; {remedy}")
     return notes
 
 
-def load_listed(name: str, columns: Mapping[str, str] | None = None) -> LoadedProblems:
-    """The problems of a set that can be gone through; ConfigError for a generated task, which has no end."""
+def load_finite(name: str, columns: Mapping[str, str] | None = None) -> LoadedProblems:
+    """The problems of a finite set; raises ConfigError for a generated task, which is endless."""
     if name in TASKS:
         raise ConfigError(
-            f"{name!r} is a generated task: it has no end, and its golds are computed; give a file, a named set or a hub name"
+            f"{name!r} is a generated task: it is endless, and its golds are computed; give a file, a named set or a hub name"
         )
     return load_problems(name, columns=columns)
 
 
 def training_problems(data: DataSection, seed: int) -> tuple[Sequence[Problem], list[str]]:
-    """The problems that a recipe trains on, filtered and cleaned as it says, and what was left out, a line each.
+    """The training problems of a recipe after its filters and cleaning, and a line for each kind of rows left out.
 
-    Raises ConfigError where a generated task is to be filtered or cleaned, DataError where nothing is left.
+    Raises ConfigError if the recipe filters or cleans a generated task, DataError if no problem is left.
     """
     if data.train in TASKS and (data.filter or data.deduplicate or data.decontaminate):
         raise ConfigError(
-            f"data.train = {data.train!r} is generated and never asks what is held out; data.filter, data.deduplicate and "
-            "data.decontaminate are for sets of problems"
+            f"data.train = {data.train!r} is a generated task, which never contains held-out problems; remove data.filter, "
+            "data.deduplicate and data.decontaminate, which are for data sets"
         )
-    # A held-out set has the recipe's columns.
-    evaluated_sets = {name: load_listed(name, data.columns if name in data.eval else None) for name in data.decontaminate}
+    # data.columns applies to held-out sets too, but not to other sets.
+    evaluated_sets = {name: load_finite(name, data.columns if name in data.eval else None) for name in data.decontaminate}
     loaded = load_problems(
         data.train, columns=data.columns, strict=data.strict, seed=seed, task_options=data.task, keep=data.filter
     )
@@ -200,7 +200,7 @@ def training_problems(data: DataSection, seed: int) -> tuple[Sequence[Problem], 
         problems = found.kept
         notes.append(
             f"{data.train}: {found.repeated} repeated problems left out, and {found.conflicting} rows of "
-            f"{len(found.conflicts)} problems whose golds differ"
+            f"{len(found.conflicts)} problems with different golds"
         )
     for name, evaluated in evaluated_sets.items():
         overlap = find_overlap(problems, evaluated.problems)
@@ -208,7 +208,7 @@ def training_problems(data: DataSection, seed: int) -> tuple[Sequence[Problem], 
         problems = [problem for problem in problems if id(problem) not in hit]
         notes.append(
             f"{data.train}: {len(hit)} problems left out that overlap {len({pair.evaluated.id for pair in overlap})} of "
-            f"{len(evaluated.problems)} of {name}"
+            f"{len(evaluated.problems)} problems of {name}"
         )
     if not len(problems):
         raise DataError(f"{data.train}: no problem is left; {'; '.join(notes)}")

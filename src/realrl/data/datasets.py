@@ -1,4 +1,4 @@
-"""Problems by name: a generated task, a file or folder, a named set, a function of the user, or a data set of the hub."""
+"""Load problems by name: a generated task, a file or folder, a named set, a user's function, or a data set on the hub."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from realrl.types import Problem
 
 @dataclass(frozen=True, slots=True)
 class NamedSet:
-    """Where a named set is: a file below a data folder, else a split of a data set of the hub; columns not found by alias."""
+    """Where to find a named set: a file in the data folder, else a split on the hub; and its unusual columns."""
 
     file: str
     hub: str
@@ -40,7 +40,7 @@ NAMED: dict[str, NamedSet] = {
     "amc22_23": NamedSet("eval/amc22_23.parquet", "AI-MO/aimo-validation-amc", "train"),
     "math500": NamedSet("eval/math500.parquet", "HuggingFaceH4/MATH-500", "test"),
     "minerva": NamedSet("eval/minerva.parquet", "math-ai/minervamath", "test"),
-    # The same problems against the answer lists that DeepScaleR's code grades by; in 40 rows none is the official answer.
+    # The same problems with the answer lists that DeepScaleR's code uses; in 40 rows none of them is the official answer.
     "minerva_deepscaler": NamedSet(
         "eval/minerva.parquet", "math-ai/minervamath", "test", columns={"answer": "answers_deepscaler"}
     ),
@@ -57,12 +57,12 @@ NAMED: dict[str, NamedSet] = {
     ),
     "math": NamedSet("train/math_train.parquet", "nlile/hendrycks-MATH-benchmark", "train"),
 }
-# What `data.train` and `data.eval` can name beside tasks, files and the hub: a named set, or a function that is called with
-# "train" or "eval" and gives rows as mappings.
+# What `data.train` and `data.eval` can name besides tasks, files and hub names: a named set, or a function that is called with
+# "train" or "eval" and returns rows as mappings.
 SETS: Registry[NamedSet | Callable[[str], Any]] = Registry(
     "data set", "a function", NAMED, also=TASKS, besides="a path, a hub name (owner/name), ", error=DataError
 )
-# Columns tried where the recipe maps none.
+# Column names to try if the recipe does not map a column.
 _ALIASES = {
     "problem": ("problem", "question", "prompt", "messages"),
     "answer": ("answer", "final_answer", "gold", "reward_model.ground_truth"),
@@ -73,9 +73,9 @@ _SHOWN_BAD_ROWS = 5
 
 @dataclass(frozen=True, slots=True)
 class LoadedProblems:
-    """Usable problems; how many rows were not, the first few described; how many usable ones the filter passed over.
+    """Usable problems, the number of bad rows with a few examples, and the number of rows that the filter removed.
 
-    `system_turns`: usable rows whose chat has a system turn, which is left out.
+    `system_turns` counts usable rows whose chat has a system turn, which is left out.
     """
 
     name: str
@@ -86,13 +86,13 @@ class LoadedProblems:
     system_turns: int = 0
 
     def warnings(self) -> list[str]:
-        """A line about the bad rows, and one about the system turns, where there are any."""
+        """A warning about bad rows and one about system turns, if there are any."""
         lines = []
         if self.bad_rows:
             lines.append(f"WARNING: {self.name}: {self.bad_rows} bad rows skipped: {'; '.join(self.bad_examples)}")
         if self.system_turns:
             lines.append(
-                f"WARNING: {self.name}: the system turns of {self.system_turns} chats are left out; give the text as "
+                f"WARNING: {self.name}: the system turns of {self.system_turns} chats are left out; set their text as "
                 "data.system_prompt"
             )
         return lines
@@ -109,11 +109,12 @@ def load_problems(
     split: str = "train",
     keep: Mapping[str, Keep] | None = None,
 ) -> LoadedProblems:
-    """The problems that `name` means. `count` bounds a generated evaluation set; `strict` refuses any bad row.
+    """Load the problems of `name`.
 
-    `keep` names columns and the values, or range of values, that a row must have there.
+    `count` is the maximum size of a generated evaluation set. With `strict`, a bad row is an error. `keep` maps columns to the
+    values, or range of values, that a row must have.
 
-    Raises DataError for a set that cannot be found or read, a missing column, or no usable row.
+    Raises DataError if the set cannot be found or read, if a column is missing, or if no row is usable.
     """
     if name in TASKS:
         return LoadedProblems(name, TaskProblems(name, split, seed, task_options or {}, count))
@@ -122,7 +123,7 @@ def load_problems(
 
 
 def list_sets() -> list[tuple[str, str, str]]:
-    """Every named set: its name, its local file or "" where there is none, and its name on the hub."""
+    """All named sets: name, local file ("" if there is none), and name on the hub."""
     found = []
     for name, known in NAMED.items():
         found.append((name, str(local_file(name) or ""), known.hub))
@@ -130,7 +131,7 @@ def list_sets() -> list[tuple[str, str, str]]:
 
 
 def _open(name: str, split: str) -> tuple[Iterable[tuple[str, Any]], str, Mapping[str, str]]:
-    """Rows as (place, record) pairs from the first source that has the name, that source, and its columns' mapping."""
+    """Rows as (place, record) from the first source with this name, then that source and its column mapping."""
     path = Path(name)
     with contextlib.suppress(RuntimeError):  # a home folder that does not exist
         path = path.expanduser()
@@ -152,15 +153,15 @@ def _open(name: str, split: str) -> tuple[Iterable[tuple[str, Any]], str, Mappin
 
 
 def _call(name: str, function: Callable[[str], Any], split: str) -> Iterable[tuple[str, Any]]:
-    """The rows that a user's function gives; DataError where its result is no iterable."""
+    """The rows from a user's function; raises DataError if its result is not an iterable of rows."""
     rows = function(split)
     if isinstance(rows, (str, Mapping)) or not isinstance(rows, Iterable):
-        raise DataError(f"data set {name!r} gave a {type(rows).__name__}; it must give rows, each with a problem and an answer")
+        raise DataError(f"data set {name!r} gave a {type(rows).__name__}; it must return rows with a problem and an answer")
     return ((f"row {number}", row) for number, row in enumerate(rows, start=1))
 
 
 def local_file(name: str) -> Path | None:
-    """The file of a named set in the folder REALRL_DATA, or None; DataError where REALRL_DATA is not a folder."""
+    """The file of a named set in the folder REALRL_DATA, or None; raises DataError if REALRL_DATA is not a folder."""
     folder = os.environ.get("REALRL_DATA")
     if not folder:
         return None
@@ -171,7 +172,7 @@ def local_file(name: str) -> Path | None:
 
 
 def _read_hub(hub: str, configuration: str | None, split: str, name: str | None = None) -> Iterable[tuple[str, Any]]:
-    """A hub name or a local folder through the `datasets` library; the same code path for both."""
+    """Read a hub name or a local folder with the `datasets` library."""
     from datasets import load_dataset
 
     if not Path(hub).is_dir():
@@ -181,7 +182,7 @@ def _read_hub(hub: str, configuration: str | None, split: str, name: str | None 
     except Exception as error:  # noqa: BLE001  the library raises many kinds for an unreachable or unreadable set
         wanted = f"{name} ({hub})" if name else hub
         raise DataError(
-            f"the data set {wanted} was found in no local folder and could not be loaded by `datasets`: "
+            f"the data set {wanted} could not be loaded by `datasets`: "
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}. Set REALRL_DATA to a folder with "
             f"{NAMED[name].file if name else 'the file'}, or give the path of a JSONL, Parquet or CSV file"
         ) from error
@@ -209,7 +210,7 @@ def _collect(
             mapping = _map_columns(source, list(record), columns)
             for column in keep:
                 if column not in record:
-                    raise DataError(f"{source} has no column {column!r}, which data.filter names; it has {list(record)}")
+                    raise DataError(f"{source} has no column {column!r}, named in data.filter; it has {list(record)}")
         if not all(_kept(record.get(column), wanted) for column, wanted in keep.items()):
             filtered += 1
             continue
@@ -223,13 +224,13 @@ def _collect(
         raise DataError(f"{source}: {len(bad)} bad rows and data.strict is on; first: {'; '.join(bad[:_SHOWN_BAD_ROWS])}")
     if not problems:
         detail = f"; {len(bad)} bad rows, first: {'; '.join(bad[:_SHOWN_BAD_ROWS])}" if bad else ""
-        detail += f"; data.filter passed over {filtered} rows" if filtered else ""
-        raise DataError(f"{source} holds no usable problem{detail}")
+        detail += f"; data.filter removed {filtered} rows" if filtered else ""
+        raise DataError(f"{source} has no usable problem{detail}")
     return LoadedProblems(name, problems, len(bad), bad[:_SHOWN_BAD_ROWS], filtered, system_turns)
 
 
 def _kept(value: Any, wanted: Keep) -> bool:
-    """Whether a row's value is one of those wanted, or lies in the range wanted; nothing lies in no range."""
+    """Whether a row's value is one of the wanted values or in the wanted range; a value that is not a number is in no range."""
     if not isinstance(wanted, KeepRange):
         return value in wanted
     try:
@@ -240,19 +241,19 @@ def _kept(value: Any, wanted: Keep) -> bool:
 
 
 def _map_columns(source: str, found: list[str], columns: Mapping[str, str]) -> dict[str, str]:
-    """Our name → the file's column, from the recipe's mapping or the usual names."""
+    """Our name → the source's column, from the recipe's mapping or the usual names."""
     mapping = {}
     for ours in ("problem", "answer", "id"):
         wanted = columns.get(ours)
         if wanted is not None and wanted.partition(".")[0] not in found and wanted not in found:
             near = difflib.get_close_matches(wanted, found, n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise DataError(f"{source} has no column {wanted!r}{hint}, which data.columns.{ours} names; it has {found}")
+            raise DataError(f"{source} has no column {wanted!r}{hint}, named in data.columns.{ours}; it has {found}")
         chosen = wanted or next((alias for alias in _ALIASES[ours] if alias.partition(".")[0] in found), None)
         if chosen is None and ours != "id":
             raise DataError(
                 f"{source} has no {ours} column (looked for {', '.join(_ALIASES[ours])}); it has {found}; "
-                f"name the right one with data.columns.{ours}"
+                f"set data.columns.{ours} to one of them"
             )
         if chosen is not None:
             mapping[ours] = chosen

@@ -1,4 +1,4 @@
-"""Problems as the model sees them: the tokenizer's chat template where it has one, a plain template otherwise."""
+"""Turn problems into prompts, with the tokenizer's chat template if it has one, else with plain text."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from realrl.config import DataSection
 from realrl.errors import ConfigError
 from realrl.types import Problem, Prompt
 
-# Seconds for one prompt; a template of any real model takes a thousandth.
+# Time limit for one prompt; the templates of real models need about a thousandth of this.
 _TEMPLATE_S = 10.0
-# What a role's text is in a recipe, and what to do where the template drops it.
+# For each role: what its text is in a recipe, and what to do if the template drops it.
 _TEXTS = {
     "system": ("data.system_prompt", "give it as data.prompt_prefix"),
     "user": ("a problem", "correct the template"),
@@ -28,20 +28,20 @@ _TEXTS = {
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """Prompts within the limit, in order, and how many were longer."""
+    """Prompts within the length limit, in order, and the number of longer ones."""
 
     prompts: list[Prompt]
     too_long: int
 
 
 def render_prompts(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase, data: DataSection) -> Rendered:
-    """Render and tokenise; prompts over `data.max_prompt_tokens` are counted and dropped.
+    """Render and tokenise prompts; those longer than `data.max_prompt_tokens` are dropped and counted.
 
-    Raises ConfigError where the chat template fails or drops text.
+    Raises ConfigError if the chat template fails or drops text.
     """
     prompts = [render_prompt(problem, tokenizer, data) for problem in problems]
     if _has_template(tokenizer, data):
-        # A short text may stand in the template by itself; these do not.
+        # A short text may occur in the template by chance; these texts do not.
         turns = chat_messages(Problem("", "", ""), data)
         _chat(tokenizer, [turn | {"content": f"text-{number}-of-a-trial"} for number, turn in enumerate(turns)])
     kept = [prompt for prompt in prompts if len(prompt.token_ids) <= data.max_prompt_tokens]
@@ -49,7 +49,7 @@ def render_prompts(problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBa
 
 
 def render_prompt(problem: Problem, tokenizer: PreTrainedTokenizerBase, data: DataSection) -> Prompt:
-    """System prompt, worked examples as former turns, then the problem between prefix and suffix."""
+    """Render a prompt: system prompt, worked examples as earlier turns, then the problem between prefix and suffix."""
     if _has_template(tokenizer, data):
         text = _chat(tokenizer, chat_messages(problem, data))
         return Prompt(problem, text, tuple(tokenizer.encode(text, add_special_tokens=False)))
@@ -60,7 +60,7 @@ def render_prompt(problem: Problem, tokenizer: PreTrainedTokenizerBase, data: Da
 
 
 def chat_messages(problem: Problem, data: DataSection) -> list[dict[str, str]]:
-    """The prompt as a chat: roles system (where there is one), user and assistant."""
+    """The prompt as a chat with the roles system (if there is a system prompt), user and assistant."""
     messages = [{"role": "system", "content": data.system_prompt}] if data.system_prompt else []
     for example in data.examples:
         messages.append({"role": "user", "content": _ask(example.problem, data)})
@@ -69,7 +69,7 @@ def chat_messages(problem: Problem, data: DataSection) -> list[dict[str, str]]:
 
 
 def plain_text(problem: Problem, data: DataSection) -> str:
-    """The prompt without a chat template: its parts, parted by empty lines."""
+    """The prompt without a chat template: its parts, separated by empty lines."""
     return "\n\n".join(message["content"] for message in chat_messages(problem, data))
 
 
@@ -82,9 +82,9 @@ def _ask(text: str, data: DataSection) -> str:
 
 
 def _chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
-    """The prompt by the model's own template: a program of its author's, which transformers runs in a sandbox.
+    """The prompt from the model's own template, a program by its author that transformers runs in a sandbox.
 
-    Raises ConfigError where it fails, drops text, or takes longer than 10 s (in the main thread, which alone can be stopped).
+    Raises ConfigError if it fails, drops text, or takes longer than 10 s. The time limit works only in the main thread.
     """
     try:
         with _deadline(_TEMPLATE_S):
@@ -99,9 +99,9 @@ def _chat(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) ->
 
 
 def _check_whole(text: str, messages: list[dict[str, str]]) -> None:
-    """ConfigError where a turn's text is not in the prompt, in the order of the turns; space around it may go.
+    """Raise ConfigError unless the prompt contains the text of all turns, in order; spaces around a text may be missing.
 
-    The system prompt may stand anywhere: Mistral's templates move it into the last turn.
+    The system prompt may be anywhere: Mistral's templates move it into the last turn.
     """
     place = 0
     for message in messages:
@@ -141,7 +141,7 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]
     except TemplateError:
         if messages[0]["role"] != "system":
             raise
-        # Some templates (Gemma's) know no system role: its text then opens the first user turn.
+        # Some templates (Gemma's) have no system role: its text then goes to the start of the first user turn.
         system, first, *rest = messages
         joined = {"role": "user", "content": f"{system['content']}\n\n{first['content']}"}
         return str(tokenizer.apply_chat_template([joined, *rest], add_generation_prompt=True, tokenize=False))

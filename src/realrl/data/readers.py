@@ -1,4 +1,4 @@
-"""Files of rows: JSON, CSV and Parquet, each read exactly or refused."""
+"""Read files of rows (JSON, CSV, Parquet) without changing any value; files that cannot be read so are errors."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ import pyarrow.parquet as pq
 
 from realrl.errors import DataError
 
-# A row with its place in the file; a text in place of a record says why the row cannot be read.
+# (place in the file, record). If the row cannot be read, a string with the reason replaces the record.
 Row = tuple[str, Any]
 
 _COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
-_MARKS = {  # UTF-32's begins with UTF-16's, so it comes first
+_MARKS = {  # UTF-32 first, because its mark begins with the mark of UTF-16
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-# How the "surrogateescape" handler marks a byte that is not UTF-8.
+# The "surrogateescape" handler turns bytes that are not UTF-8 into these characters.
 _ESCAPED = re.compile("[\udc80-\udcff]")
 
 
 def is_file_name(name: str) -> bool:
-    """Whether the name ends as those of the files that can be read."""
+    """Whether the name has the suffix of a file type that can be read."""
     return _kind(Path(name))[0] in _READERS
 
 
 def read_file(path: Path) -> Iterator[Row]:
-    """The rows of a file, by its suffix. Raises DataError for an unknown kind and for a file that is damaged as a whole."""
+    """The rows of a file; its suffix decides how it is read. Raises DataError for an unknown file type or a damaged file."""
     kind, compression = _kind(path)
     if kind not in _READERS or (kind == ".parquet" and compression):
         raise DataError(
-            f"{path}: unknown file type {kind + compression!r}; known: {', '.join(_READERS)}; all but Parquet also with "
-            f"{', '.join(_COMPRESSIONS)}"
+            f"{path}: unknown file type {kind + compression!r}; known: {', '.join(_READERS)}; all except Parquet may also be "
+            f"compressed ({', '.join(_COMPRESSIONS)})"
         )
     try:
         yield from _READERS[kind](path)
@@ -54,7 +54,7 @@ def read_file(path: Path) -> Iterator[Row]:
 
 
 def records(table: pa.RecordBatch | pa.Table) -> list[dict[str, Any]]:
-    """The rows of an Arrow table. A float32 becomes the double that is written alike: 0.1, not 0.10000000149011612."""
+    """The rows of an Arrow table. A float32 becomes the double with the same short text: 0.1, not 0.10000000149011612."""
     schema = table.schema
     if any(_retyped(field.type, pa.string()) != field.type for field in schema):
         columns = [
@@ -68,7 +68,7 @@ def records(table: pa.RecordBatch | pa.Table) -> list[dict[str, Any]]:
 
 
 def _retyped(kind: pa.DataType, leaf: pa.DataType) -> pa.DataType:
-    """The type with `leaf` in place of each float32, also within structs and lists."""
+    """The type with each float32 replaced by `leaf`, also inside structs and lists."""
     if pa.types.is_float32(kind):
         return leaf
     if pa.types.is_struct(kind):
@@ -79,13 +79,13 @@ def _retyped(kind: pa.DataType, leaf: pa.DataType) -> pa.DataType:
 
 
 def _kind(path: Path) -> tuple[str, str]:
-    """The suffix that says the format, and that of the compression or ""."""
+    """The suffix of the format, and the suffix of the compression or ""."""
     suffix = path.suffix.lower()
     return (Path(path.stem).suffix.lower(), suffix) if suffix in _COMPRESSIONS else (suffix, "")
 
 
 def _open_text(path: Path, newline: str | None = None) -> io.TextIOWrapper:
-    """The file as text: UTF-8, or what its byte order mark says. `_not_utf8` finds the bytes that are neither."""
+    """The file as text, in UTF-8 or the encoding of its byte order mark. `_not_utf8` finds bytes that do not fit."""
     compression = _COMPRESSIONS.get(path.suffix.lower())
 
     def opened() -> Any:
@@ -98,13 +98,13 @@ def _open_text(path: Path, newline: str | None = None) -> io.TextIOWrapper:
 
 
 def _not_utf8(text: str) -> str:
-    """Why the text cannot be used, or ""."""
+    """The reason why the text cannot be used, or ""."""
     found = _ESCAPED.search(text)
     return f"not UTF-8 text (byte 0x{ord(found[0]) - 0xDC00:02x}); save the file as UTF-8" if found else ""
 
 
 def _read_json(path: Path) -> Iterator[Row]:
-    """One object a line, or one document: a list of objects, or an object over several lines."""
+    """Read one object per line, or one document: a list of objects, or a single object on several lines."""
     with _open_text(path) as file:
         start = ""
         while not start.strip() and (line := file.readline()):
@@ -120,7 +120,7 @@ def _read_json(path: Path) -> Iterator[Row]:
         document = _parse_json(text)
     except (ValueError, RecursionError) as error:
         if is_list:
-            raise DataError(f"{path} begins as a JSON list and cannot be read as one: {error}") from error
+            raise DataError(f"{path} begins like a JSON list but cannot be read as one: {error}; correct the file") from error
         yield from _lines(io.StringIO(text))
         return
     items = document if isinstance(document, list) else [document]
@@ -136,7 +136,7 @@ def _line(line: str) -> Any:
         return reason
     try:
         return _parse_json(line)
-    # Also a number of thousands of digits, and lists in lists without end.
+    # Also raised for a number with thousands of digits and for very deep nesting.
     except (ValueError, RecursionError) as error:
         return f"not valid JSON ({error})"
 
@@ -154,7 +154,7 @@ def _parse_json(text: str) -> Any:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of these keys and values. Python by itself would keep the last of two values of one key."""
+    """Build an object; raise ValueError if a key occurs twice, where Python would keep only the last value."""
     record = dict(pairs)
     if len(record) < len(pairs):
         raise ValueError(f"the key {_repeated(key for key, _ in pairs)!r} occurs twice")
@@ -162,7 +162,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _repeated(names: Iterable[str]) -> str | None:
-    """A name that occurs more than once; "" may."""
+    """A name that occurs more than once, or None; "" may repeat."""
     return next((name for name, count in Counter(names).items() if count > 1 and name), None)
 
 
@@ -188,13 +188,13 @@ def _read_csv(path: Path) -> Iterator[Row]:
                     continue
                 more = fields[len(header) :]
                 if any(more):
-                    reason = f"{len(fields)} fields where the header has {len(header)}; quote a field that holds a separator"
+                    reason = f"{len(fields)} fields, but the header has {len(header)}; quote fields that contain a separator"
                 fields += [None] * (len(header) - len(fields))  # pyright: ignore[reportArgumentType]
                 yield f"line {reader.line_num}", reason or dict(zip(header, fields, strict=False))
         except csv.Error as error:
             raise DataError(
-                f'{path}, line {reader.line_num}: not CSV ({error}); quote a field with " and write "" for a quote within '
-                "it, or give a JSONL file"
+                f'{path}, line {reader.line_num}: not CSV ({error}); quote fields with ", write a quote inside a field as "", '
+                "or give a JSONL file"
             ) from error
 
 
@@ -210,7 +210,7 @@ def _read_parquet(path: Path) -> Iterator[Row]:
                     number += 1
                     yield f"row {number}", record
                 place = f"row group {group}, after row {number}"
-    # A flipped byte can also make text that is no UTF-8, or a date that is none.
+    # A damaged byte can also give invalid UTF-8 or an invalid date.
     except (pa.ArrowException, OSError, ValueError, ArithmeticError) as error:
         raise DataError(f"{path} cannot be read as Parquet ({place}): {error}; get the file again") from error
 

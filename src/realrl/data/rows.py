@@ -1,4 +1,4 @@
-"""One row of a data set → one problem, or the reason why not."""
+"""Turn one row of a data set into a problem, or say why that is impossible."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any
 
 from realrl.types import Problem
 
-# JSON can name one by its number; no tokenizer takes it.
+# Half of a surrogate pair: possible in JSON, but an error in every tokenizer.
 _HALF = re.compile("[\ud800-\udfff]")
-# A chat, or a list of answers, that a program wrote as text: no problem and no answer begins like this.
+# A chat or a list of answers stored as text; no real problem or answer begins like this.
 _CHAT_AS_TEXT = re.compile(r"""\s*\[?\s*\{\s*(['"])(role|content|from|value|messages|conversations)\1\s*:""")
 _LIST_AS_TEXT = re.compile(r"""\s*\[\s*['"]""")
-# ShareGPT's names of roles, and OpenAI's newer one.
+# Other names of roles: ShareGPT's, and OpenAI's newer "developer".
 _ROLES = {"human": "user", "gpt": "assistant", "developer": "system"}
 
 
 def value_of(record: Mapping[str, Any], column: str) -> Any:
-    """The value of a column, or of a field within it by its dotted name; None where there is none."""
+    """The value of a column, or of a field inside it ("column.field"); None if it is missing."""
     value: Any = record
     for part in column.split(".") if column not in record else [column]:
         value = value.get(part) if isinstance(value, Mapping) else None
@@ -29,7 +29,7 @@ def value_of(record: Mapping[str, Any], column: str) -> Any:
 
 
 def make_problem(record: Mapping[str, Any], mapping: Mapping[str, str], default_id: str) -> tuple[Problem, bool]:
-    """A row's problem, and whether its chat has a system turn, which is left out. ValueError says what is wrong."""
+    """The problem of a row, and whether its chat has a system turn, which is left out. Raises ValueError for a bad row."""
     text, has_system = _question(value_of(record, mapping["problem"]))
     first, *more = _golds(value_of(record, mapping["answer"]))
     accepted = record.get("also_accept") or []
@@ -41,7 +41,7 @@ def make_problem(record: Mapping[str, Any], mapping: Mapping[str, str], default_
 
 
 def _question(value: Any) -> tuple[str, bool]:
-    """The text of a problem, of a chat the user's turn, and whether the chat has a system turn."""
+    """The text of a problem (of a chat: its user turn), and whether the chat has a system turn."""
     if isinstance(value, str) and _CHAT_AS_TEXT.match(value):
         value = _from_json(value, "the problem is a chat")
     if isinstance(value, Mapping) and ("role" in value or "from" in value):
@@ -53,8 +53,8 @@ def _question(value: Any) -> tuple[str, bool]:
         asked = [text for role, text in turns if role != "system"]
         if len(asked) != 1 or turns[-1][0] != "user":
             raise ValueError(
-                f"the chat has the turns {', '.join(role for role, _ in turns)}, and only one question can be asked: it needs "
-                "one turn of the user, the last; remove the answer, and give earlier turns as data.examples"
+                f"the chat has the turns {', '.join(role for role, _ in turns)}; it needs exactly one user turn, at the end; "
+                "remove the answer, and give earlier turns as data.examples"
             )
         value = asked[0]
     if isinstance(value, bytes):
@@ -65,24 +65,24 @@ def _question(value: Any) -> tuple[str, bool]:
 
 
 def _turn(turn: Mapping[str, Any]) -> tuple[str, str]:
-    """Role and text of a turn: OpenAI's or ShareGPT's names, the text whole or in parts. A turn without a role asks."""
+    """Role and text of a turn, with OpenAI's or ShareGPT's names. A turn without a role is a user turn."""
     role = turn.get("role") or turn.get("from") or "user"
     role = _ROLES.get(role, role) if isinstance(role, str) else role
     if role not in ("system", "user", "assistant"):
-        raise ValueError(f"the chat has a turn of the role {role!r}; known: system, user, assistant")
+        raise ValueError(f"the chat has a turn with the role {role!r}; known: system, user, assistant")
     content = turn.get("content") if turn.get("content") is not None else turn.get("value")
     if isinstance(content, list):
         parts = [part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None for part in content]
         if not all(isinstance(part, str) for part in parts):
-            raise ValueError(f"the {role}'s turn holds more than text, which is all that is read")
+            raise ValueError(f"the {role} turn contains something other than text; only text can be used")
         content = "".join(part for part in parts if part)
     if not isinstance(content, str):
-        raise ValueError(f"the {role}'s turn has no text")
+        raise ValueError(f"the {role} turn has no text")
     return role, content
 
 
 def _golds(value: Any) -> list[str]:
-    """The answers that are accepted: one, or those of a list."""
+    """The accepted answers: a single one, or all of a list."""
     if isinstance(value, str) and _LIST_AS_TEXT.match(value):
         value = _from_json(value, "the answer is a list")
     if not isinstance(value, list):
@@ -96,11 +96,11 @@ def _further(value: Any) -> str:
     try:
         return _gold(value)
     except ValueError as error:
-        raise ValueError(f"a further accepted answer cannot be used: {error}") from error
+        raise ValueError(f"another accepted answer cannot be used: {error}") from error
 
 
 def _gold(value: Any) -> str:
-    """An answer as text; ValueError where its digits or characters are not sure."""
+    """An answer as text; raises ValueError if its digits or characters are uncertain."""
     if isinstance(value, bytes):
         value = value.decode()
     if isinstance(value, bool) or not isinstance(value, (str, int, float, Decimal)):
@@ -113,9 +113,9 @@ def _gold(value: Any) -> str:
     if isinstance(value, float):
         if abs(value) > 2**53:
             raise ValueError(f"the answer {value} is a float whose last digits are lost; write it as an integer or as text")
-        # The digits that a double holds for sure: 0.1 + 0.2 is 0.3, and no answer would equal 0.30000000000000004.
+        # 15 digits are exact in a double: 0.1 + 0.2 gives 0.3; no answer would equal 0.30000000000000004.
         return str(int(value)) if value.is_integer() else f"{value:.15g}"
-    # GSM8K as released ends its worked solution with "#### answer".
+    # In the released GSM8K, a worked solution ends with "#### answer".
     text = str(value).rpartition("####")[2].strip()
     if not text:
         raise ValueError("the answer is empty")
@@ -124,7 +124,7 @@ def _gold(value: Any) -> str:
 
 def _whole(text: str, name: str) -> str:
     if _HALF.search(text):
-        raise ValueError(f"{name} holds half of a surrogate pair, which is no text")
+        raise ValueError(f"{name} contains half of a surrogate pair, which is not valid text")
     return text
 
 
@@ -132,4 +132,4 @@ def _from_json(text: str, what: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{what} written as text that is not JSON ({error}); write JSON") from error
+        raise ValueError(f"{what} stored as text, but not as valid JSON ({error}); write it as JSON") from error

@@ -1,4 +1,4 @@
-"""The order in which training prompts are seen: a function of seed and step alone, so that it can be resumed."""
+"""The order of training prompts. It depends only on the seed and the round, so that a run can be resumed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from realrl.types import Problem, Prompt
 
 
 class PromptStream:
-    """Prompts of each sampling round; a finite set is shuffled anew every epoch, an endless one is read in order."""
+    """The prompts of each sampling round. A finite set is shuffled in every epoch; an endless set is read in order."""
 
     def __init__(self, problems: Sequence[Problem], render: Callable[[Problem], Prompt], *, endless: bool, seed: int) -> None:
         self._problems = problems
@@ -24,7 +24,7 @@ class PromptStream:
         return [self._render(self._problems[self._index(step * count + offset)]) for offset in range(count)]
 
     def problems(self, draws: int) -> list[Problem]:
-        """All problems of a finite set; of an endless one those of the first `draws` prompts."""
+        """All problems of a finite set, or the problems of the first `draws` prompts of an endless one."""
         return [self._problems[index] for index in range(draws if self._endless else len(self._problems))]
 
     def _index(self, position: int) -> int:

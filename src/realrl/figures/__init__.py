@@ -1,1 +1,1 @@
-"""Figures of the paper and of runs."""
+"""Figures from the paper and from runs."""

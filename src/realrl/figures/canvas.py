@@ -1,4 +1,4 @@
-"""How figures look, and the three files of each: PNG, SVG, and the plotted data as CSV."""
+"""The style of all figures, and their three files: PNG, SVG, and the plotted data as CSV."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, which the common kinds of colour blindness keep apart; line styles tell the two labels apart as well.
+# Okabe and Ito's palette, safe for the common kinds of colour blindness; the two labels also have different line styles.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 RIGHT, WRONG = COLOURS[0], COLOURS[1]
 _DASHES = ("-", "--", ":", "-.")
@@ -36,28 +36,28 @@ _STYLE: dict[Any, Any] = {
 
 
 def style() -> AbstractContextManager[None]:
-    """The look of every figure; drawing and saving happen inside it."""
+    """A context manager with the style of all figures, for drawing and saving."""
     return mpl.rc_context(_STYLE)
 
 
 def plain(text: str) -> str:
-    """`text` as a label that is drawn as it is: no `$` of a recipe starts a formula, which could be a broken one."""
+    """`text` as a literal label: a `$` from a recipe must not start a formula, which might be invalid."""
     return text.replace("$", r"\$")
 
 
 def line_style(index: int) -> dict[str, Any]:
-    """Colour and dashes of the index-th of many lines: dashes change when the colours are used up."""
+    """Colour and dashes of line number `index`; the dashes change when all colours are used."""
     return {"color": COLOURS[index % len(COLOURS)], "linestyle": _DASHES[index // len(COLOURS) % len(_DASHES)]}
 
 
 def panels(rows: int, columns: int, size: tuple[float, float], **options: Any) -> tuple[Figure, list[Axes]]:
-    """A figure of rows × columns axes, each of `size` inches (width, height), in reading order."""
+    """A figure with rows × columns axes, each of `size` inches (width, height), listed in reading order."""
     figure = Figure(figsize=(columns * size[0], rows * size[1]), layout="constrained")
     return figure, list(figure.subplots(rows, columns, squeeze=False, **options).flat)
 
 
 def save(figure: Figure, data: Sequence[Mapping[str, Any]], folder: Path, name: str) -> list[Path]:
-    """Write NAME.png, NAME.svg and NAME.csv (one row a mapping, all of the same keys); returns their paths."""
+    """Write NAME.png, NAME.svg and NAME.csv (one row for each mapping in `data`); returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.{suffix}" for suffix in ("png", "svg", "csv")]
     figure.savefig(paths[0], dpi=160)

@@ -1,4 +1,4 @@
-"""Distributions in runs' saved rollouts: token ratios (the paper's Figure 2), scores s̄ and gradient weights over time."""
+"""Distributions in saved rollouts: token ratios (the paper's Figure 2), and scores s̄ and gradient weights over time."""
 
 from __future__ import annotations
 
@@ -22,17 +22,15 @@ _COLUMNS = 40
 
 
 def figure_2(groups: Sequence[RunGroup], folder: Path) -> tuple[list[Path], list[str]]:
-    """Share of tokens by interval of ρ and sign of the advantage, and what clipping at 1 ± 0.2 drops (or would drop)."""
+    """Share of tokens by interval of ρ and sign of the advantage, and the share that clipping at 1 ± 0.2 would drop."""
     counts: dict[str, RatioCounts] = {}
     skipped = []
     for group in groups:
         found = ratio_counts(table for run in group.runs for table in run.rollouts(["group", "reward", "log_ratio"]))
         if found is None:
-            skipped.append(f"figure_2 of {group.label}: rollouts/*.parquet hold no log_ratio; train with --log.tokens true")
+            skipped.append(f"figure_2 of {group.label}: rollouts/*.parquet have no log_ratio; train with --log.tokens true")
         elif not found.tokens.any():
-            skipped.append(
-                f"figure_2 of {group.label}: no group of rollouts has rewards that differ, so no advantage has a sign"
-            )
+            skipped.append(f"figure_2 of {group.label}: no group has different rewards, so all advantages are 0")
         else:
             counts[group.label] = found
     if not counts:
@@ -47,7 +45,7 @@ def figure_2(groups: Sequence[RunGroup], folder: Path) -> tuple[list[Path], list
             data += _bars(right, label, "dropped", CLIPS, found.dropped, found.tokens)
             left.set_title(f"{plain(label)}: {found.tokens.sum():,} tokens", loc="left")
             right.set_title(f"dropped by clipping at 1 ± {EPSILON:g}", loc="left")
-            left.set_ylabel("share of the sign's tokens")
+            left.set_ylabel("share of tokens with this sign")
             left.set_ylim(top=3)
             right.margins(y=0.2)
         left, right = axes[-2:]
@@ -58,11 +56,11 @@ def figure_2(groups: Sequence[RunGroup], folder: Path) -> tuple[list[Path], list
 
 
 def score_histograms(groups: Sequence[RunGroup], folder: Path) -> list[Path] | str:
-    """Histograms over time of s̄ and of the gradient weights, of right and wrong rollouts that carry a gradient."""
+    """Histograms over time of s̄ and of the gradient weights, for right and wrong rollouts that have a gradient."""
     found = {group.label: (group, _scores(group)) for group in groups}
     found = {label: (group, rows) for label, (group, rows) in found.items() if len(rows["step"])}
     if not found:
-        return "scores: no rollouts/*.parquet holds a rollout with a gradient; train with log.rollouts = true"
+        return "scores: no rollouts/*.parquet has a rollout with a gradient; train with log.rollouts = true"
     with style():
         figure, axes = panels(len(found), 4, (3.1, 2.6))
         data: list[dict[str, Any]] = []
@@ -81,7 +79,7 @@ def score_histograms(groups: Sequence[RunGroup], folder: Path) -> list[Path] | s
                     axis.set_title(f"{plain(label)}, {'right' if positive else 'wrong'}", loc="left")
                     axis.set(ylabel=quantity, xlabel="sampling round")
                     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        note = "colour: share of the round's rollouts, darker is more; only rollouts that carry a gradient"
+        note = "colour: share of the round's rollouts, darker is more; only rollouts with a gradient"
         figure.supxlabel(note, fontsize=8, color="#555555")
         return save(figure, data, folder, "scores")
 
@@ -89,7 +87,7 @@ def score_histograms(groups: Sequence[RunGroup], folder: Path) -> list[Path] | s
 def _bars(
     axis: Axes, label: str, part: str, names: Sequence[str], counts: np.ndarray, tokens: np.ndarray
 ) -> list[dict[str, Any]]:
-    """Two bars for each name, one of each sign; returns the CSV's rows."""
+    """Draw two bars for each name, one for each sign; returns the rows of the CSV."""
     rows = []
     for side, (sign, colour, hatch) in enumerate(zip(_SIGNS, (RIGHT, WRONG), ("", "///"), strict=True)):
         shares = counts[side] / max(int(tokens[side]), 1)
@@ -117,11 +115,11 @@ _ABOVE_THE_BAR: dict[str, Any] = {
 
 
 def _scores(group: RunGroup) -> dict[str, np.ndarray]:
-    """step, right, score and weight of every saved rollout that carries a gradient (others were not computed)."""
+    """step, right, score and weight of all saved rollouts that have a gradient (scores of others were not computed)."""
     parts: dict[str, list[np.ndarray]] = {"step": [], "right": [], "score": [], "weight": []}
     for table in (table for run in group.runs for table in run.rollouts(["step", "reward", "score", "weight"])):
         step, reward, score, weight = (table[name].to_numpy() for name in ("step", "reward", "score", "weight"))
-        # A mini-batch whose update was skipped may have neither.
+        # Scores and weights may be NaN in a mini-batch whose update was skipped.
         kept = (weight != 0) & np.isfinite(score) & np.isfinite(weight)
         for name, values in (("step", step), ("right", reward > 0), ("score", score), ("weight", weight)):
             parts[name].append(values[kept])
@@ -129,7 +127,7 @@ def _scores(group: RunGroup) -> dict[str, np.ndarray]:
 
 
 def _weight_scale(group: RunGroup, weights: np.ndarray) -> tuple[np.ndarray, str, float | None]:
-    """|weights|, their name and their bound: REAL's and BCE's times P, as the paper's W; advantages without a score."""
+    """|weights|, their name and bound. For REAL and BCE they are multiplied by P, as the paper's W; else no bound is known."""
     recipe = group.runs[0].recipe()
     objective = recipe.objective
     if isinstance(objective, RealConfig | BCEConfig):
@@ -141,7 +139,7 @@ def _weight_scale(group: RunGroup, weights: np.ndarray) -> tuple[np.ndarray, str
 def _heat(
     axis: Axes, step: np.ndarray, chosen: np.ndarray, values: np.ndarray, limits: tuple[float, float], colour: str
 ) -> list[dict[str, Any]]:
-    """Each column is the histogram of a range of steps, with sum 1; returns the cells that are not empty."""
+    """Draw a histogram for each range of steps as a column with sum 1; returns the cells that are not empty."""
     first, last = int(step.min()), int(step.max())
     width = -(-(last - first + 1) // _COLUMNS)
     x_edges = np.arange(first, last + width + 1, width)

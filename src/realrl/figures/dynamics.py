@@ -1,6 +1,6 @@
-"""Curves of runs from metrics.jsonl: the paper's Figures 4 and 5, and whether the optimisation is healthy.
+"""Curves from metrics.jsonl: the paper's Figures 4 and 5, and metrics of the optimisation.
 
-Runs that differ by run.seed alone are one line: their mean, with a 95 % t-interval over seeds.
+Runs that differ only in run.seed form one line: their mean, with a 95 % t-interval over seeds.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from realrl.figures.canvas import line_style, panels, plain, save, style
 from realrl.figures.statistics import half_width
 from realrl.rundir.runs import RunGroup, RunRecord
 
-# A curve of more points than this is a running mean.
+# A curve with more points than this becomes a running mean.
 _POINTS = 30
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Mean over the runs of a group at the steps that all of them have, with its interval where there are two or more.
+    """The mean over the runs of a group at their common steps, with an interval if there are two or more runs.
 
-    `values` (R runs, S steps) are the runs' own, after the running mean over `window` records.
+    `values` (R runs, S steps) are the values of each run after a running mean over `window` records.
     """
 
     steps: np.ndarray
@@ -39,13 +39,13 @@ class Curve:
 
     @property
     def half_width(self) -> np.ndarray | None:
-        """Half of the 95 % t-interval of the mean; None for one run."""
+        """Half the width of the 95 % t-interval of the mean; None for one run."""
         return half_width(self.values)
 
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One quantity: its title, its axis label, and its values by step from a run."""
+    """One quantity: title, axis label, and a function from a run to its values by step."""
 
     title: str
     label: str
@@ -55,7 +55,7 @@ class Panel:
 
 
 def curve(group: RunGroup, panel: Panel) -> Curve | None:
-    """The group's curve of one quantity; None where the runs share no step that records it."""
+    """The group's curve of one quantity; None if no step of all runs records it."""
     found = [panel.series(run) for run in group.runs]
     steps = sorted(set.intersection(*(set(series) for series in found)))
     if not steps:
@@ -66,14 +66,14 @@ def curve(group: RunGroup, panel: Panel) -> Curve | None:
 
 
 def held_out(run: RunRecord) -> dict[int, float]:
-    """Step → sampled held-out Pass@1, the mean over the run's sets, where all of them were evaluated."""
+    """Step → sampled held-out Pass@1, averaged over the run's sets, for steps that evaluated all of them."""
     found = [run.series(f"eval/{name}/sampled/accuracy") for name in run.evaluated]
     steps = set.intersection(*(set(series) for series in found)) if found else set()
     return {step: float(np.mean([series[step] for series in found])) for step in sorted(steps)}
 
 
 def figure_4(groups: Sequence[RunGroup], folder: Path) -> list[Path] | str:
-    """Entropy, held-out Pass@1, reward and the share of prompts solved by all rollouts; a reason where nothing is there."""
+    """Draw entropy, held-out Pass@1, reward and the share of prompts solved by all rollouts; returns paths, or why not."""
     return _curves(
         groups,
         folder,
@@ -88,13 +88,13 @@ def figure_4(groups: Sequence[RunGroup], folder: Path) -> list[Path] | str:
 
 
 def optimisation(groups: Sequence[RunGroup], folder: Path) -> list[Path] | str:
-    """Gradient norm, response length and truncated share."""
+    """Draw gradient norm, response length and truncated share; returns paths, or why not."""
     return _curves(
         groups,
         folder,
         "optimisation",
         [
-            Panel("Gradient norm before clipping", "largest of the round's steps", _metric("grad/norm"), log=True),
+            Panel("Gradient norm before clipping", "largest of the round's updates", _metric("grad/norm"), log=True),
             Panel("Response length", "tokens, mean", _metric("response/length_mean")),
             Panel("Truncated responses", "share of responses", _metric("response/truncated_share")),
         ],
@@ -102,9 +102,9 @@ def optimisation(groups: Sequence[RunGroup], folder: Path) -> list[Path] | str:
 
 
 def figure_5(groups: Sequence[RunGroup], folder: Path) -> list[Path] | str:
-    """Recipes side by side: held-out Pass@1 at the last evaluation and the mean reward of the last tenth of the steps."""
+    """Draw recipes side by side: held-out Pass@1 at the last evaluation, and mean reward over the last tenth of the steps."""
     if len(groups) < 2:
-        return "figure_5 compares recipes and was given one; name runs that differ in more than run.seed"
+        return "figure_5 compares recipes but got only one; give runs that differ in more than run.seed"
     columns = [
         (Panel("Held-out Pass@1, last evaluation", "accuracy", held_out, smooth=False), 0.0),
         (Panel("Training reward, last tenth of the steps", "mean reward", _metric("reward/mean"), smooth=False), 0.1),
@@ -123,13 +123,13 @@ def figure_5(groups: Sequence[RunGroup], folder: Path) -> list[Path] | str:
         axes[0].set_yticks(range(len(groups)), [plain(group.label) for group in groups])
         axes[0].set_ylim(len(groups) - 0.5, -0.5)
         if not data:
-            return "figure_5 needs eval/*/sampled/accuracy or reward/mean, and no recipe has a step that all its seeds recorded"
+            return "figure_5 needs eval/*/sampled/accuracy or reward/mean, but no recipe has a step with it in all seeds"
         figure.supxlabel(_intervals(groups, mark="bar"), fontsize=8, color="#555555")
         return save(figure, data, folder, "figure_5")
 
 
 def _final(axis: Axes, row: int, group: RunGroup, title: str, steps: np.ndarray, values: np.ndarray) -> list[dict[str, Any]]:
-    """One recipe's row: its seeds as small dots below their mean and its interval; returns the CSV's rows."""
+    """Draw one recipe: its seeds as small dots below their mean with its interval; returns the rows of the CSV."""
     colour = line_style(row)["color"]
     half, mean = half_width(values), float(values.mean())
     axis.plot(values, [row + 0.22] * len(values), "o", color=colour, markersize=4, alpha=0.6, markeredgewidth=0)
@@ -147,7 +147,7 @@ def _curves(groups: Sequence[RunGroup], folder: Path, name: str, quantities: Seq
     found = {(panel.title, group.label): curve(group, panel) for panel in quantities for group in groups}
     drawn = [panel for panel in quantities if any(found[panel.title, group.label] for group in groups)]
     if not drawn:
-        return f"{name}: none of its quantities ({', '.join(panel.title for panel in quantities)}) is in any metrics.jsonl"
+        return f"{name}: no metrics.jsonl has any of its quantities ({', '.join(panel.title for panel in quantities)})"
     with style():
         columns = 2 if len(drawn) % 2 == 0 else len(drawn)
         figure, axes = panels(-(-len(drawn) // columns), columns, (4.4, 3.0) if columns < 3 else (3.7, 3.0))
@@ -193,7 +193,7 @@ def _line(axis: Axes, index: int, group: RunGroup, panel: Panel, line: Curve) ->
 
 
 def _fit(axis: Axes, values: np.ndarray, *, log: bool) -> None:
-    """Limits that hold every run's values: the interval of few seeds is wide, and may leave the axes."""
+    """Set limits that show all values of the runs; the interval of few seeds is wide and may be cut off."""
     values = values[values > 0] if log else values
     if not len(values):
         return
@@ -206,7 +206,7 @@ def _fit(axis: Axes, values: np.ndarray, *, log: bool) -> None:
 
 
 def _legend(axes: Sequence[Axes]) -> tuple[list[Any], list[str]]:
-    """Every label once, of whichever panel has it."""
+    """Each label of any panel once."""
     entries = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     return list(entries.values()), list(entries)
 
@@ -214,7 +214,7 @@ def _legend(axes: Sequence[Axes]) -> tuple[list[Any], list[str]]:
 def _intervals(groups: Sequence[RunGroup], *, mark: str) -> str:
     counts = sorted({len(group.runs) for group in groups})
     if counts == [1]:
-        return "one seed of each recipe: no intervals"
+        return "one seed per recipe: no intervals"
     number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     dots = "small dots: the seeds; " if mark == "bar" else ""
     return f"mean over {number} seeds; {dots}{mark}: 95 % t-interval of the mean"
@@ -225,7 +225,7 @@ def _metric(name: str) -> Callable[[RunRecord], dict[int, float]]:
 
 
 def _running_mean(values: Sequence[float], window: int) -> np.ndarray:
-    """Mean of the last `window` values up to each one; fewer at the start."""
+    """For each value, the mean of the last `window` values; of fewer at the start."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(ends - window, 0)

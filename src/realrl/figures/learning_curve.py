@@ -15,9 +15,9 @@ from realrl.rundir.paths import RunPaths
 
 
 def learning_curve(run_dir: Path, output: Path) -> None:
-    """Reward and boxed share of each step's rollouts, and held-out accuracy with standard errors, from metrics.jsonl.
+    """Draw training reward, share of boxed answers, and held-out accuracy with standard errors, from metrics.jsonl.
 
-    What a run did not record, or recorded in lines that are broken, is left out.
+    Values that are missing or in damaged lines are left out.
     """
     records, _ = read_records(RunPaths(Path(run_dir)).metrics)
     steps = [(record["step"], record) for record in records if "reward/mean" in record]

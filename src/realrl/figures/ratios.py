@@ -1,4 +1,4 @@
-"""Tokens counted by their ratio ρ = π_θ/π_old and the sign of the advantage: the paper's Figure 2, before it is drawn."""
+"""Count tokens by their ratio ρ = π_θ/π_old and the sign of the advantage: the data of the paper's Figure 2."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from realrl.rundir.runs import present
 
 _COLUMNS = ("group", "reward", "log_ratio")
 
-# Edges of the intervals of ρ; those of the clip, 1 ± 0.2, belong to the inside, as in the objectives.
+# Edges of the intervals of ρ. The clip's edges, 1 ± 0.2, count as not clipped, as in the objectives.
 BELOW, ABOVE = (0.5, 0.8, 0.95), (1.05, 1.2, 1.5, 2.0)
 EPSILON = 0.2
 INTERVALS = ("< 0.5", "0.5–0.8", "0.8–0.95", "0.95–1.05", "1.05–1.2", "1.2–1.5", "1.5–2", "> 2")
@@ -24,7 +24,7 @@ CLIPS = ("one-sided", "bidirectional")
 
 @dataclass(frozen=True, slots=True)
 class RatioCounts:
-    """Tokens by sign of the advantage (first axis: A > 0, A < 0): of each interval of ρ, and dropped by each clipping."""
+    """Numbers of tokens in each interval of ρ, and dropped by each kind of clipping; first axis: A > 0, A < 0."""
 
     intervals: np.ndarray
     dropped: np.ndarray
@@ -35,9 +35,9 @@ class RatioCounts:
 
 
 def ratio_counts(tables: Iterator[pa.Table]) -> RatioCounts | None:
-    """Counts over saved rollouts; None where the tokens' log-ratios were not saved.
+    """Count the tokens of saved rollouts; None if their log-ratios were not saved.
 
-    The sign is that of reward − mean reward of the group; groups of equal rewards teach nothing and are left out.
+    The sign is that of reward − mean reward of the group. Groups with equal rewards have advantage 0 and are left out.
     """
     intervals, dropped = np.zeros((2, len(INTERVALS)), dtype=np.int64), np.zeros((2, len(CLIPS)), dtype=np.int64)
     found = False
@@ -59,7 +59,7 @@ def ratio_counts(tables: Iterator[pa.Table]) -> RatioCounts | None:
 
 
 def token_ratios(path: Path) -> RatioCounts | None:
-    """Counts of a step's tokens by their ratio ρ; None where they were not recorded. Kept, as runs.rollout_numbers are."""
+    """Count the tokens of one file; None if their ratios were not recorded. Results are cached until the file changes."""
     try:
         return _token_ratios(path, path.stat().st_mtime_ns)
     except OSError:

@@ -1,4 +1,4 @@
-"""What a few seeds can tell: Student's t for their mean, for paired differences, and Holm's correction for several tests."""
+"""Statistics for a few seeds: Student's t for a mean or paired differences, and Holm's correction for several tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _POINTS = 100_001
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """A mean with its 95 % interval; None where a single value cannot tell."""
+    """A mean with its 95 % interval; the ends are None for a single value."""
 
     value: float
     low: float | None
@@ -25,14 +25,14 @@ class Mean:
 
 
 def mean_of(values: Sequence[float]) -> Mean:
-    """The mean of independent values, taken to be normal, by Student's t with n − 1 degrees of freedom."""
+    """The mean of independent, normally distributed values, with an interval by Student's t (n − 1 degrees of freedom)."""
     sample = np.asarray(values, dtype=float)
     mean, half = float(sample.mean()), half_width(sample)
     return Mean(mean, None, None) if half is None else Mean(mean, mean - float(half), mean + float(half))
 
 
 def half_width(values: np.ndarray) -> np.ndarray | None:
-    """Half of the 95 % t-interval of the mean over the first axis, one for each place of the others; None for one value."""
+    """Half the width of the 95 % t-interval of the mean over the first axis; None if it has one value."""
     count = len(values)
     if count < 2:
         return None
@@ -41,13 +41,13 @@ def half_width(values: np.ndarray) -> np.ndarray | None:
 
 @functools.cache
 def t_quantile(degrees: int) -> float:
-    """How many standard errors a two-sided 95 % interval reaches: Student's t with `degrees` ≥ 1 degrees of freedom."""
+    """Half the width of a two-sided 95 % interval in standard errors, for Student's t with `degrees` ≥ 1."""
     angles, within = _within(degrees)
     return math.sqrt(degrees) * math.tan(float(np.interp(0.95, within, angles)))
 
 
 def p_value_of_zero(values: Sequence[float]) -> float | None:
-    """Two-sided p-value of the t-test that the mean is 0; None for a single value. Equal values: 1 if they are 0, else 0."""
+    """Two-sided p-value of the t-test that the mean is 0; None for a single value. Equal values give 1 if 0, else 0."""
     if len(values) < 2:
         return None
     sample = np.asarray(values, dtype=float)
@@ -56,7 +56,7 @@ def p_value_of_zero(values: Sequence[float]) -> float | None:
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """The p-values adjusted for being several (Holm's step-down); None stays None and is not counted."""
+    """The p-values, adjusted for several tests by Holm's step-down method; None stays None and is not counted."""
     order = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)
     largest = 0.0
@@ -67,7 +67,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def _within(degrees: int) -> tuple[Float[np.ndarray, " K"], Float[np.ndarray, " K"]]:
-    """Angles θ from 0 to π/2 and P(|T| ≤ √ν tan θ): in θ Student's density is proportional to cos^(ν−1) θ."""
+    """Angles θ from 0 to π/2 and P(|T| ≤ √ν tan θ); as a function of θ, Student's density is proportional to cos^(ν−1) θ."""
     angles = np.linspace(0, math.pi / 2, _POINTS)
     density = np.cos(angles).clip(min=0) ** (degrees - 1)
     parts = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])

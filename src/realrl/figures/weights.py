@@ -1,8 +1,8 @@
-"""Figure 1 of the paper, for every objective: the size of a response's gradient weight against its own log-ratio.
+"""Figure 1 of the paper, for every objective: the size of a response's gradient weight as a function of its log-ratio.
 
-The lines are autograd gradients of the objectives that train, the dots the closed forms. One response moves, in a group of
-four right and four wrong responses whose others all have log-ratio 0. Responses are one token long, so that s_t = s̄; then
-REAL's C = 1 + Σ_others e^0 = 4, as in the paper's figure.
+Lines are autograd gradients of the objectives used in training; dots are closed forms. A group has four right and four wrong
+responses; one of them moves, and the others have log-ratio 0. Responses have one token, so s_t = s̄. Then REAL's
+C = 1 + Σ_others e^0 = 4, as in the paper's figure.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from realrl.objectives import AdditiveObjective, Groups, LossInputs, build_objec
 Curve = Float[np.ndarray, " K"]
 
 _SAME = 4
-# Denominators of one rollout of one token: every mean of a loss becomes a sum, which leaves out the constant in front.
+# With the denominators of one rollout with one token, every mean in a loss becomes a sum, without constant factors.
 _ONE = Groups(torch.ones(1), torch.zeros(1, dtype=torch.long), torch.ones(1, dtype=torch.long))
 # A response of either label is in 4 pairs.
 _SCALE = {"trpa": 1 / _SAME}
-# An even number of points: none falls on 0 or on the edge of a clip, where a gradient has two sides.
+# With an even number of points, none is 0 or on the edge of a clip, where the gradient is not unique.
 LOG_RATIOS: Curve = np.linspace(-2, 2, 200)
 _EVERY = 14
 TAUS = (0.1, 0.5, 1.0)
 _READING = "lines: autograd; dots: formula"
 _NO_KL = {"kl": {"target": "none", "coef": 0.0}}
-# What the picture of one objective leaves out: pieces that act on the whole step, and constants.
+# Settings that remove what a picture of one response cannot show: terms of the whole step, and constants.
 _SETTINGS: dict[str, dict[str, Any]] = {"disco": {"beta": 0.0}, "dr_grpo": {"length_divisor": 1.0}}
 _REMARKS = {"disco": "without its trust region", "nft": "question weight ω = 1/2"}
 
 
 def gradient_weights(config: Mapping[str, Any], log_ratios_K: Curve, *, right: bool) -> Curve:
-    """∂L/∂s of one right or wrong response at each log-ratio s, by autograd in float64; KL penalties are off.
+    """∂L/∂s of one right or wrong response at each log-ratio s, by autograd in float64, without KL penalties.
 
-    Advantages are A = ±1; objectives that read rewards as labels make their own.
+    Advantages are A = ±1, except for objectives that use rewards as labels.
     """
     objective = build_objective({**_NO_KL, **config})
     count, size = len(log_ratios_K), 2 * _SAME
@@ -63,7 +63,7 @@ def gradient_weights(config: Mapping[str, Any], log_ratios_K: Curve, *, right: b
 
 
 def formula(config: Mapping[str, Any], s: Curve, *, right: bool) -> Curve | None:
-    """The closed form of the same weight with the objective's defaults, τ of REAL aside; None where none is known."""
+    """The closed form of the same weight for the objective's defaults (REAL: any τ); None if there is none."""
     known = _FORMULAS.get(config["type"])
     if known is None:
         return None
@@ -71,13 +71,13 @@ def formula(config: Mapping[str, Any], s: Curve, *, right: bool) -> Curve | None
 
 
 def weight_figures(folder: Path) -> list[Path]:
-    """Write figure_1 (GRPO beside REAL), figure_1_objectives (every objective) and figure_1_tau (three τ)."""
+    """Write figure_1 (GRPO and REAL), figure_1_objectives (all objectives) and figure_1_tau (three values of τ)."""
     with style():
         return [*_paper_figure(folder), *_all_objectives(folder), *_temperatures(folder)]
 
 
 def figure_1_of(configs: Mapping[str, Mapping[str, Any]], folder: Path) -> list[Path]:
-    """figure_1_runs: a panel for each label and objective of a run, its settings as they were; autograd alone."""
+    """Write figure_1_runs: a panel for each label and objective, with the settings of its run; autograd only, no dots."""
     with style():
         return _grid(configs, folder, "figure_1_runs", dot=0)
 
@@ -102,7 +102,7 @@ def _all_objectives(folder: Path) -> list[Path]:
 
 
 def _grid(configs: Mapping[str, Mapping[str, Any]], folder: Path, name: str, *, dot: float) -> list[Path]:
-    """A panel for each label and objective, four in a row; what acts on the whole step is left out."""
+    """Draw a panel for each label and objective, four in a row, without terms of the whole step."""
     columns = min(len(configs), 4)
     figure, axes = panels(-(-len(configs) // columns), columns, (2.7, 2.3), sharex=True)
     data: list[dict[str, Any]] = []
@@ -146,12 +146,12 @@ def _name_of(right: bool) -> str:
 def _draw(
     axis: Axes, config: dict[str, Any], *, right: bool, label: str, colour: str = "", dashes: str = "", dot: float = 4.2
 ) -> list[dict[str, Any]]:
-    """One curve and its dots of size `dot`; returns its rows of the CSV, signed: negative raises the response's probability."""
+    """Draw a curve, and dots of size `dot`; returns rows of the CSV. A negative weight raises the response's probability."""
     s = LOG_RATIOS
     weight = gradient_weights(config, s, right=right)
     closed = formula(config, s, right=right) if dot else None
     colour = colour or (RIGHT if right else WRONG)
-    # A weight that jumps to 0 is a clip's edge, not a slope.
+    # A jump to 0 is the edge of a clip, so the line must have a gap there.
     jumps = np.flatnonzero(np.diff(weight == 0)) + 1
     drawn = np.insert(np.abs(weight), jumps, np.nan)
     axis.plot(np.insert(s, jumps, np.nan), drawn, color=colour, linestyle=dashes or ("-" if right else "--"), label=label)
@@ -183,7 +183,7 @@ def _bce(s: Curve, right: bool, tau: float = 0.5) -> Curve:
 
 
 def _clipped(low: float, high: float) -> Callable[[Curve, bool], Curve]:
-    """−Aρ, 0 where A > 0 and s > high or A < 0 and s < low; the edges are log-ratios."""
+    """−Aρ, but 0 if A > 0 and s > high, or A < 0 and s < low; `low` and `high` are log-ratios."""
 
     def weight(s: Curve, right: bool) -> Curve:
         return np.where(s <= high, -np.exp(s), 0) if right else np.where(s >= low, np.exp(s), 0)

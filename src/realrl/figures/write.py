@@ -1,4 +1,4 @@
-"""`realrl figures`: every figure that the given runs have the data for, and the names of those that they have not."""
+"""`realrl figures`: draw all figures for which the runs have data, and say which are missing and why."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from realrl.rundir.runs import RunGroup, broken_lines, group_runs, read_run
 
 @dataclass(slots=True)
 class FiguresReport:
-    """Files that were written, and what was left out of them, each with the reason and the remedy."""
+    """The written files, and what was left out, with reason and remedy."""
 
     written: list[Path] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
 
 
 def write_figures(runs: Sequence[str | Path], folder: Path) -> FiguresReport:
-    """The gradient weights of all objectives, and with `runs` (run folders) their dynamics, into `folder`.
+    """Write the gradient weights of all objectives, and the dynamics of `runs` (run folders), to `folder`.
 
-    Raises ConfigError or DataError for a folder that is no run, before anything is written.
+    Raises ConfigError or DataError if a folder is not a run, before anything is written.
     """
     groups = group_runs([read_run(Path(run)) for run in runs])
     report = FiguresReport(written=weight_figures(folder))
@@ -43,12 +43,13 @@ def write_figures(runs: Sequence[str | Path], folder: Path) -> FiguresReport:
 
 
 def _left_out(group: RunGroup) -> list[str]:
-    """Broken records, and the curves' ends where some runs of a recipe ended before others."""
+    """Damaged records, and ends of curves that are left out because some runs of a recipe have fewer steps."""
     reasons = [broken_lines(run) for run in group.runs if run.broken]
     ends = {run.folder: run.steps for run in group.runs}
     first, last = min(ends.values()), max(ends.values())
     names = ", ".join(str(folder) for folder, end in ends.items() if end < last)
     if names:
-        fewer = f"of {last} steps {names} has fewer; resume it or leave it out"
-        reasons.append(f"curves of {group.label} after step {first}: {fewer}")
+        reasons.append(
+            f"curves of {group.label} after step {first} of {last}: {names} has fewer steps; resume it or leave it out"
+        )
     return reasons

@@ -1,4 +1,4 @@
-"""Models by name: a folder, a built-in small model, or a model of the hub."""
+"""Load models by name: a local folder, a built-in small model, or a model on the hub."""
 
 from realrl.models.adapters import Reference
 from realrl.models.resolve import (

@@ -1,7 +1,7 @@
-"""LoRA through PEFT inside the model, weights in 4 bits, and the frozen reference model of a run.
+"""LoRA with PEFT, 4-bit weights, and the frozen reference model of a run.
 
-The model stays the transformers model that it was: PEFT puts its layers in the place of linear ones. Adapters are float32 in
-a model of any type, because an update of 1e-6 vanishes in bfloat16.
+PEFT replaces linear layers inside the transformers model, without a wrapper around it. Adapters are always float32, because
+bfloat16 would round away an update of 1e-6.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from realrl.seeding import derive_seed
 ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _NAME = "default"
-# Weights that share a scale in NF4.
+# How many weights share a scale in NF4.
 _QUANTISED_BLOCK = 64
-# bitsandbytes (PEFT imports it) warns of an optional kernel for inference that is not installed.
+# PEFT imports bitsandbytes, which warns about an optional inference kernel that is not installed.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def add_lora(model: PreTrainedModel, lora: LoraSection, *, seed: int) -> None:
-    """Freeze the weights and put a fresh adapter beside each target: W + (alpha / rank) B A with B = 0, so W to begin with.
+    """Freeze the weights and add a new adapter to each target: W + (alpha / rank) B A. B is 0 at first.
 
-    Raises ConfigError without PEFT and for targets that the model does not have.
+    Raises ConfigError if PEFT is not installed, or if the model does not have the targets.
     """
     peft: Any = _peft("model.lora")
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
@@ -47,21 +47,21 @@ def add_lora(model: PreTrainedModel, lora: LoraSection, *, seed: int) -> None:
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> None:
-    """Put the LoRA that `save_pretrained` or PEFT wrote into `folder` into its base model, ready to be trained further."""
+    """Load the LoRA adapter in `folder`, written by `save_pretrained` or PEFT, into its base model, ready for training."""
     peft: Any = _peft(f"the adapter {folder}")
-    if gradient_settings(folder).get("megatron_config"):
+    if adapter_settings(folder).get("megatron_config"):
         # PEFT would import the module that megatron_core names.
-        raise ConfigError(f"{folder / ADAPTER_CONFIG} names code in megatron_config, which is not run here; take it out")
+        raise ConfigError(f"{folder / ADAPTER_CONFIG} names code in megatron_config, which realrl never runs; remove it")
     try:
         config = peft.PeftConfig.from_pretrained(str(folder))
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise ConfigError(f"{folder / ADAPTER_CONFIG} is no adapter's configuration: {error}") from error
+        raise ConfigError(f"{folder / ADAPTER_CONFIG} is not a valid adapter configuration: {error}") from error
     if not isinstance(config, peft.LoraConfig) or not (folder / _ADAPTER_WEIGHTS).is_file():
-        raise ConfigError(f"{folder} holds no LoRA in {_ADAPTER_WEIGHTS}, the one kind of adapter that is read here")
+        raise ConfigError(f"{folder} has no LoRA adapter in {_ADAPTER_WEIGHTS}; realrl reads no other kind of adapter")
     config.inference_mode = False
     config.lora_dropout = 0.0
     _inject(model, config, str(folder / ADAPTER_CONFIG))
-    # PEFT's own files carry the prefix of its wrapper.
+    # In PEFT's own files, names start with the prefix of its wrapper.
     try:
         saved = load_file(folder / _ADAPTER_WEIGHTS)
     except (SafetensorError, OSError) as error:
@@ -76,46 +76,48 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> None:
         raise ConfigError(f"{folder} does not fit its base model: {', '.join([*absent, *result.unexpected_keys][:3])}")
 
 
-def gradient_settings(folder: Path) -> dict[str, Any]:
-    """What the adapter's configuration file holds; ConfigError where it is damaged."""
+def adapter_settings(folder: Path) -> dict[str, Any]:
+    """The content of the adapter's configuration file; raises ConfigError if it is damaged."""
     try:
         settings = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{folder / ADAPTER_CONFIG} is no JSON: {error}; get the file again") from error
+        raise ConfigError(f"{folder / ADAPTER_CONFIG} is not valid JSON: {error}; get the file again") from error
     if not isinstance(settings, dict):
-        raise ConfigError(f"{folder / ADAPTER_CONFIG} is no adapter's configuration: it holds a {type(settings).__name__}")
+        raise ConfigError(
+            f"{folder / ADAPTER_CONFIG} is not a valid adapter configuration: it holds a {type(settings).__name__}"
+        )
     return settings
 
 
 def base_of(folder: Path) -> str:
-    """`base_model_name_or_path` of the adapter in `folder`; ConfigError where it names none."""
-    base = gradient_settings(folder).get("base_model_name_or_path")
+    """`base_model_name_or_path` of the adapter in `folder`; raises ConfigError if it is missing."""
+    base = adapter_settings(folder).get("base_model_name_or_path")
     if not base:
-        raise ConfigError(f"{folder / ADAPTER_CONFIG} does not say which model the adapter belongs to: base_model_name_or_path")
+        raise ConfigError(f"{folder / ADAPTER_CONFIG} does not say which model is the base; set base_model_name_or_path")
     return str(base)
 
 
 def has_adapters(model: PreTrainedModel) -> bool:
-    """Whether LoRA is in the model."""
+    """Whether the model has LoRA layers."""
     return bool(_layers(model))
 
 
 def check_same_lora(model: PreTrainedModel, lora: LoraSection | None, checkpoint: str) -> None:
-    """ConfigError where the recipe's `model.lora` is not what the checkpoint's model was trained with."""
+    """Raise ConfigError if the checkpoint's model was trained with another `model.lora` than the recipe's."""
     found: Any = model.peft_config[_NAME] if has_adapters(model) else None
     saved = "no LoRA" if found is None else f"LoRA of rank {found.r} and alpha {found.lora_alpha}"
     wanted = "no LoRA" if lora is None else f"LoRA of rank {lora.rank} and alpha {lora.alpha}"
     if saved != wanted:
         raise ConfigError(
-            f"{checkpoint} was trained with {saved}, and model.lora of the recipe asks for {wanted}; use the same"
+            f"{checkpoint} was trained with {saved}, but model.lora of the recipe asks for {wanted}; use the same in both"
         )
 
 
 @torch.no_grad()
 def merge_adapters(model: PreTrainedModel) -> None:
-    """Add the adapters, if any, to their weights and take their layers out; all weights are trainable again.
+    """Add the adapters, if any, to the weights and remove their layers; all weights become trainable again.
 
-    Raises ConfigError for weights in 4 bits, which would lose what the adapters learned.
+    Raises ConfigError for 4-bit weights, because rounding would lose what the adapters learned.
     """
     layers = _layers(model)
     if not layers:
@@ -124,7 +126,7 @@ def merge_adapters(model: PreTrainedModel) -> None:
     for name, layer in layers.items():
         if hasattr(layer.get_base_layer().weight, "quant_state"):
             raise ConfigError(
-                f"{model.name_or_path} is an adapter, and what it learned cannot be added to weights in 4 bits; set "
+                f"{model.name_or_path} is an adapter, and an adapter cannot be merged into weights in 4 bits; set "
                 "model.quantize = 'none'"
             )
         layer.merge()
@@ -136,7 +138,7 @@ def merge_adapters(model: PreTrainedModel) -> None:
 
 @contextmanager
 def adapters_off(model: PreTrainedModel) -> Iterator[None]:
-    """Within, the model computes what its frozen weights alone give."""
+    """Context manager in which the model computes with its frozen weights alone."""
     _switch(model, on=False)
     try:
         yield
@@ -145,7 +147,7 @@ def adapters_off(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _switch(model: PreTrainedModel, *, on: bool) -> None:
-    """PEFT turns gradients on and off with the adapters; here they stay as they are (a sharded model looks at them once)."""
+    # PEFT changes requires_grad with the adapters; restore it, since a sharded model reads it only once.
     gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     for layer in _layers(model).values():
         layer.enable_adapters(on)
@@ -154,10 +156,10 @@ def _switch(model: PreTrainedModel, *, on: bool) -> None:
 
 
 class Reference:
-    """The frozen model behind the reference log-probabilities: `with reference as model:` gives it ready for a forward pass.
+    """The frozen model that gives reference log-probabilities. Use `with reference as model:` for a forward pass.
 
-    It is a copy of its own, or, where `shared`, the policy with its adapters off, which takes no memory. With `device` the
-    copy rests where it is and is on `device` only within.
+    It is a separate copy or, if `shared`, the policy with its adapters off, which takes no extra memory. With `device`, the
+    copy moves to `device` for the `with` block and back afterwards.
     """
 
     def __init__(self, model: PreTrainedModel, *, shared: bool = False, device: torch.device | None = None) -> None:
@@ -170,7 +172,7 @@ class Reference:
 
     @property
     def own(self) -> PreTrainedModel | None:
-        """The copy, where there is one."""
+        """The separate copy; None if the policy itself is used."""
         return None if self._shared else self._model
 
     def __enter__(self) -> PreTrainedModel:
@@ -189,16 +191,16 @@ class Reference:
 
 
 def quantisation(dtype: torch.dtype) -> BitsAndBytesConfig:
-    """NF4 weights that are multiplied in `dtype`; ConfigError without bitsandbytes."""
+    """Settings for NF4 weights that compute in `dtype`; raises ConfigError if bitsandbytes is not installed."""
     need_bitsandbytes("model.quantize = '4bit'")
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
 
 
 def guard_quantised(model: PreTrainedModel) -> None:
-    """Keep a model in 4 bits from what bitsandbytes does on CPUs.
+    """Protect a 4-bit model from two problems of bitsandbytes on CPUs.
 
-    With AVX-512 BF16 it repacks weights at the first pass in eval mode, for a kernel that does not let a gradient through,
-    and never turns back. Rows that do not fill blocks of 64 come back with the scale of another block: a ConfigError.
+    With AVX-512 BF16, the first pass in eval mode repacks the weights for good, for a kernel that passes no gradient: turned
+    off. Rows that do not fill blocks of 64 are read with the scale of another block: raises ConfigError.
     """
     bnb = need_bitsandbytes("model.quantize = '4bit'")
     modules: Any = model.modules()
@@ -207,13 +209,13 @@ def guard_quantised(model: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = False
             if module.weight.device.type == "cpu" and module.in_features % _QUANTISED_BLOCK:
                 raise ConfigError(
-                    f"model.quantize = '4bit' on the CPU: a linear layer with {module.in_features} inputs, and bitsandbytes "
-                    f"gets only multiples of {_QUANTISED_BLOCK} right there; use a GPU, or model.quantize = 'none'"
+                    f"model.quantize = '4bit': a linear layer has {module.in_features} inputs, but on a CPU bitsandbytes "
+                    f"supports only multiples of {_QUANTISED_BLOCK}; use a GPU, or set model.quantize = 'none'"
                 )
 
 
 def need_bitsandbytes(what: str) -> Any:
-    """The package; ConfigError that names `what` wants it where it is not installed."""
+    """Import bitsandbytes; if it is not installed, raise a ConfigError that says what needs it (`what`)."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(f"{what} needs the package bitsandbytes: pip install 'realrl[qlora]'")
     import bitsandbytes
@@ -236,13 +238,12 @@ def _inject(model: PreTrainedModel, config: Any, source: str) -> None:
         raise ConfigError(f"{source}: {str(error).strip().splitlines()[0]}") from error
     for name, parameter in model.named_parameters():
         if parameter.requires_grad != ("lora_" in name):
-            raise ConfigError(f"{source} would train {name}, and adapters are what is trained; leave it out")
+            raise ConfigError(f"{source} would train {name}, but only adapters can be trained here; remove it")
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
 
 
 def _layers(model: PreTrainedModel) -> dict[str, Any]:
-    """PEFT's layers by name."""
     if not getattr(model, "_hf_peft_config_loaded", False):
         return {}
     from peft.tuners.tuners_utils import BaseTunerLayer

@@ -1,15 +1,15 @@
-r"""A character-level Llama of 0.66 M parameters that adds two numbers in writing, taught from mostly wrong solutions.
+r"""A character-level Llama with 0.66 M parameters that does column addition, trained on mostly wrong solutions.
 
-It writes `6+0=6;9+2+0=11;\boxed{116}` for `96+20=`. Three solutions in five of its supervised data hold a slip, so half of
-its samples are right (.49 ± .02 at temperature 1, 1,013 held-out problems): what reinforcement learning then lifts.
+For `96+20=` it writes `6+0=6;9+2+0=11;\boxed{116}`. Three in five of its training solutions contain an error, so about half
+of its samples are correct (.49 ± .02 at temperature 1, 1,013 held-out problems). Reinforcement learning can then improve it.
 
-Its folder `tiny-adder-v2` lies beside this file; `resolve_model` knows it as `tiny-adder`. This command makes one anew, in
-two to three minutes on one thread:
+The folder `tiny-adder-v2` beside this file holds the model; `resolve_model` calls it `tiny-adder`. This command trains it
+again, in two to three minutes on one thread:
 
     python -m realrl.models.adder OUT_FOLDER
 
-The same version of torch on the same kind of processor gives the same weights. Elsewhere sums round otherwise, and the model
-is another one, about as good.
+The same torch version on the same kind of processor gives the same weights. Other processors round differently and give
+another model of about the same quality.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _PEAK_LR = 2e-3
 
 
 def character_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a character; <pad> 0, <bos> 1, <eos> 2."""
+    """A tokenizer with one token per character; <pad> is 0, <bos> 1, <eos> 2."""
     vocabulary = {token: index for index, token in enumerate(["<pad>", "<bos>", "<eos>", *_CHARACTERS])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")  # pyright: ignore[reportAttributeAccessIssue]
@@ -48,7 +48,7 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def written_solution(problem: str, rng: random.Random, slips: float = _SLIPS) -> str:
-    """Column addition of "12+34="; with probability `slips` one digit or carry in it is wrong, and so is the answer."""
+    """Column addition for "12+34="; with probability `slips` one digit or carry, and so the answer, is wrong."""
     a, b = (int(part) for part in problem.rstrip("=").split("+"))
     slip = rng.randrange(3) if rng.random() < slips else None
     units = max(a % 10 + b % 10 + (rng.choice([-1, 1]) if slip == 0 else 0), 0)
@@ -58,7 +58,7 @@ def written_solution(problem: str, rng: random.Random, slips: float = _SLIPS) ->
 
 
 def build(target: Path, seed: int = 0, steps: int = _STEPS) -> None:
-    """Train the model on the task's training part and write it into the folder `target`: weights in float16, half the size."""
+    """Train the model on the training split of its task and write it to the folder `target`, in float16 to halve its size."""
     tokenizer = character_tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "adder"))
@@ -76,7 +76,7 @@ def build(target: Path, seed: int = 0, steps: int = _STEPS) -> None:
         optimizer.step()
         if (step + 1) % 50 == 0:
             print(f"  step {step + 1}/{steps}, loss {loss.item():.3f}", flush=True)
-    # config.json says float32, so transformers loads the weights as that; tied ones are named once.
+    # transformers still loads float32 weights, because config.json says so. named_parameters lists tied weights once.
     model.save_pretrained(target, state_dict={name: weight.half() for name, weight in model.named_parameters()})
     tokenizer.save_pretrained(target)
 

@@ -1,7 +1,7 @@
-"""The head of a language model in tiles of tokens × vocabulary: log-probabilities without logits of all tokens in memory.
+"""Log-probabilities from the head of a language model in tiles of tokens × vocabulary, never with all logits in memory.
 
-Sums over the vocabulary run from tile to tile, so that memory holds one tile whatever the number of tokens and the size of the
-vocabulary. Backward computes the logits again, except where all of them together are small enough to keep.
+Sums over the vocabulary are updated tile by tile, so memory holds one tile at a time. The backward pass computes the logits
+again, unless all of them together are small enough to keep.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from transformers import PreTrainedModel
 from realrl.models.modes import evaluating
 from realrl.system.memory import out_of_memory
 
-# A tile has to keep a matrix product busy, and on a CPU to stay in its cache between the passes over it.
+# A tile must be large enough for an efficient matrix product. On a CPU it must fit the cache, since it is read several times.
 _TILE_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 25}
 _TILE_TOKENS = {"cpu": 512, "cuda": 2048}
-# Exponentials of up to 128 MiB in float32 are kept for backward.
+# Up to 128 MiB of float32 exponentials are kept for the backward pass.
 _KEPT_ELEMENTS = 1 << 25
-# Logits beyond every cap that models have (30 to 50).
+# Logits above the cap of any model (30 to 50).
 _LARGE = 1000.0
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """logits = scale · cap · tanh(hidden Wᵀ + b) / cap, without the tanh where `softcap` is None (Gemma 2 has one)."""
+    """logits = scale · cap · tanh((hidden Wᵀ + b) / cap); there is no tanh if `softcap` is None (Gemma 2 has one)."""
 
     weight: Float[Tensor, "V H"]
     bias: Float[Tensor, " V"] | None
@@ -37,7 +37,7 @@ class Head:
     scale: float
 
     def logits(self, hidden: Float[Tensor, "M H"]) -> Float[Tensor, "M V"]:
-        """In float32; the product itself in the type of `hidden`, or in autocast's."""
+        """Logits in float32; the matrix product runs in the dtype of `hidden` or of autocast."""
         out = torch.nn.functional.linear(hidden, self.weight, self.bias).float()
         if self.softcap is not None:
             out = self.softcap * torch.tanh(out / self.softcap)
@@ -45,16 +45,16 @@ class Head:
 
 
 def tokens_at_once(vocabulary: int) -> int:
-    """How many tokens' logits are in memory together, at most."""
+    """The largest number of tokens whose logits are in memory at the same time."""
     return max(1, _KEPT_ELEMENTS // vocabulary)
 
 
 def without_wrapper(model: torch.nn.Module) -> PreTrainedModel:
-    """The transformers model in a PEFT wrapper, whose adapter lies within its layers; ValueError for an adapter of prompts."""
+    """The transformers model inside a PEFT wrapper; raises ValueError for prompt learning, which changes the input instead."""
     inner: Any = model
     if hasattr(model, "get_base_model"):
         if inner.active_peft_config.is_prompt_learning:
-            raise ValueError("log-probabilities do not see learnt prompts: take an adapter within the layers, such as LoRA")
+            raise ValueError("log-probabilities ignore learned prompts; use an adapter inside the layers, such as LoRA")
         inner = inner.get_base_model()
     return inner
 
@@ -63,9 +63,9 @@ _known: weakref.WeakKeyDictionary[PreTrainedModel, bool] = weakref.WeakKeyDictio
 
 
 def head_of(model: PreTrainedModel) -> Head | None:
-    """The model's head, where hidden states put through it give the model's own logits; None for one that is not known.
+    """The model's head, or None if the head applied to the hidden states does not give the model's own logits.
 
-    Tried once for each model on two tokens, so that no model's peculiarity goes unseen.
+    The comparison runs once for each model, on two tokens.
     """
     head = _head(model)
     if model not in _known:
@@ -85,7 +85,7 @@ def _head(model: PreTrainedModel) -> Head | None:
 
 @torch.no_grad()
 def _agrees(model: PreTrainedModel, head: Head) -> bool:
-    """On hidden states as they are, and on some so large that a cap of the logits would show."""
+    """Compare the logits, once for normal hidden states and once for states so large that a cap on the logits shows."""
     base, seen, factor = model.base_model, [], 1.0
 
     def enlarge(module: Any, inputs: Any, output: Any) -> Any:
@@ -103,7 +103,7 @@ def _agrees(model: PreTrainedModel, head: Head) -> bool:
                     return False
                 factor = max(1.0, _LARGE / float(wanted.abs().max()))
         return True
-    except Exception as error:  # noqa: BLE001  a base model of another kind: its logits are asked for
+    except Exception as error:  # noqa: BLE001  another kind of base model: its own logits are used
         if out_of_memory(error):
             raise
         return False
@@ -114,8 +114,8 @@ def _agrees(model: PreTrainedModel, head: Head) -> bool:
 def token_stats(
     head: Head, hidden: Float[Tensor, "M H"], ids: Int[Tensor, " M"], temperature: float
 ) -> tuple[Float[Tensor, " M"], Float[Tensor, " M"], Float[Tensor, " M"]]:
-    """Of logits divided by `temperature`, in float32: each token's log-probability (nats, with gradient), the entropy of its
-    distribution (nats, without) and 1 where no other token is more probable, else 0 (without)."""
+    """Three float32 values for each token, from logits divided by `temperature`: its log-probability (nats, with gradient),
+    the entropy of its distribution (nats, no gradient), and 1 if no other token is more probable, else 0 (no gradient)."""
     keep = torch.is_grad_enabled() and len(hidden) * len(head.weight) <= _KEPT_ELEMENTS and head.softcap is None
     return _TiledStats.apply(hidden, head.weight, head.bias, head.softcap, head.scale / temperature, ids, keep)  # pyright: ignore[reportReturnType]
 
@@ -127,7 +127,7 @@ class _TiledStats(torch.autograd.Function):
         ctx.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
         ctx.softcap, ctx.scale, ctx.kept = softcap, scale, {} if keep else None
         total_M, weighted_M, picked_M = (torch.zeros(len(hidden), device=hidden.device) for _ in range(3))
-        # Finite, so that nothing times the first tile's difference is 0, not NaN.
+        # Finite, not -inf: in the first tile 0 times the difference must be 0, not NaN.
         highest_M = torch.full_like(total_M, -1e30)
         with torch.autocast(kind, enabled=False):
             low = hidden.to(ctx.dtype)
@@ -141,7 +141,7 @@ class _TiledStats(torch.autograd.Function):
                     before, highest = highest_M[rows], torch.maximum(highest_M[rows], logits.amax(dim=1))
                     logits.sub_(highest[:, None])
                     exps = torch.exp(logits, out=None if keep else _view(exps_out, logits.shape))
-                    # Sums of e and of e · (logit − highest), moved to the new highest logit.
+                    # Sums of e and of e · (logit − highest), rescaled to the new highest logit.
                     shrink = torch.exp(before - highest)
                     weighted_M[rows] = shrink * (weighted_M[rows] + (before - highest) * total_M[rows])
                     total_M[rows] = shrink * total_M[rows] + exps.sum(dim=1)
@@ -160,8 +160,8 @@ class _TiledStats(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor):
         hidden, weight, bias, ids, normaliser_M = ctx.saved_tensors
         want_hidden, want_weight, want_bias = ctx.needs_input_grad[:3]
-        # d logprob / d logits = one-hot − softmax. Its negative is formed in a tile; the rest of the chain rule multiplies
-        # rows, which hidden states and their gradient have fewer columns for.
+        # d logprob / d logits = one-hot − softmax. A tile holds its negative. The other factor of the chain rule is one number
+        # per row; it multiplies hidden states and their gradient, which have fewer columns than a tile.
         outer_M1 = (gradients[0] * -ctx.scale)[:, None]
         to_hidden = torch.zeros(hidden.shape, device=hidden.device) if want_hidden else None
         to_weight = torch.empty_like(weight) if want_weight else None
@@ -171,7 +171,7 @@ class _TiledStats(torch.autograd.Function):
             row_blocks, column_blocks, out = _tiling(len(hidden), len(weight), hidden.device, buffers=1)
             for columns in column_blocks:
                 part = _cast(ctx, weight, bias, columns)
-                # In float32 over all tokens, whatever the weight's own type.
+                # The sum over all tokens is in float32, whatever the weight's dtype.
                 sums = torch.zeros(part[0].shape, device=weight.device) if want_weight else None
                 for rows in row_blocks:
                     slope = None
@@ -206,7 +206,7 @@ class _TiledStats(torch.autograd.Function):
 
 
 def _tiling(tokens: int, vocabulary: int, device: torch.device, buffers: int):
-    """Blocks of rows and of columns, and room for tiles in float32: made once, since fresh memory costs more than a pass."""
+    """Row blocks, column blocks and float32 buffers for tiles, allocated once because new memory costs more than a pass."""
     kind = "cpu" if device.type == "cpu" else "cuda"
     rows = max(1, min(tokens, _TILE_TOKENS[kind]))
     columns = min(vocabulary, max(1, _TILE_ELEMENTS[kind] // rows))
@@ -227,16 +227,16 @@ def _cast(ctx: Any, weight: Tensor, bias: Tensor | None, columns: slice) -> tupl
 
 
 def _column(ids: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
-    """Each token's column in a tile, and whether it has one there (any column where it has none)."""
+    """Each token's column in a tile, and whether the tile contains it (if not, the column is arbitrary)."""
     inside = (ids >= columns.start) & (ids < columns.stop)
     return torch.where(inside, ids - columns.start, 0), inside
 
 
 def _tile_logits(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, room: Tensor) -> Tensor:
-    """Logits of a tile times the scale, in float32, in `room`."""
+    """The scaled logits of a tile, in float32, written to `room`."""
     out = _view(room, torch.Size((len(hidden), len(weight))))
     product = out if ctx.dtype == torch.float32 else hidden.new_empty(out.shape)
-    # The factor goes into the product, which costs no pass and no rounding of the hidden state.
+    # The matrix product applies the factor: no further pass, and the hidden state is not rounded.
     factor = ctx.scale if ctx.softcap is None else 1 / ctx.softcap
     torch.addmm(
         product if bias is None else bias, hidden, weight.T, beta=0 if bias is None else factor, alpha=factor, out=product

@@ -1,12 +1,12 @@
-"""Log-probabilities of response tokens in three layouts, which give the same values and gradients.
+"""Log-probabilities of response tokens in three layouts that give the same values and gradients.
 
-shared   one row without padding, in which the prompt of a group stands once, and what all prompts begin with stands once, too;
-         attention lets each response follow its prompt (`prefix.py`)
-packed   one row without padding, in which each response follows a prompt of its own; position ids that start again at 0
-         keep them apart
-padded   a row of its own for each prompt and response, with padding at its end, which a causal model never looks at
+shared   one row without padding; it holds the prompt of each group once, and the common prefix of all prompts once. Attention
+         connects each response to its prompt (`prefix.py`)
+packed   one row without padding; each response follows its own copy of the prompt. Position ids that start again at 0
+         separate them
+padded   one row for each prompt and response, padded at the end, where a causal model never looks
 
-Only response tokens reach the head, and that in tiles (`head.py`).
+Only response tokens reach the head, which works in tiles (`head.py`).
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ Layout = Literal["shared", "packed", "padded"]
 
 @dataclass(frozen=True, slots=True)
 class TokenStats:
-    """Per response token: log-probability (nats, with gradient), entropy of its distribution (nats, without gradient) and
-    `top1`, 1 where no other token is more probable, else 0 (without gradient).
+    """For each response token: log-probability (nats, with gradient), entropy of its distribution (nats, no gradient) and
+    `top1`: 1 if no other token is more probable, else 0 (no gradient).
 
     All are 0 on padding.
     """
@@ -41,7 +41,7 @@ class TokenStats:
 
 
 def stats_in(model: PreTrainedModel, batch: Batch, temperature: float, layout: Layout) -> TokenStats:
-    """In the layout `layout`, whether or not the model keeps rows apart in it."""
+    """Token statistics in the given layout, without a check that the model keeps rows separate in it."""
     head = head_of(model)
     states_M, cells_M = {"shared": _shared, "packed": _packed, "padded": _padded}[layout](model, head, batch)
     ids_M = batch.response_ids.flatten()[cells_M]
@@ -51,7 +51,7 @@ def stats_in(model: PreTrainedModel, batch: Batch, temperature: float, layout: L
 
 
 def plain_options(model: PreTrainedModel, **wanted: Any) -> dict[str, Any]:
-    """Those of the options that the model's forward pass names, and no cache where it can be told so."""
+    """The `wanted` options that the model's forward pass accepts, plus `use_cache=False` if it accepts that."""
     parameters = inspect.signature(model.forward).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     cache = {"use_cache": False} if takes_any or "use_cache" in parameters else {}
@@ -59,7 +59,7 @@ def plain_options(model: PreTrainedModel, **wanted: Any) -> dict[str, Any]:
 
 
 def _states(model: PreTrainedModel, head: Head | None, at_M: Tensor, **inputs: Any) -> Tensor:
-    """Hidden states (logits, where the head is not known) at `at_M`, places in all rows, one row after the other."""
+    """Hidden states (logits if the head is unknown) at `at_M`, positions counted over all rows, one row after the other."""
     width = inputs["input_ids"].shape[1]
     if head is not None:
         states = model.base_model(**inputs, use_cache=False).last_hidden_state
@@ -73,7 +73,7 @@ def _states(model: PreTrainedModel, head: Head | None, at_M: Tensor, **inputs: A
 
 
 class _Prompts:
-    """The prompts of a batch, right-padded; a response's own by `of_row`; `common` first tokens are the same in all."""
+    """The prompts of a batch, right-padded; `of_row_N` maps responses to prompts, `common` is their common prefix length."""
 
     def __init__(self, batch: Batch) -> None:
         device = batch.response_ids.device
@@ -87,24 +87,24 @@ class _Prompts:
 
 
 def _padded(model: PreTrainedModel, head: Head | None, batch: Batch) -> tuple[Tensor, Tensor]:
-    """One pass over rows of their own. No mask is needed, and positions are places in the row."""
+    """One pass with one row for each response. It needs no mask; position ids are the default."""
     prompts, tokens = _Prompts(batch), batch.response_ids.shape[1]
     lengths_N1 = prompts.lengths_P[prompts.of_row_N, None]
     places_NT = lengths_N1 + torch.arange(tokens, device=lengths_N1.device)
     ids_NW = torch.nn.functional.pad(prompts.ids_PL, (0, tokens))[prompts.of_row_N].scatter(1, places_NT, batch.response_ids)
     ids_NW = ids_NW[:, : int((lengths_N1[:, 0] + batch.loss_mask.sum(dim=1)).max())]
-    # The state before a token predicts it.
+    # The state before a token predicts that token.
     before_NT = places_NT - 1 + ids_NW.shape[1] * torch.arange(len(ids_NW), device=ids_NW.device)[:, None]
     return _states(model, head, before_NT[batch.loss_mask], input_ids=ids_NW), batch.loss_mask.flatten().nonzero()[:, 0]
 
 
 def _packed(model: PreTrainedModel, head: Head | None, batch: Batch) -> tuple[Tensor, Tensor]:
-    """One pass over one row of all prompts and responses; no state is wanted after the last token of a response."""
+    """One pass over one row of all prompts and responses. The last token of a response is left out: it predicts nothing."""
     prompts = _Prompts(batch)
     width = prompts.ids_PL.shape[1]
     real = torch.cat([prompts.mask_PL[prompts.of_row_N], batch.loss_mask[:, 1:]], dim=1)
     ids = torch.cat([prompts.ids_PL[prompts.of_row_N], batch.response_ids[:, :-1]], dim=1)
-    # The state at the last token of a prompt and at each of a response but the last.
+    # The states at the last token of each prompt and at all response tokens except the last.
     wanted = real.clone()
     wanted[:, :width] = torch.arange(width, device=real.device) == prompts.lengths_P[prompts.of_row_N, None] - 1
     states_M = _states(
@@ -118,7 +118,7 @@ def _packed(model: PreTrainedModel, head: Head | None, batch: Batch) -> tuple[Te
 
 
 def _shared(model: PreTrainedModel, head: Head | None, batch: Batch) -> tuple[Tensor, Tensor]:
-    """One pass over one row: what all prompts begin with, the rest of every prompt, every response but for its last token."""
+    """One pass over one row: the common prefix of the prompts, the rest of each prompt, each response but its last token."""
     prompts, rest_NT = _Prompts(batch), batch.loss_mask[:, 1:]
     common, device = prompts.common, rest_NT.device
     levels = [
@@ -130,7 +130,7 @@ def _shared(model: PreTrainedModel, head: Head | None, batch: Batch) -> tuple[Te
             0, Level(prompts.ids_PL[:1, :common], prompts.mask_PL[:1, :common], torch.zeros_like(prompts.lengths_P[:1]))
         )
     tree = Tree(levels)
-    # A response's first token is predicted at the end of its prompt, the others in its own part of the row.
+    # The end of the prompt predicts a response's first token; the response's own states predict the others.
     ends_P = tree.ends(len(levels) - 2)
     length = len(tree.ids_S)
     with tree.attention(model):
@@ -146,7 +146,7 @@ def _shared(model: PreTrainedModel, head: Head | None, batch: Batch) -> tuple[Te
 
 
 def _eager_stats(logits: Float[Tensor, "M V"], ids: Int[Tensor, " M"], temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """For a model whose head is not known: through its own logits."""
+    """Token statistics from the model's own logits, for a model whose head is unknown."""
     scaled = logits.float() / temperature
     normaliser = scaled.logsumexp(dim=-1)
     own = scaled.gather(1, ids[:, None])[:, 0]

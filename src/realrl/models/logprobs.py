@@ -1,6 +1,6 @@
-"""Log-probabilities of response tokens from any transformers causal language model: exact, or refused.
+"""Exact log-probabilities of response tokens from a transformers causal language model, scaled by temperature, in float32.
 
-Temperature-scaled, in float32. `layouts.py` computes them, `trial.py` tries whether a model keeps rows apart.
+`layouts.py` computes them; `trial.py` tests whether a model keeps the rows of a batch separate. Other models raise ModelError.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _VARIABLE_LENGTH = {"flash_attention_2", "flash_attention_3", "flash_attention_4
 
 
 def response_logprobs(model: torch.nn.Module, batch: Batch, *, temperature: float, layout: Layout | None = None) -> TokenStats:
-    """log π(o_t | q, o_<t) of each response token, of logits divided by `temperature`, in float32.
+    """log π(o_t | q, o_<t) of each response token, from logits divided by `temperature`, in float32.
 
-    `batch` is (N, T) with the prompts of its groups; rows may come in any order and from any part of a group. `model` may be in
-    a PEFT wrapper. `layout` as in `layout_of`.
+    `batch` is (N, T) with the prompts of its groups; rows may be in any order and from any part of a group. `model` may be in
+    a PEFT wrapper. `layout=None` chooses one, see `layout_of`.
     """
     inner = without_wrapper(model)
     longest = max(len(prompt.token_ids) for prompt in batch.prompts) + batch.response_ids.shape[1]
@@ -37,11 +37,11 @@ def response_logprobs(model: torch.nn.Module, batch: Batch, *, temperature: floa
 
 
 def layout_of(model: torch.nn.Module, wanted: Layout | None = None, *, longest: int = SHORT) -> Layout:
-    """Shared where the model can have it; else packed where its attention has a kernel for rows of any length; else padded.
+    """The `wanted` layout, or the best one that is exact for this model.
 
-    Or the one that is `wanted`. A model is tried once on a few short rows and on one of `longest` tokens, the longest to come,
-    in the mode that it is in: where several processes hold one model, all must come here. Raises ModelError where the model
-    cannot have the layout that is wanted, or none.
+    The order is shared, packed (if its attention kernel takes rows of any length), padded. The model is tested once, in its
+    current mode, on a few short rows and on one row of `longest` tokens, the longest row to come. If several processes hold
+    one model, all of them must call this. Raises ModelError if the wanted layout, or every layout, is not exact.
     """
     inner = without_wrapper(model)
     kernel = inner.config.get_text_config()._attn_implementation
@@ -54,26 +54,26 @@ def layout_of(model: torch.nn.Module, wanted: Layout | None = None, *, longest: 
             return layout
     name = type(inner).__name__
     if wanted not in (None, "padded"):
-        raise ModelError(f"layout {wanted!r} does not keep the rows of {name} apart ({fault}); leave it out, or take 'padded'")
+        raise ModelError(f"layout {wanted!r} does not keep the rows of {name} separate ({fault}); omit it, or use 'padded'")
     raise ModelError(f"{name} cannot be trained exactly: {fault}")
 
 
 def shares_prompts(model: torch.nn.Module, *, longest: int = SHORT) -> bool:
-    """Whether a prompt can be computed once for all of its responses, gradient included."""
+    """Whether a prompt can be computed once for all its responses, including the gradient."""
     return _fault(without_wrapper(model), "shared", longest) is None
 
 
 def packs(model: torch.nn.Module, *, longest: int = SHORT) -> bool:
-    """Whether rows can follow one another in one row, kept apart by their position ids alone."""
+    """Whether position ids alone keep several rows separate when they are joined into one row."""
     return _fault(without_wrapper(model), "packed", longest) is None
 
 
-# For each model: what was tried, up to which length, and what was found.
+# For each model: the layout, attention and mode that were tested → (length tested, fault found).
 _tried: weakref.WeakKeyDictionary[PreTrainedModel, dict[tuple[Any, ...], tuple[int, str | None]]] = weakref.WeakKeyDictionary()
 
 
 def _fault(model: PreTrainedModel, layout: Layout, longest: int) -> str | None:
-    """Why rows are not kept apart in a layout; tried once for each kind of attention and mode, and again for longer rows."""
+    """Why the layout is not exact, or None. Tested once for each kind of attention and mode, and again for longer rows."""
     if layout == "shared" and (unfit := _unfit_to_share(model)):
         return unfit
     config: Any = model.config.get_text_config()
@@ -89,9 +89,9 @@ def _fault(model: PreTrainedModel, layout: Layout, longest: int) -> str | None:
 
 
 def _unfit_to_share(model: PreTrainedModel) -> str | None:
-    """Why a prompt cannot be shared, where a trial would not show it."""
+    """Why prompts cannot be shared, for reasons that a test would not show; None if they can."""
     if repeats_passes(model):
-        # The repeated pass runs within backward, where attention is the model's own again.
+        # The pass repeats during backward, when the model has its own attention again.
         return "gradient checkpointing is on"
     if not all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config.get_text_config()).layers):
         return "it has layers with a window or a state"
@@ -99,5 +99,5 @@ def _unfit_to_share(model: PreTrainedModel) -> str | None:
 
 
 def _is_sharded(model: PreTrainedModel) -> bool:
-    """Whether its weights lie on several processes, each of which has rows of its own."""
+    """Whether several processes hold parts of the weights; each of them has rows of its own."""
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())

@@ -1,7 +1,7 @@
-"""Passes without noise: what is trained is what samples.
+"""Forward passes without noise, so that training sees the same distribution that sampled.
 
-By their own configurations some models drop activations or layers, or jitter their routers, in training mode: two passes of the
-same weights then differ, so that log π_θ/π_old of a policy that has not moved is not 0.
+In training mode, some models drop activations or layers, or add jitter to their routers. Two passes with the same weights then
+differ, and log π_θ/π_old is not 0 for an unchanged policy.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _NOISE = re.compile(r"drop(?!less)|jitter")
 
 @contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Eval mode within; afterwards each module is in the mode that it was in."""
+    """Context manager for eval mode; at the end each module returns to its previous mode."""
     before = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -31,11 +31,12 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 
 def train_without_noise(model: torch.nn.Module) -> None:
-    """Eval mode, but for the modules that repeat a pass in backward (gradient checkpointing), since they do so only in training
-    mode; within such a pass they are in eval mode, too."""
+    """Put the model into eval mode, without turning off gradient checkpointing, which works only in training mode.
+
+    Modules with gradient checkpointing stay in training mode, except during their passes."""
     model.eval()
     repeating: list[Any] = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
-    # In newer architectures each layer repeats itself, in older ones the stack repeats its layers.
+    # In newer architectures each layer repeats its own pass; in older ones the stack repeats the passes of its layers.
     layers: list[Any] = [module for module in repeating if isinstance(module, GradientCheckpointingLayer)]
     for module in layers or repeating:
         module.training = True
@@ -44,8 +45,8 @@ def train_without_noise(model: torch.nn.Module) -> None:
 
 
 def noise_of(model: torch.nn.Module) -> list[tuple[Any, str]]:
-    """The values above 0 that make passes in training mode differ, as (owner, name): dropout of every kind, dropped layers and
-    router jitter, in modules and in the configurations that they read."""
+    """The settings above 0 that make passes in training mode differ, as (owner, name): every kind of dropout, dropped layers
+    and router jitter, in modules and in their configurations."""
     owners = {id(owner): owner for module in model.modules() for owner in (module, getattr(module, "config", None)) if owner}
     return [
         (owner, name)
@@ -56,18 +57,18 @@ def noise_of(model: torch.nn.Module) -> list[tuple[Any, str]]:
 
 
 def repeats_passes(model: torch.nn.Module) -> bool:
-    """Whether gradient checkpointing is on and acts."""
+    """Whether gradient checkpointing is on and has an effect."""
     return any(module.training and getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
 class _Quiet:
-    """A checkpoint function in whose passes, the first and the repeated, the module is in eval mode."""
+    """A checkpoint function that puts the module into eval mode for the first pass and for the repeated one."""
 
     def __init__(self, checkpoint: Callable[..., Any]) -> None:
         self._checkpoint = checkpoint
 
     def __call__(self, function: Any, *args: Any, **kwargs: Any) -> Any:
-        # transformers gives partial(forward, module, ...), or the bound method of an older architecture's layer.
+        # transformers passes partial(forward, module, ...) or, in older architectures, a bound method of the layer.
         module: torch.nn.Module = function.args[0] if hasattr(function, "args") else function.__self__
 
         def quiet(*inputs: Any, **named: Any) -> Any:

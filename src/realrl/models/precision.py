@@ -1,4 +1,4 @@
-"""What a recipe's precision "auto" means on this machine, and what to say where a named precision is slow here."""
+"""Choose the precision for "auto" in a recipe, and warn if a precision set by name is slow on this machine."""
 
 from __future__ import annotations
 
@@ -7,22 +7,21 @@ from collections.abc import Mapping
 from realrl.config import Config
 from realrl.system.hardware import Rates, Speed
 
-# The keys of a recipe that "auto" may stand for.
+# The recipe keys that may be "auto".
 _KEYS = (("model", "dtype"), ("model", "autocast"), ("sampling", "dtype"))
-# Slower than float32 by this factor: worth a word.
+# A precision gets a warning if it is slower than float32 by this factor.
 _SLOW = 1.5
 
 
-def leaves_open(config: Config) -> bool:
-    """Whether some precision of the recipe is "auto"."""
+def has_auto(config: Config) -> bool:
+    """Whether any precision in the recipe is "auto"."""
     return any(getattr(getattr(config, section), key) == "auto" for section, key in _KEYS)
 
 
 def settle(config: Config, rates: Rates) -> Config:
-    """The recipe with each "auto" replaced by the precision that is faster on a machine with these rates.
+    """The recipe with each "auto" replaced by the faster precision on a machine with these rates.
 
-    Weights are bfloat16 only where that loses no update: frozen under LoRA, or with `optim.master_weights`. A recipe without
-    "auto" comes back as it is.
+    Weights become bfloat16 only if no small update is lost: with LoRA, which freezes them, or with `optim.master_weights`.
     """
     model, sampling = config.model, config.sampling
     keeps_updates = model.lora is not None or config.optim.master_weights
@@ -30,17 +29,17 @@ def settle(config: Config, rates: Rates) -> Config:
     if dtype == "auto":
         dtype = "bfloat16" if keeps_updates and rates.trains_in_bfloat16 else "float32"
     if autocast == "auto":
-        # Weights in bfloat16 are multiplied in it without autocast.
+        # bfloat16 weights need no autocast.
         autocast = "bfloat16" if dtype == "float32" and rates.trains_in_bfloat16 else "none"
     if sampled == "auto":
-        # A quantised model is sampled from as it is.
+        # A quantised model has no bfloat16 copy for sampling.
         copied = dtype == "float32" and model.quantize == "none" and rates.samples_in_bfloat16
         sampled = "bfloat16" if copied else "same"
     return _with(config, {"model": {"dtype": dtype, "autocast": autocast}, "sampling": {"dtype": sampled}})
 
 
 def settle_as_before(config: Config, before: Config) -> Config:
-    """The recipe with each "auto" replaced by what `before`, the recipe that a run has saved, decided."""
+    """The recipe with each "auto" replaced by the value in `before`, the recipe that the run saved."""
     changes: dict[str, dict[str, str]] = {"model": {}, "sampling": {}}
     for section, key in _KEYS:
         if getattr(getattr(config, section), key) == "auto":
@@ -49,14 +48,14 @@ def settle_as_before(config: Config, before: Config) -> Config:
 
 
 def settle_for_gpus(config: Config) -> Config:
-    """The recipe with each "auto" replaced by what suits GPUs, which all multiply faster in bfloat16; on a CPU float32."""
+    """The recipe with each "auto" replaced for a GPU, where bfloat16 is always faster, or by float32 if it names a CPU."""
     cpu = config.model.device == "cpu"
     return settle(config, Rates("cpu" if cpu else "cuda", 1, Speed(1, 1), None if cpu else Speed(2, 2)))
 
 
 def precision_notes(rates: Rates, uses: Mapping[str, str], remedy: str) -> list[str]:
-    """One line on the precision of each use ("training" or "sampling" → "float32" or "bfloat16") with the measured rates, and
-    a warning that ends in `remedy` for a use that is slow on this machine."""
+    """One line with the precision of each use ("training" or "sampling" → "float32" or "bfloat16") and the measured rates,
+    then a warning that ends with `remedy` for each use that is slow on this machine."""
     chosen = ", ".join(f"{use} {dtype}" for use, dtype in uses.items())
     speeds = [f"float32 {_shown(rates.float32)}"]
     speeds.append(f"bfloat16 {_shown(rates.bfloat16)}" if rates.bfloat16 else f"bfloat16 raises an error: {rates.fault}")
@@ -75,12 +74,12 @@ def precision_notes(rates: Rates, uses: Mapping[str, str], remedy: str) -> list[
 
 
 def training_dtype(config: Config) -> str:
-    """ "float32" or "bfloat16": what forward and backward products of a settled recipe are computed in."""
+    """ "float32" or "bfloat16": the dtype of training's matrix products, for a recipe without "auto"."""
     return "bfloat16" if "bfloat16" in (config.model.dtype, config.model.autocast) else "float32"
 
 
 def sampling_dtype(config: Config) -> str:
-    """ "float32" or "bfloat16": what a settled recipe samples in."""
+    """ "float32" or "bfloat16": the dtype of sampling, for a recipe without "auto"."""
     return config.model.dtype if config.sampling.dtype == "same" else config.sampling.dtype
 
 

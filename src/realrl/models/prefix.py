@@ -1,8 +1,8 @@
-"""One row in which tokens that several sequences begin with stand once: levels of a prefix tree, and attention along its paths.
+"""One row that holds the common prefix of several sequences once: levels of a prefix tree, and attention along its paths.
 
-A level holds nodes of one depth, right-padded. Each node's tokens go on from those of its parent, a node of the level before:
-what all prompts have in common, then the rest of each prompt, then the responses. A token attends to the nodes on the path to
-its own, and within its node to the tokens up to itself.
+A level holds the nodes of one depth, right-padded: the common prefix of all prompts, then the rest of each prompt, then the
+responses. A node's tokens continue those of its parent in the level before. A token attends to all nodes on the path to its
+own node, and inside its node to the tokens up to itself.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-# Tokens that a level has to save: less than that its own attention call costs.
+# A level must save at least this many tokens, because it costs an attention call.
 _WORTHWHILE = 8
 
 
 def common_prefix(sequences: Sequence[tuple[int, ...]]) -> int:
-    """How many first tokens all sequences share and are worth computing once; each keeps a token of its own at least."""
+    """Length of the common prefix, 0 if it is too short to be worth a level; each sequence keeps at least one own token."""
     if len(sequences) < 2:
         return 0
-    # The first and the last in order differ the earliest.
+    # In sorted order, the first and the last sequence have the shortest common prefix.
     shared = min(len(os.path.commonprefix([min(sequences), max(sequences)])), min(map(len, sequences)) - 1)
     return shared if shared * (len(sequences) - 1) >= _WORTHWHILE else 0
 
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """Nodes B of one depth with at most L tokens each, padded on the right; `parent_B` are nodes of the level before."""
+    """B nodes of one depth with at most L tokens each, right-padded; `parent_B` indexes the nodes of the level before."""
 
     ids_BL: Int[Tensor, "B L"]
     mask_BL: Bool[Tensor, "B L"]
@@ -44,11 +44,11 @@ class Level:
 
 
 class RefusedAttention(Exception):
-    """A model's attention is not plain causal attention through the common interface."""
+    """The model's attention is not plain causal attention through transformers' common interface."""
 
 
 class Tree:
-    """The row of all levels, one after the other, without padding; S counts its tokens."""
+    """One row of S tokens: all levels, one after the other, without padding."""
 
     def __init__(self, levels: Sequence[Level]) -> None:
         self.levels = levels
@@ -63,13 +63,13 @@ class Tree:
         self.ids_S, self.positions_S = torch.cat(ids), torch.cat(positions)
 
     def ends(self, index: int) -> Int[Tensor, " B"]:
-        """Places in the row of the last token of each node of a level, whose nodes all have tokens."""
+        """Positions in the row of each node's last token, for a level without empty nodes."""
         before = sum(int(level.mask_BL.sum()) for level in self.levels[:index])
         return before + self.levels[index].mask_BL.sum(dim=1).cumsum(0) - 1
 
     @contextmanager
     def attention(self, model: PreTrainedModel) -> Iterator[None]:
-        """The model's attention follows the tree's paths within."""
+        """Context manager in which the model's attention follows the tree's paths."""
         config: Any = model.config.get_text_config()
         before = config._attn_implementation
         ALL_ATTENTION_FUNCTIONS.register(_NAME, _TreeAttention(self.levels))
@@ -85,21 +85,20 @@ _NAME = "realrl_tree"
 
 
 class _TreeAttention:
-    """transformers' interface to attention, level by level."""
+    """An attention function for transformers that works level by level."""
 
     def __init__(self, levels: Sequence[Level]) -> None:
         self.shapes = [tuple(level.mask_BL.shape) for level in levels]
-        # Where the tokens of the row lie among the cells of all padded levels; None: nothing is padded.
+        # Positions of the row's tokens among the cells of all padded levels; None if there is no padding.
         real = torch.cat([level.mask_BL.flatten() for level in levels])
         self.cells_S = None if bool(real.all()) else real.nonzero()[:, 0]
-        # For each level the nodes of every level on the paths to its own nodes, and the mask over the keys of those paths.
+        # For each level: the nodes of each level above on the paths to its nodes, and the mask over the keys of those paths.
         self.paths: list[list[Tensor]] = []
         self.masks: list[Tensor | None] = []
         for index, level in enumerate(levels):
             above = [nodes[level.parent_B] for nodes in self.paths[-1]] if index else []
             if index:
                 above.append(level.parent_B)
-            # The path from a level ends with the level itself, whose nodes are their own.
             self.paths.append(above)
             self.masks.append(_mask(levels[:index], above, level) if index else None)
         self.biases: list[Tensor | None] = [None] * len(levels)
@@ -117,7 +116,7 @@ class _TreeAttention:
         settings: dict[str, Any] = {"dropout_p": dropout, "scale": scaling, "enable_gqa": key.shape[1] != query.shape[1]}
         outs = [scaled_dot_product_attention(queries[0], keys[0], values[0], is_causal=True, **settings)]
         if settings["enable_gqa"] and query.device.type != "cpu":
-            # With a mask other devices have no fast kernel for fewer key heads.
+            # With a mask, only CPUs have a fast kernel for fewer key heads than query heads.
             repeats = query.shape[1] // key.shape[1]
             keys, values = ([states.repeat_interleave(repeats, dim=1) for states in side] for side in (keys, values))
             settings["enable_gqa"] = False
@@ -143,8 +142,8 @@ class _TreeAttention:
         ]
 
     def _along_paths(self, states: list[Tensor], index: int) -> Tensor:
-        """Keys or values of the path to each node of a level: (B, heads, tokens of the path, D)."""
-        # Not by indexing, whose backward pass sorts.
+        """Keys or values along the path to each node of a level: (B, heads, path tokens, D)."""
+        # index_select, because the backward pass of indexing sorts.
         above = [
             states[level].expand(len(nodes), -1, -1, -1) if len(states[level]) == 1 else states[level].index_select(0, nodes)
             for level, nodes in enumerate(self.paths[index])
@@ -152,7 +151,7 @@ class _TreeAttention:
         return torch.cat([*above, states[index]], dim=2)
 
     def _bias(self, index: int, query: Tensor) -> Tensor | None:
-        """The level's mask as numbers to add to the scores, made once for all layers."""
+        """The level's mask as 0 or -inf to add to the attention scores, computed once for all layers."""
         mask, known = self.masks[index], self.biases[index]
         if mask is not None and (known is None or known.dtype != query.dtype):
             known = torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill_(~mask, -torch.inf)
@@ -161,7 +160,7 @@ class _TreeAttention:
 
 
 def _mask(above: Sequence[Level], nodes: Sequence[Tensor], level: Level) -> Bool[Tensor, "B 1 L K"]:
-    """Which keys of the path each token of a level sees; one for all nodes (B = 1) where their paths are of one length."""
+    """Which keys on its path each token of a level sees; B = 1, one mask for all nodes, if all paths have the same length."""
     tokens = level.mask_BL.shape[1]
     causal = torch.ones(tokens, tokens, dtype=torch.bool, device=level.mask_BL.device).tril()
     whole = all(bool(one.mask_BL.all()) for one in above)

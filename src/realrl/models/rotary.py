@@ -1,7 +1,7 @@
-"""Rotary embeddings that depend on the longest row of a call, fixed for a run.
+"""Fix rotary embeddings that depend on the longest row of a call.
 
-transformers' types "longrope" and "dynamic" take other frequencies once a row of the call passes the original length. A short
-row would then have other log-probabilities beside a long one than alone.
+transformers' types "longrope" and "dynamic" change their frequencies if a row of the call is longer than the original length.
+A short row would then have different log-probabilities next to a long row than alone.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ _FIXED = "fixed by realrl"
 
 
 def fix_rotary(model: torch.nn.Module, longest: int) -> str | None:
-    """Every call from now on takes the frequencies of rows of `longest` tokens, those that are to come.
+    """Make all later calls use the frequencies for rows of `longest` tokens.
 
-    Says so, where that changes anything: None where no row can pass the original length.
+    Returns a notice for the user, or None if no row can be longer than the original length and nothing changes.
     """
     found: set[str] = set()
     modules: list[Any] = [module for module in model.modules() if hasattr(module, "rope_type")]
@@ -34,8 +34,8 @@ def fix_rotary(model: torch.nn.Module, longest: int) -> str | None:
     if not found:
         return None
     return (
-        f"rotary embeddings of type {' and '.join(sorted(found))} depend on the longest row of a call: all rows take those of "
-        f"{longest} tokens, the most that prompt and response can have"
+        f"rotary embeddings of type {' and '.join(sorted(found))} depend on the longest row of a call: all rows now use those "
+        f"for {longest} tokens, the longest that prompt and response can be together"
     )
 
 

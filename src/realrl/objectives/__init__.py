@@ -1,6 +1,6 @@
-"""Loss functions of the paper, its baselines and others: pure tensor code, one file a loss.
+"""Loss functions of the paper, its baselines and others: pure tensor code, one file for each loss.
 
-Names are loaded on first use, so that a recipe is read without torch.
+Classes are imported on first use, so that reading a recipe does not import torch.
 """
 
 import importlib
@@ -72,7 +72,7 @@ def _own(value: Any) -> Any:
     return build_objective(value) if isinstance(value, dict) else value
 
 
-# Options by `type`; those of an objective of the user's own are the objective itself.
+# The options for each `type`. A user's own objective ("module:Class") holds its options itself.
 ObjectiveConfig = Annotated[
     Annotated[RealConfig, Tag("real")]
     | Annotated[BCEConfig, Tag("bce")]

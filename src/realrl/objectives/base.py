@@ -1,4 +1,4 @@
-"""What every objective offers."""
+"""The base classes of all objectives."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 class Objective(BaseObjectiveConfig, ABC):
-    """A pure function of log-probabilities and rewards to a loss to minimise. Its options are keyword arguments.
+    """A pure function from log-probabilities and rewards to a loss to minimise. Its options are keyword arguments.
 
-    Two kinds: `ScoreObjective` (the rollouts of a group are coupled) and `AdditiveObjective` (a sum over rollouts).
+    There are two kinds: `ScoreObjective` (the rollouts of a group are coupled) and `AdditiveObjective` (a sum over rollouts).
     """
 
     def __call__(
@@ -37,13 +37,14 @@ class Objective(BaseObjectiveConfig, ABC):
         ref: Float[Tensor, "N T"] | None = None,
         levels: Int[Tensor, " N"] | Sequence[int] | None = None,
     ) -> Float[Tensor, ""]:
-        """The loss of a whole mini-batch; its gradient reaches `policy`.
+        """The loss of a whole mini-batch; its gradient flows to `policy`.
 
-        `policy`, `old`, `ref`: log-probabilities in nats of the sampled tokens under the model in training, the weights that
-        sampled, and the frozen initial model; padding may hold anything finite. `mask` is True on response tokens.
-        `groups` has one number for each rollout, equal for rollouts of one prompt; groups may be ragged and in any order.
+        `policy`, `old` and `ref` are log-probabilities (nats) of the sampled tokens under the model in training, the weights
+        that sampled, and the frozen initial model. Padding may hold any finite value. `mask` is True on response tokens.
+        `groups` has one number for each rollout, equal for rollouts of the same prompt. Groups may have different sizes, and
+        rollouts may be in any order.
 
-        For a mini-batch that does not fit into memory at once: `plan`. Raises ValueError for input that it cannot use.
+        Use `plan` if a mini-batch does not fit into memory at once. Raises ValueError for unusable input.
         """
         rewards_N, ids_N, levels_N = _columns(policy, rewards, groups, levels)
         return self.evaluate(LossInputs(policy, old, mask.bool(), rewards_N, ids_N, ref, levels_N)).loss
@@ -61,11 +62,11 @@ class Objective(BaseObjectiveConfig, ABC):
         rows: Int[Tensor, " M"] | Sequence[int] | None = None,
         all_reduce: Callable[[Tensor], object] | None = None,
     ) -> Plan:
-        """What makes the gradient of a mini-batch exact for any split of its rollouts: see `Plan`.
+        """Prepare the exact gradient of a mini-batch for any split of its rollouts, see `Plan`.
 
-        The arguments are those of `__call__` for the whole mini-batch, without gradient; `policy` None means right after
-        sampling, when the policy still is the one that sampled. Several processes share a mini-batch so: every one gives the
-        rewards and groups of all N rollouts, `rows` (which of them it holds), its own M rows of log-probabilities and mask,
+        The arguments are those of `__call__` for the whole mini-batch, without gradient. `policy=None` means right after
+        sampling, when the policy is still the one that sampled. Several processes can share a mini-batch: each passes the
+        rewards and groups of all N rollouts, `rows` (the M rollouts that it holds), log-probabilities and mask of these M rows,
         and `all_reduce`, which sums a tensor over the processes in place, such as `torch.distributed.all_reduce`.
         """
         from realrl.objectives.exact import plan_mini_batch
@@ -76,33 +77,33 @@ class Objective(BaseObjectiveConfig, ABC):
 
     @abstractmethod
     def evaluate(self, inputs: LossInputs, whole: Groups | None = None) -> LossOutput:
-        """Loss and metrics; `whole` is the mini-batch that gives the denominators, by default the inputs' own groups.
+        """Loss and metrics; the denominators come from the mini-batch `whole`, by default the inputs' own groups.
 
-        Parts of whole groups add up to the loss of the mini-batch where `sums_over_groups`.
+        If `sums_over_groups`, the losses of parts with whole groups add up to the loss of the mini-batch.
         """
 
     @abstractmethod
     def teaching_groups(self, groups: Groups) -> Bool[Tensor, " N"]:
-        """Rows whose group can have a gradient, without regard to the KL penalty."""
+        """Rows whose group can have a gradient, apart from the KL penalty."""
 
     def carries_gradient(self, groups: Groups) -> Bool[Tensor, " N"]:
-        """Rows that can get a gradient; the others need not go through the model at all."""
+        """Rows that can have a gradient; the others need no pass through the model."""
         if self.kl.active:
             return torch.ones_like(groups.rewards, dtype=torch.bool)
         return self.teaching_groups(groups)
 
     def penalty(self, inputs: LossInputs, whole: Groups) -> Float[Tensor, ""]:
-        """The KL piece, a sum over rows: any split of them adds up."""
+        """The KL penalty, a sum over rows, so that the parts of any split add up."""
         return kl_penalty(inputs, self.kl, whole)
 
     def _finish(self, inputs: LossInputs, loss: Tensor, penalty: Tensor, metrics: dict[str, float]) -> LossOutput:
-        """Add the KL piece and the metrics that every objective reports."""
+        """Add the KL penalty and the metrics that every objective reports."""
         groups = inputs.groups
         right_P = groups.sum((groups.rewards == 1).to(groups.rewards.dtype))
         solved_all, solved_none = int((right_P == groups.sizes).sum()), int((right_P == 0).sum())
         total = loss + penalty
         if not total.requires_grad and inputs.logprobs_policy.requires_grad:
-            # No row teaches anything: still a loss that backward accepts, with a gradient of exactly 0.
+            # No row has a gradient: return a loss that backward accepts, with a gradient of exactly 0.
             total = total + 0 * torch.where(inputs.loss_mask, inputs.logprobs_policy, 0).sum()
         common = {
             "loss": float(total.detach()),
@@ -116,7 +117,7 @@ class Objective(BaseObjectiveConfig, ABC):
 
 
 def _columns(like: Tensor, rewards: object, groups: object, levels: object) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Rewards, group numbers and levels as tensors beside the log-probabilities."""
+    """Rewards, group numbers and levels as tensors on the device of the log-probabilities."""
     dtype = like.dtype if like.dtype == torch.float64 else torch.float32
     return (
         torch.as_tensor(rewards, dtype=dtype, device=like.device),
@@ -126,10 +127,10 @@ def _columns(like: Tensor, rewards: object, groups: object, levels: object) -> t
 
 
 class AdditiveObjective(Objective):
-    """A sum over rollouts once each knows its advantage, so rows can be split freely."""
+    """An objective that is a sum over rollouts once the advantages are known, so rows can be split freely."""
 
     def advantages(self, groups: Groups) -> Float[Tensor, " N"]:
-        """A = (r − mean)/(std + 1e-6) over the group (Eq. 3), std unbiased; 0 for a group of one. Any finite rewards."""
+        """A = (r − mean)/(std + 1e-6) over the group (Eq. 3) with unbiased std; 0 for a group of one. Any finite rewards."""
         centred_N = group_centred(groups.rewards, groups.index, groups.count)
         variance_P = groups.sum(centred_N.square()) / (groups.sizes - 1).clamp(min=1)
         return centred_N / (variance_P.sqrt()[groups.index] + 1e-6)
@@ -138,10 +139,10 @@ class AdditiveObjective(Objective):
     def surrogate(
         self, inputs: LossInputs, whole: Groups, advantages_N: Float[Tensor, " N"]
     ) -> tuple[Float[Tensor, ""], dict[str, float]]:
-        """The loss of some rows without the KL piece, with the denominators of the `whole` mini-batch, and metrics."""
+        """The loss of some rows without the KL penalty, and metrics; denominators come from the mini-batch `whole`."""
 
     def additive_loss(self, inputs: LossInputs, whole: Groups, advantages_N: Float[Tensor, " N"]) -> Float[Tensor, ""]:
-        """The loss of some rows whose advantages were computed over their whole groups."""
+        """The loss of some rows, given advantages that were computed over whole groups."""
         return self.surrogate(inputs, whole, advantages_N)[0] + self.penalty(inputs, whole)
 
     def evaluate(self, inputs: LossInputs, whole: Groups | None = None) -> LossOutput:
@@ -158,32 +159,33 @@ class AdditiveObjective(Objective):
 
 
 class ScoreObjective(Objective):
-    """An objective that sees a rollout only through one number, its score; rollouts of a group are coupled.
+    """An objective that depends on each rollout only through one number, its score; the rollouts of a group are coupled.
 
-    One that reads S numbers of a rollout has `score_shape` (S,), scores and weights (N, S), the score proper first.
+    An objective may use S numbers for each rollout: `score_shape` is (S,), scores and weights are (N, S), the main score first.
     """
 
     score_shape: ClassVar[tuple[int, ...]] = ()
 
     @property
     def zero_scores_when_fresh(self) -> bool:
-        """Every score is 0 right after sampling, so it needs no forward pass: true of s̄; an objective with scores of its own
-        says so itself."""
+        """Whether all scores are 0 right after sampling, so that they need no forward pass.
+
+        True for s̄; an objective that defines other scores must override this."""
         return type(self).scores is ScoreObjective.scores
 
     def scores(self, inputs: LossInputs) -> Float[Tensor, "N ..."]:
-        """The score of each rollout, with gradient; a sum over tokens, so any rows can be computed together.
+        """The score of each rollout, with gradient; by default s̄ = mean_t(log π_θ − log π_old) (Eq. 5).
 
-        By default s̄ = mean_t(log π_θ − log π_old) (Eq. 5).
+        A score depends on its own row alone, so any rows can be computed together.
         """
         return mean_log_ratio(inputs)
 
     @abstractmethod
     def loss_from_scores(self, scores_N: Float[Tensor, "N ..."], groups: Groups, whole: Groups) -> Float[Tensor, ""]:
-        """The loss without the KL piece of rollouts in whole `groups`, with the denominators of the `whole` mini-batch."""
+        """The loss of whole `groups` without the KL penalty; denominators come from the mini-batch `whole`."""
 
     def weights(self, scores_N: Float[Tensor, "N ..."], groups: Groups, whole: Groups | None = None) -> Float[Tensor, "N ..."]:
-        """W = d loss_from_scores / d scores (Eq. 9, 10), by autograd in float64, in the scores' dtype, detached."""
+        """W = d loss_from_scores / d scores (Eq. 9, 10), detached, by autograd in float64, in the dtype of the scores."""
         exact = groups.in_float64()
         with torch.enable_grad():
             leaf_N = in_float64(scores_N.detach()).requires_grad_(True)
@@ -197,7 +199,7 @@ class ScoreObjective(Objective):
         scores_N = self.scores(inputs)
         loss = self.loss_from_scores(scores_N, inputs.groups, whole)
         right_N = inputs.rewards == 1
-        detached_N = score_proper(scores_N.detach())
+        detached_N = main_score(scores_N.detach())
         metrics = {
             "score/positive_mean": float(detached_N[right_N].mean()) if right_N.any() else 0.0,
             "score/negative_mean": float(detached_N[~right_N].mean()) if not right_N.all() else 0.0,
@@ -208,13 +210,13 @@ class ScoreObjective(Objective):
         return torch.ones_like(groups.rewards, dtype=torch.bool)
 
 
-def score_proper(values_N: Float[Tensor, "N ..."]) -> Float[Tensor, " N"]:
-    """The score of each rollout, or its weight, without the further numbers that an objective reads."""
+def main_score(values_N: Float[Tensor, "N ..."]) -> Float[Tensor, " N"]:
+    """The main score of each rollout (or its weight), without the other numbers that an objective uses."""
     return values_N if values_N.ndim == 1 else values_N[:, 0]
 
 
 class LabelObjective(ScoreObjective):
-    """A score objective whose labels are the rewards and which may skip groups that are all right or all wrong."""
+    """A score objective that uses rewards as labels and may skip groups that are all right or all wrong."""
 
     def counted(self, groups: Groups) -> tuple[Bool[Tensor, " N"], Bool[Tensor, " N"]]:
         """(right_N, counted_N): labels, and the rows that enter the loss."""

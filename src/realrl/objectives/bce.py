@@ -11,10 +11,10 @@ from realrl.objectives.groups import Groups
 
 
 class BCE(BCEConfig, LabelObjective):
-    """Per group Σ_{O+} softplus(−s̄/τ) + Σ_{O−} softplus(s̄/τ) (Eq. 11), averaged over all P groups.
+    """For each group Σ_{O+} softplus(−s̄/τ) + Σ_{O−} softplus(s̄/τ) (Eq. 11), averaged over all P groups.
 
-    Defaults: τ = 0.5, reduction "sum" (the paper). Differs from the released code, which takes the mean over the rollouts
-    of mixed groups: that is reduction "mean".
+    Defaults: τ = 0.5, reduction "sum" as in the paper. The released code takes the mean over the rollouts of mixed groups
+    instead, which is reduction "mean".
     """
 
     def loss_from_scores(self, scores_N, groups: Groups, whole: Groups):

@@ -12,13 +12,14 @@ from realrl.objectives.inputs import LossInputs, log_ratio
 
 
 class CISPO(CISPOConfig, AdditiveObjective):
-    """−(1/Σ|o|) Σ_n Σ_t sg(min(ρ_t, c))·A_n·log π_θ(o_t): every token keeps a gradient, of a bounded weight.
+    """−(1/Σ|o|) Σ_n Σ_t sg(min(ρ_t, c))·A_n·log π_θ(o_t): every token keeps a gradient, with a bounded weight.
 
-    sg stops the gradient; c = `max_ratio` is an absolute cap of ρ. Σ|o| counts all response tokens of the step.
+    sg stops the gradient; c = `max_ratio` is an absolute cap on ρ. Σ|o| counts all response tokens of the step.
 
-    Checked: Eq. 4, 5 of arXiv 2506.13585 in a public excerpt (clip(ρ, 1 − ε_low, 1 + ε_high), no lower bound in its
-    experiments), TRL's grpo_trainer.py (`loss_type="cispo"`) and verl's core_algos.py. No ε_high of the paper was found; 5 is
-    ScaleRL's cap, which TRL recommends. The paper divides by the tokens of each question, TRL and this by those of the step.
+    Checked against Eq. 4, 5 of arXiv 2506.13585 in a public excerpt (clip(ρ, 1 − ε_low, 1 + ε_high), no lower bound in its
+    experiments), TRL's grpo_trainer.py (`loss_type="cispo"`) and verl's core_algos.py. We found no ε_high in the paper; 5 is
+    ScaleRL's cap, which TRL recommends. The paper divides by the tokens of each question; TRL and this class divide by those
+    of the step.
     """
 
     def surrogate(self, inputs: LossInputs, whole: Groups, advantages_N: Tensor) -> tuple[Tensor, dict[str, float]]:

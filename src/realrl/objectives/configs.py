@@ -1,4 +1,4 @@
-"""The options of every objective: frozen, typed, free of torch, so that a recipe is read in a moment."""
+"""The options of all objectives: frozen, typed and free of torch, so that reading a recipe is fast."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ class _Options(BaseModel):
 
 
 class KLConfig(_Options):
-    """The KL penalty of any objective; the estimators are those of Schulman's note "Approximating KL divergence"."""
+    """The KL penalty of any objective, with the estimators from Schulman's note "Approximating KL divergence"."""
 
     target: Literal["none", "ref", "old"] = Field(
         default="none", description="ref: the frozen initial model; old: the weights that sampled; none: no penalty"
     )
-    coef: float = Field(default=0.0, ge=0, description="what the penalty is multiplied with")
+    coef: float = Field(default=0.0, ge=0, description="coefficient of the penalty")
     estimator: Literal["k1", "k2", "k3"] = Field(
         default="k3", description="with d = log π_θ − log π_target: d, d²/2, e^−d + d − 1"
     )
@@ -25,9 +25,9 @@ class KLConfig(_Options):
     @model_validator(mode="after")
     def _is_whole(self) -> KLConfig:
         if self.coef and self.target == "none":
-            raise ValueError(f"coef = {self.coef} without a target penalises nothing; set target = 'ref' or 'old', or coef = 0")
+            raise ValueError(f"coef = {self.coef} has no effect without a target; set target = 'ref' or 'old', or coef = 0")
         if self.target != "none" and "coef" not in self.model_fields_set:
-            raise ValueError(f"target = {self.target!r} without a coef penalises nothing; set coef, such as 0.001")
+            raise ValueError(f"target = {self.target!r} has no effect without a coef; set coef, for example 0.001")
         return self
 
     @property
@@ -37,27 +37,27 @@ class KLConfig(_Options):
 
 
 class BaseObjectiveConfig(_Options):
-    """Options that every objective has, and what it needs of a run."""
+    """The options of every objective, and what it needs from a run."""
 
     needs_labels: ClassVar[bool] = False
-    """Rewards have to be 0 or 1."""
+    """Whether rewards must be 0 or 1."""
 
     type: Any
-    kl: KLConfig = Field(default=KLConfig(), description="a KL penalty beside the objective")
+    kl: KLConfig = Field(default=KLConfig(), description="a KL penalty added to the objective")
 
     @property
     def needs_ref(self) -> bool:
-        """The log-probabilities of the frozen initial model are read."""
+        """Whether the objective uses log-probabilities of the frozen initial model."""
         return self.kl.active and self.kl.target == "ref"
 
     @property
     def sums_over_groups(self) -> bool:
-        """The loss is a sum over groups; where it is not, no split into whole groups adds up."""
+        """Whether the loss is a sum over groups; if not, no split into whole groups adds up."""
         return True
 
     @property
     def zero_scores_when_fresh(self) -> bool:
-        """Every score is 0 right after sampling, so it needs no forward pass."""
+        """Whether all scores are 0 right after sampling, so that they need no forward pass."""
         return True
 
 
@@ -68,7 +68,7 @@ Degenerate = Annotated[
 
 
 class RealConfig(BaseObjectiveConfig):
-    """REAL: τ = 0.5, anchor logit at 0, groups that are all right or all wrong skipped, no KL."""
+    """REAL: τ = 0.5, anchor logit at 0, no KL; skips groups that are all right or all wrong."""
 
     needs_labels: ClassVar[bool] = True
     type: Literal["real"] = "real"
@@ -78,7 +78,7 @@ class RealConfig(BaseObjectiveConfig):
 
 
 class BCEConfig(BaseObjectiveConfig):
-    """Binary cross-entropy: τ = 0.5, a sum over the group, groups that are all right or all wrong skipped, no KL."""
+    """Binary cross-entropy: τ = 0.5, a sum over each group, no KL; skips groups that are all right or all wrong."""
 
     needs_labels: ClassVar[bool] = True
     type: Literal["bce"] = "bce"
@@ -95,9 +95,9 @@ class GRPOConfig(BaseObjectiveConfig):
     type: Literal["grpo"] = "grpo"
     epsilon: float = Field(default=0.2, gt=0, description="ε of the clip of ρ to [1 − ε, 1 + ε]")
     clip: Literal["one_sided", "bidirectional"] = Field(
-        default="one_sided", description="bidirectional: drop every token with ρ outside the clip, whatever the sign of A"
+        default="one_sided", description="bidirectional: drop every token with ρ outside the clip, for either sign of A"
     )
-    kl: KLConfig = Field(default=KLConfig(target="ref", coef=0.001), description="a KL penalty beside the objective")
+    kl: KLConfig = Field(default=KLConfig(target="ref", coef=0.001), description="a KL penalty added to the objective")
 
 
 class DrGRPOConfig(BaseObjectiveConfig):
@@ -105,7 +105,7 @@ class DrGRPOConfig(BaseObjectiveConfig):
 
     type: Literal["dr_grpo"] = "dr_grpo"
     epsilon: float = Field(default=0.2, gt=0, description="ε of the clip of ρ to [1 − ε, 1 + ε]")
-    length_divisor: float = Field(default=3000.0, gt=0, description="what a rollout's sum over tokens is divided by")
+    length_divisor: float = Field(default=3000.0, gt=0, description="divisor of a rollout's sum over tokens")
 
 
 class DAPOConfig(BaseObjectiveConfig):
@@ -120,8 +120,8 @@ class GSPOConfig(BaseObjectiveConfig):
     """GSPO: ε_low = 3e-4, ε_high = 4e-4, no KL."""
 
     type: Literal["gspo"] = "gspo"
-    epsilon_low: float = Field(default=3e-4, gt=0, description="the ratio of the sequence is clipped at 1 − this")
-    epsilon_high: float = Field(default=4e-4, gt=0, description="the ratio of the sequence is clipped at 1 + this")
+    epsilon_low: float = Field(default=3e-4, gt=0, description="the sequence ratio is clipped at 1 − this")
+    epsilon_high: float = Field(default=4e-4, gt=0, description="the sequence ratio is clipped at 1 + this")
 
 
 class TRPAConfig(BaseObjectiveConfig):
@@ -130,17 +130,17 @@ class TRPAConfig(BaseObjectiveConfig):
     needs_labels: ClassVar[bool] = True
     type: Literal["trpa"] = "trpa"
     beta: float = Field(default=0.1, gt=0, description="β of the margins β(Δ_w − Δ_l)")
-    anisotropy: float = Field(default=2.5, gt=0, description="factor of a margin whose better response is right")
-    kl: KLConfig = Field(default=KLConfig(target="old", coef=0.001), description="a KL penalty beside the objective")
+    anisotropy: float = Field(default=2.5, gt=0, description="factor of a margin if its better response is right")
+    kl: KLConfig = Field(default=KLConfig(target="old", coef=0.001), description="a KL penalty added to the objective")
 
     @property
     def needs_ref(self) -> bool:
-        """Always: Δ is relative to the reference model."""
+        """Always True: Δ is relative to the reference model."""
         return True
 
     @property
     def zero_scores_when_fresh(self) -> bool:
-        """Δ is relative to the reference model, not to the sampling weights."""
+        """False: Δ is relative to the reference model, not to the sampling weights."""
         return False
 
 
@@ -157,16 +157,16 @@ class DisCOConfig(BaseObjectiveConfig):
     negatives: Literal["logmeanexp", "mean"] = Field(default="logmeanexp", description="mean: DisCO-b, the limit τ → ∞")
     tau: float = Field(default_factory=_default_tau, gt=0, description="τ of the wrong rollouts; default 10, for Lratio 1")
     beta: float = Field(default=1e3, ge=0, description="β of the squared hinge on KL; 0: no trust region")
-    delta: float = Field(default=1e-4, ge=0, description="KL in nats from which on the hinge acts")
+    delta: float = Field(default=1e-4, ge=0, description="KL in nats above which the hinge acts")
 
     @property
     def sums_over_groups(self) -> bool:
-        """Not with the trust region: one KL couples all groups."""
+        """False with the trust region, where one KL couples all groups."""
         return self.beta == 0
 
     @property
     def zero_scores_when_fresh(self) -> bool:
-        """mean(ρ − 1) is 0 right after sampling, mean log π_θ is not."""
+        """True for "Lratio": mean(ρ − 1) is 0 right after sampling, mean log π_θ is not."""
         return self.score == "Lratio"
 
 
@@ -203,7 +203,7 @@ class PACSConfig(BaseObjectiveConfig):
 
     @property
     def zero_scores_when_fresh(self) -> bool:
-        """Σ_t s_t is 0 right after sampling."""
+        """True: Σ_t s_t is 0 right after sampling."""
         return True
 
 

@@ -15,18 +15,18 @@ from realrl.objectives.segments import labels, masked_token_mean, mixed_groups, 
 
 
 class DisCO(DisCOConfig, ScoreObjective):
-    """Per mixed group −mean₊ ℓ + τ·log mean₋ e^{ℓ/τ}, averaged over all P groups, plus β/2·[KL(π_old‖π_θ) − δ]₊².
+    """For each mixed group −mean₊ ℓ + τ·log mean₋ e^{ℓ/τ}, averaged over all P groups, plus β/2·[KL(π_old‖π_θ) − δ]₊².
 
-    ℓ is mean_t log π_θ ("logL") or mean_t ρ_t ("Lratio"); DisCO-b takes the plain mean of the negatives, the limit τ → ∞.
-    KL is −Σ s_t over all response tokens of the optimizer step, divided by their number: one number that couples every
-    rollout, degenerate groups included. So a rollout has two scores, ℓ and Σ_t s_t; the second one's weight is the slope of the
-    squared hinge, and two passes are exact for any split. No split into groups adds up while β > 0. The ratio enters as
-    mean(ρ − 1), which leaves the loss of a mixed group as it is and is 0 right after sampling.
+    ℓ is mean_t log π_θ ("logL") or mean_t ρ_t ("Lratio"); DisCO-b uses the plain mean of the negatives, the limit τ → ∞.
+    KL is −Σ s_t over all response tokens of the optimizer step, divided by their number. This one number couples all rollouts,
+    also those of degenerate groups. So each rollout has two scores, ℓ and Σ_t s_t; the weight of the second is the derivative
+    of the squared hinge, and two passes are exact for any split. While β > 0, no split into groups adds up. The ratio enters
+    as mean(ρ − 1), which does not change the loss of a mixed group and is 0 right after sampling.
 
-    Checked: both scores, the groups' terms, the mean over all questions, the slope β[KL − δ]₊ and the defaults (β, δ, τ)
-    against github.com/Optimization-AI/DisCO (verl/verl/trainer/ppo/core_algos.py in the copy MYC000801/DisCO, scripts/train)
-    and verl's docs/algo/disco.md. The estimator of KL is that code's (`ppo_kl_type=kl`, a mean over tokens); the paper's own
-    formula for it could not be read. Differs from the released code, which computes KL for each micro-batch.
+    Checked against github.com/Optimization-AI/DisCO (verl/verl/trainer/ppo/core_algos.py in the copy MYC000801/DisCO,
+    scripts/train) and verl's docs/algo/disco.md: both scores, the terms of the groups, the mean over all questions, the
+    derivative β[KL − δ]₊ and the defaults (β, δ, τ). The KL estimator is the one of that code (`ppo_kl_type=kl`, a mean over
+    tokens); we could not read the paper's own formula. Differs from the released code, which computes KL for each micro-batch.
     """
 
     score_shape: ClassVar[tuple[int, ...]] = (2,)
@@ -67,7 +67,7 @@ class DisCO(DisCOConfig, ScoreObjective):
         return LossOutput(out.loss, {**out.metrics, "ratio/kl_old": -float(drift)})
 
     def carries_gradient(self, groups: Groups):
-        """Every row while the trust region is on: it holds the rollouts of degenerate groups too."""
+        """All rows while the trust region is on, since it includes the rollouts of degenerate groups."""
         if self.beta:
             return torch.ones_like(groups.rewards, dtype=torch.bool)
         return super().carries_gradient(groups)

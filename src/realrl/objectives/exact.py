@@ -1,9 +1,9 @@
-"""The gradient of a mini-batch, exact for any split of its rollouts into micro-batches.
+"""The exact gradient of a mini-batch for any split of its rollouts into micro-batches. There are three routes:
 
-direct     whole groups in each micro-batch: backward through the objective, with the denominators of the whole mini-batch
-two-pass   scores s of all rollouts without gradient (0 right after sampling), weights w = dL/ds through the small function
-           s → L, then micro-batches of any rows: Σ w·s(θ) has the same gradient
-additive   objectives that are a sum over rollouts once advantages are known: any rows, one pass
+direct     micro-batches of whole groups: backward through the objective, with the denominators of the whole mini-batch
+two-pass   compute the scores s of all rollouts without gradient (0 right after sampling), then the weights w = dL/ds from the
+           small function s → L. For micro-batches of any rows, Σ w·s(θ) has the same gradient as L
+additive   for objectives that are a sum over rollouts once the advantages are known: any rows, one pass
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from realrl.objectives.inputs import LossInputs, LossOutput, check_responses
 
 @dataclass(frozen=True)
 class Weights:
-    """What each rollout's part of the loss is multiplied with, for one mini-batch under one state of the policy.
+    """The factors of the rollouts' parts of the loss, for one mini-batch and one state of the policy.
 
-    `rollout` (N, ...) holds advantages, or weights dL/ds of scores; None on the direct route. `loss` is the value that the
-    parts leave out: the scores' loss, which no row has alone.
+    `rollout` (N, ...) holds advantages, or the weights dL/ds of the scores; None on the direct route. `loss` is the part of the
+    loss value that belongs to no single row: the loss of the scores.
     """
 
     rollout: Float[Tensor, "N ..."] | None
@@ -33,9 +33,9 @@ class Weights:
 
 
 def weigh(objective: Objective, groups: Groups, scores_N: Float[Tensor, "N ..."] | None, *, direct: bool = False) -> Weights:
-    """The weights of a mini-batch's rollouts; `scores_N` None: right after sampling, where `zero_scores_when_fresh`.
+    """The weights of a mini-batch's rollouts. `scores_N=None` means right after sampling, with `zero_scores_when_fresh`.
 
-    `direct` promises that each part holds whole groups; ValueError for an objective whose groups are coupled.
+    With `direct`, the caller promises that each part holds whole groups; raises ValueError if the objective couples groups.
     """
     if isinstance(objective, AdditiveObjective):
         return Weights(objective.advantages(groups))
@@ -50,30 +50,31 @@ def weigh(objective: Objective, groups: Groups, scores_N: Float[Tensor, "N ..."]
 
 
 def fresh_scores(objective: ScoreObjective, groups: Groups) -> Float[Tensor, "N ..."]:
-    """The scores right after sampling, 0. Raises ValueError for an objective whose scores are others then."""
+    """The scores right after sampling: 0. Raises ValueError if the objective has other scores then."""
     if not objective.zero_scores_when_fresh:
         raise ValueError(f"the scores of objective {objective.type!r} are not 0 right after sampling; compute them")
     return groups.rewards.new_zeros(len(groups), *objective.score_shape)
 
 
 def part_loss(objective: Objective, inputs: LossInputs, groups: Groups, weights: Weights, rows: Tensor) -> Float[Tensor, ""]:
-    """The part of the rows `rows` of a mini-batch: gradients of parts add up to the gradient of the whole, and their values
-    with `weights.loss` to its value."""
+    """The part of the loss for the rows `rows`.
+
+    The gradients of the parts add up to the gradient of the mini-batch, and their values plus `weights.loss` to its value."""
     if isinstance(objective, AdditiveObjective):
         assert weights.rollout is not None
         return objective.additive_loss(inputs, groups, weights.rollout[rows])
     if weights.rollout is None or not isinstance(objective, ScoreObjective):
         return objective.evaluate(inputs, groups).loss
     surrogate = (weights.rollout[rows] * objective.scores(inputs)).sum()
-    # Its gradient counts, its value says nothing.
+    # Only the gradient of the surrogate counts, so its value becomes 0.
     return surrogate - surrogate.detach() + objective.penalty(inputs, groups)
 
 
 def token_gradient(objective: Objective, inputs: LossInputs) -> tuple[Float[Tensor, "N T"], LossOutput]:
     """∂L/∂log π_θ of each response token (0 elsewhere) of a whole mini-batch, and L with its metrics, without gradient.
 
-    The loss depends on the parameters through these log-probabilities alone, so Σ sg(gradient)·log π_θ over any split of the
-    rows has its gradient: any objective, any KL penalty. Computed in float64, returned in the dtype of the inputs.
+    The loss depends on the parameters only through these log-probabilities. So Σ sg(gradient)·log π_θ has the same gradient
+    over any split of the rows, for any objective and KL penalty. Computed in float64, returned in the dtype of the inputs.
     """
     with torch.enable_grad():
         policy_NT = inputs.logprobs_policy.detach().double().requires_grad_(True)
@@ -90,15 +91,15 @@ def token_gradient(objective: Objective, inputs: LossInputs) -> tuple[Float[Tens
 
 
 class Plan:
-    """A mini-batch under one state of the policy: for any split of its rollouts, in any order and over any processes, the
-    gradients of `loss` add up to the gradient of the objective over the whole mini-batch, and its values to the value.
+    """A mini-batch and one state of the policy. The gradients of `loss` over any split of the rollouts add up to the gradient
+    of the objective over the whole mini-batch, in any order and on any number of processes. So do the values.
 
         plan = realrl.Real(tau=0.5).plan(old, mask, rewards, groups)
         for rows in any_split:
             plan.loss(policy_logprobs(rows), rows).backward()
 
-    Make a new plan after every optimizer step, with the log-probabilities of the policy as it then is. `active` (N,) bool marks
-    the rollouts that can get a gradient; the others need not be passed.
+    Make a new plan after every optimizer step, with the log-probabilities of the current policy. `active` (N,) bool marks
+    the rollouts that can have a gradient; you need not pass the others.
     """
 
     def __init__(self, objective: Objective, groups: Groups, weights: Weights, held: LossInputs, rows: Tensor) -> None:
@@ -112,14 +113,14 @@ class Plan:
 
     @property
     def weights(self) -> Float[Tensor, "N ..."] | None:
-        """Advantages, or dL/ds of each rollout's score; None for an objective that is neither additive nor of scores."""
+        """Advantages, or dL/ds of each rollout's score; None if the objective is neither additive nor a score objective."""
         return self._weights.rollout
 
     def loss(self, policy: Float[Tensor, "K t"], rows: Tensor | Sequence[int]) -> Float[Tensor, ""]:
-        """The part of the rollouts `rows` (numbers or a mask, a list too), whose log-probabilities are `policy`, with gradient.
+        """The part of the loss for the rollouts `rows` (numbers or a mask), whose log-probabilities `policy` carry a gradient.
 
-        `policy` may be narrower than the mini-batch: columns that it leaves out must be padding. Raises ValueError for shapes
-        that disagree and for rows that this process does not hold.
+        `policy` may have fewer columns than the mini-batch if the missing columns are padding. Raises ValueError if shapes do
+        not match, and for rows that this process does not hold.
         """
         rows = torch.as_tensor(rows, device=self._place_N.device)
         rows = rows.nonzero().flatten() if rows.dtype == torch.bool else rows
@@ -130,7 +131,7 @@ class Plan:
         if policy.shape[0] != len(rows) or bool(held.loss_mask[place, width:].any()):
             raise ValueError(
                 f"policy has shape {tuple(policy.shape)}; it needs {len(rows)} rows, one for each of `rows`, and a column for "
-                "every response token of them"
+                "each of their response tokens"
             )
         ref = held.logprobs_ref
         inputs = LossInputs(
@@ -142,7 +143,7 @@ class Plan:
             None if ref is None else ref[place, :width],
             None if self.groups.levels is None else self.groups.levels[rows],
         )
-        # Each active row carries an equal share of what no row has alone.
+        # Each active row gets an equal share of the value that belongs to no single row.
         share = float(self.active[rows].sum()) / max(int(self.active.sum()), 1)
         return part_loss(self.objective, inputs, self.groups, self._weights, rows) + share * self._weights.loss
 
@@ -160,13 +161,13 @@ def plan_mini_batch(
     rows: Int[Tensor, " M"] | None = None,
     all_reduce: Callable[[Tensor], object] | None = None,
 ) -> Plan:
-    """`Objective.plan`, with tensors."""
+    """Like `Objective.plan`, but for tensors only."""
     check_responses(mask)
     rows = torch.arange(len(mask), device=old.device) if rows is None else rows
     if rows.shape != mask.shape[:1] or (all_reduce is None and len(rows) != len(rewards)):
         raise ValueError(
             f"old and mask have {len(mask)} rows for {len(rows)} row numbers of {len(rewards)} rollouts; a process that holds "
-            "a part of the mini-batch gives rows=…, one number for each of its rows, and all_reduce=…"
+            "a part of the mini-batch must pass rows=…, one number for each of its rows, and all_reduce=…"
         )
     share = all_reduce or (lambda values: values)
     tokens_N = torch.zeros(len(rewards), dtype=torch.long, device=old.device)

@@ -15,9 +15,9 @@ from realrl.objectives.segments import masked_token_mean
 class GMPO(GMPOConfig, AdditiveObjective):
     """−(1/N) Σ_n A_n·exp(mean_t s'_t), s' = min(s, ε_high) where A > 0 and max(s, −ε_low) where A < 0.
 
-    The one-sided clip of GRPO, token by token and in log space, then the geometric mean of the ratios.
+    It applies GRPO's one-sided clip to each token in log space, then takes the geometric mean of the ratios.
 
-    Checked: github.com/callsys/GMPO (train_zero_math_gmpo.py; `cliprange` 0.4 and A divided by the group's deviation in
+    Checked against github.com/callsys/GMPO (train_zero_math_gmpo.py; `cliprange` 0.4 and A divided by the group's deviation in
     scripts/qwen2.5-math-7b-gmpo.sh), verl's `geo_mean` and TRL's GMPOTrainer, which agree.
     """
 

@@ -1,4 +1,4 @@
-"""The rollouts of a mini-batch as groups: what labels, advantages and every denominator come from."""
+"""The groups of a mini-batch, which give labels, advantages and all denominators."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from realrl.objectives.segments import group_index, in_float64, segment_sum
 
 @dataclass(frozen=True)
 class Groups:
-    """N rollouts in any order, of ragged groups.
+    """N rollouts in any order, in groups of any sizes.
 
-    `rewards` (N,) float; `ids` (N,) int, equal for rollouts of one prompt; `tokens` (N,) int counts response tokens.
-    `levels` (N,) int orders the rollouts of a group more finely than rewards do, for objectives that compare pairs.
+    `rewards` (N,) float; `ids` (N,) int, equal for rollouts of one prompt; `tokens` (N,) int, the number of response tokens.
+    `levels` (N,) int orders the rollouts of a group more finely than rewards, for objectives that compare pairs.
 
-    Raises ValueError for shapes that disagree, ids that are not integers, or a reward that is not finite.
+    Raises ValueError if shapes do not match, ids are not integers, or a reward is not finite.
     """
 
     rewards: Float[Tensor, " N"]
@@ -36,11 +36,11 @@ class Groups:
             ("levels", self.levels),
         ):
             if values is not None and (values.ndim != 1 or tuple(values.shape) != shape):
-                raise ValueError(f"{name} has shape {tuple(values.shape)}; it must hold one value a rollout, {shape}")
+                raise ValueError(f"{name} has shape {tuple(values.shape)}; it must hold one value per rollout, {shape}")
         if self.ids.is_floating_point():
             raise ValueError(f"group_ids has dtype {self.ids.dtype}; it must be int64")
         if not bool(torch.isfinite(self.rewards).all()):
-            raise ValueError("rewards hold NaN or infinity; every rollout needs a finite reward")
+            raise ValueError("rewards contain NaN or infinity; every rollout needs a finite reward")
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -51,7 +51,7 @@ class Groups:
 
     @property
     def index(self) -> Int[Tensor, " N"]:
-        """The group of each rollout, counted from 0 to P − 1."""
+        """The group number of each rollout, from 0 to P − 1."""
         return self._indexed[0]
 
     @property
@@ -61,12 +61,12 @@ class Groups:
 
     @cached_property
     def num_tokens(self) -> int:
-        """Response tokens of all rollouts."""
+        """The number of response tokens of all rollouts."""
         return int(self.tokens.sum())
 
     @cached_property
     def sizes(self) -> Float[Tensor, " P"]:
-        """Rollouts of each group."""
+        """The number of rollouts in each group."""
         return self.sum(torch.ones_like(self.rewards))
 
     def sum(self, values_N: Float[Tensor, " N"]) -> Float[Tensor, " P"]:
@@ -74,11 +74,11 @@ class Groups:
         return segment_sum(values_N, self.index, self.count)
 
     def __getitem__(self, rows: Tensor) -> Groups:
-        """Some of the rollouts, by index or mask."""
+        """A selection of rollouts, by index or mask."""
         return Groups(self.rewards[rows], self.ids[rows], self.tokens[rows], None if self.levels is None else self.levels[rows])
 
     def in_float64(self) -> Groups:
-        """Rewards in float64; on Apple's devices, which lack it, everything on the CPU."""
+        """The same groups with rewards in float64; from an Apple GPU, which lacks it, everything moves to the CPU."""
         rewards_N = in_float64(self.rewards)
         levels = None if self.levels is None else self.levels.to(rewards_N.device)
         return replace(

@@ -1,4 +1,4 @@
-"""What an objective sees, and what it gives back."""
+"""The inputs and outputs of an objective."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from realrl.objectives.segments import masked_token_mean
 
 @dataclass(frozen=True)
 class LossInputs:
-    """What an objective sees of N rollouts in any order, of ragged groups.
+    """What an objective sees of N rollouts, in any order and in groups of any sizes.
 
-    Log-probabilities are (N, T) floats in nats, `logprobs_policy` with gradient; padding may hold anything finite.
-    `loss_mask` (N, T) bool is True on response tokens. `rewards` (N,) float, `group_ids` (N,) int64. `levels` (N,) int64
-    orders the rollouts of a group more finely than rewards (default: 2 where the reward is 1, else 1).
+    Log-probabilities are (N, T) floats in nats, `logprobs_policy` with gradient; padding may hold any finite value.
+    `loss_mask` (N, T) bool is True on response tokens. `rewards` is (N,) float, `group_ids` (N,) int64. `levels` (N,) int64
+    orders the rollouts of a group more finely than rewards (default: 2 if the reward is 1, else 1).
 
-    Raises ValueError for shapes that disagree, an empty response, or NaN in the rewards.
+    Raises ValueError if shapes do not match, a response is empty, or a reward is not finite.
     """
 
     logprobs_policy: Float[Tensor, "N T"]
@@ -39,13 +39,13 @@ class LossInputs:
         for name in ("logprobs_old", "loss_mask", "logprobs_ref"):
             tensor = getattr(self, name)
             if tensor is not None and tuple(tensor.shape) != shape:
-                raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must be that of logprobs_policy, {shape}")
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must have the shape of logprobs_policy, {shape}")
         if self.loss_mask.dtype != torch.bool:
             raise ValueError(f"loss_mask has dtype {self.loss_mask.dtype}; it must be bool, True on response tokens")
         for name in ("rewards", "group_ids", "levels"):
             tensor = getattr(self, name)
             if tensor is not None and tuple(tensor.shape) != shape[:1]:
-                raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must hold one value a rollout, {shape[:1]}")
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must hold one value per rollout, {shape[:1]}")
         check_responses(self.loss_mask)
         _ = self.groups
 
@@ -66,18 +66,18 @@ def mean_log_ratio(inputs: LossInputs) -> Float[Tensor, " N"]:
 
 
 def check_responses(loss_mask: Bool[Tensor, "N T"]) -> None:
-    """ValueError for a rollout without a response token."""
+    """Raise ValueError if a rollout has no response token."""
     empty = (~loss_mask.any(dim=1)).nonzero().flatten().tolist()
     if empty:
         raise ValueError(
-            f"rollout {empty[0]} has no response token ({len(empty)} such of {len(loss_mask)}); "
-            "a rollout has at least its end token: drop it or keep the end token in loss_mask"
+            f"rollout {empty[0]} has no response token (and so {len(empty)} of {len(loss_mask)}); "
+            "keep at least the end token in loss_mask, or drop the rollout"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class LossOutput:
-    """A scalar loss with gradient to `logprobs_policy`, and plain floats under their metric names."""
+    """A scalar loss with a gradient to `logprobs_policy`, and metrics by name."""
 
     loss: Float[Tensor, ""]
     metrics: dict[str, float] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The KL penalty, one piece for every objective."""
+"""The KL penalty, the same for every objective."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def kl_estimate(policy: Float[Tensor, "N T"], target: Float[Tensor, "N T"], esti
 
 
 def kl_penalty(inputs: LossInputs, config: KLConfig, whole: Groups) -> Float[Tensor, ""]:
-    """coef × KL, mean over each rollout's tokens, then over the rollouts of the `whole` mini-batch; 0 when off.
+    """coef × KL, averaged over each rollout's tokens, then over the rollouts of the mini-batch `whole`; 0 if it is off.
 
-    Raises ValueError where the target is ref and `logprobs_ref` is missing.
+    Raises ValueError if the target is ref and `logprobs_ref` is missing.
     """
     if not config.active:
         return inputs.logprobs_policy.new_zeros(())
     target = inputs.logprobs_ref if config.target == "ref" else inputs.logprobs_old
     if target is None:
         raise ValueError("kl.target is 'ref' but logprobs_ref is None; pass the reference model's log-probabilities")
-    # On padding an exp could overflow: the gradient must not pass through it.
+    # exp could overflow on padding, so no gradient may pass through it.
     policy = torch.where(inputs.loss_mask, inputs.logprobs_policy, 0)
     mean_N = masked_token_mean(kl_estimate(policy, target, config.estimator), inputs.loss_mask)
     return config.coef * mean_N.sum() / len(whole)

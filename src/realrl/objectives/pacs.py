@@ -14,16 +14,16 @@ from realrl.objectives.segments import group_centred, labels
 
 
 class PACS(PACSConfig, ScoreObjective):
-    """Per group (1/G) Σ_i c_i·CE(r_i, σ(ψ_i)), averaged over all P groups; ψ_i = r̂_i − mean_{j≠i} r̂_j, r̂ = β Σ_t s_t.
+    """For each group (1/G) Σ_i c_i·CE(r_i, σ(ψ_i)), averaged over all P groups; ψ_i = r̂_i − mean_{j≠i} r̂_j, r̂ = β Σ_t s_t.
 
-    The cross-entropy between reward and prediction is softplus(∓ψ) for r = 1 and 0. `balance` sets c = G/(2·n) in mixed groups,
-    n the group's rollouts of the same reward, 1 in others (and 1 everywhere without it). Groups that are all right or all wrong
-    count: they pull the r̂ of a group together (0 at s̄ = 0). A group of one has no leave-one-out mean and is skipped.
+    The cross-entropy between reward and prediction is softplus(∓ψ) for r = 1 and 0. `balance`: c = G/(2·n) in mixed groups,
+    where n is the number of the group's rollouts with the same reward; otherwise c = 1. Groups that are all right or all wrong
+    count: they make the r̂ of a group more equal (no gradient at s̄ = 0). A group of one has no leave-one-out mean: skipped.
 
-    Checked: Eq. 6–8, §3.5 and β = 1 in the text of arXiv 2509.02522v2; RLOO, the balance and the sum (not mean) over tokens in
-    github.com/ritzz-ai/PACS (src/pacs/pacs_core_algos.py, scripts/pacs). The log-ratio is to the sampling weights, as in that
-    code; the paper's text has a reference that is reset to the policy from time to time. Differs from the released code, which
-    takes the mean over a micro-batch's rollouts: the same for groups of one size.
+    Checked against Eq. 6–8, §3.5 and β = 1 in arXiv 2509.02522v2; and RLOO, the balance and the sum (not mean) over tokens in
+    github.com/ritzz-ai/PACS (src/pacs/pacs_core_algos.py, scripts/pacs). As in that code, the log-ratio is relative to the
+    sampling weights; the paper describes a reference that is sometimes reset to the policy. The released code averages over a
+    micro-batch's rollouts, which is the same for groups of equal size.
     """
 
     def scores(self, inputs: LossInputs):

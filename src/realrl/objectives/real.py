@@ -12,14 +12,14 @@ from realrl.objectives.segments import segment_logsumexp
 
 
 class Real(RealConfig, LabelObjective):
-    """Per group log(1 + Σ_{O+} e^{−s̄/τ}) + log(1 + Σ_{O−} e^{s̄/τ}) (Eq. 6–8), averaged over all P groups.
+    """For each group log(1 + Σ_{O+} e^{−s̄/τ}) + log(1 + Σ_{O−} e^{s̄/τ}) (Eq. 6–8), averaged over all P groups.
 
-    Without the anchor (Eq. 2; "w/o Anchor Logits" of Table 4) log(1 + Σ_{O−} e^{s̄/τ} · Σ_{O+} e^{−s̄/τ}), which is 0 where
-    either set is empty. Weights |∂L/∂s̄| are bounded by 1/τ (Eq. 9, 10). Defaults: τ = 0.5, anchor on,
-    degenerate_groups "skip" (as the released code; Eq. 8 taken literally is "use"), P counts every group.
+    Without the anchor (Eq. 2; "w/o Anchor Logits" in Table 4) it is log(1 + Σ_{O−} e^{s̄/τ} · Σ_{O+} e^{−s̄/τ}), which is 0 if
+    either set is empty. The weights |∂L/∂s̄| are at most 1/τ (Eq. 9, 10). P counts every group. Defaults: τ = 0.5, anchor on,
+    degenerate_groups "skip", as in the released code (Eq. 8 read literally is "use").
 
-    Differs from the released code: groups may be ragged and in any order; rewards outside {0, 1} and empty responses are
-    a ValueError.
+    Differs from the released code: groups may have any sizes and rollouts any order; rewards other than 0 and 1 and empty
+    responses raise ValueError.
     """
 
     def loss_from_scores(self, scores_N, groups: Groups, whole: Groups):

@@ -1,4 +1,4 @@
-"""Objectives by name, and by "module:Class". Free of torch until an objective is made."""
+"""Find objectives by name or "module:Class". Imports torch only to build an objective."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ CLASSES = {
 
 
 def list_objectives() -> list[str]:
-    """Names of the built-in objectives."""
+    """The names of the built-in objectives."""
     return sorted(CLASSES)
 
 
 def options_of(name: str) -> type[BaseObjectiveConfig]:
     """The class with the options of an objective, by name or "module:Class".
 
-    Raises ValueError for an unknown name (naming the nearest), a module that cannot be imported, or a class that is no
+    Raises ValueError for an unknown name (with a suggestion), a module that cannot be imported, or a class that is not an
     objective.
     """
     return CONFIGS[name] if name in CONFIGS else _own_class(name)
 
 
 def build_objective(config: Mapping[str, Any] | BaseModel) -> Objective:
-    """The objective of a table (`{"type": "real", "tau": 0.5}`, `{"type": "my_losses:Mine"}`) or of its options.
+    """Build the objective from a table (`{"type": "real", "tau": 0.5}`, `{"type": "my_losses:Mine"}`) or from its options.
 
-    Raises ValueError for an unknown type or key (naming the nearest) or a value out of range.
+    Raises ValueError for an unknown type or key (with a suggestion) or a value out of range.
     """
     from realrl.objectives.base import Objective
 
@@ -96,6 +96,6 @@ def _own_class(name: str) -> type[BaseObjectiveConfig]:
 def _load(path: str) -> Any:
     module, _, name = path.partition(":")
     if os.getcwd() not in sys.path and "" not in sys.path:
-        # A console script does not look for modules where it was started.
+        # A console script does not search the current folder for modules.
         sys.path.append(os.getcwd())
     return getattr(importlib.import_module(module), name)

@@ -13,12 +13,12 @@ from realrl.objectives.segments import masked_token_mean
 
 
 class SAPO(SAPOConfig, AdditiveObjective):
-    """−(1/N) Σ_n (1/|o_n|) Σ_t f(ρ_t) A_n with the gate f(ρ) = (4/τ)·σ(τ(ρ − 1)), whose slope is 1 at ρ = 1 and fades off it.
+    """−(1/N) Σ_n (1/|o_n|) Σ_t f(ρ_t) A_n with f(ρ) = (4/τ)·σ(τ(ρ − 1)); the slope of f is 1 at ρ = 1 and falls away from it.
 
-    τ is `tau_positive` where A > 0, else `tau_negative`: the larger, the faster a token off the sampling policy fades.
+    τ is `tau_positive` if A > 0, else `tau_negative`. A larger τ reduces the weight of off-policy tokens faster.
 
-    Checked: Eq. 5, 6 of arXiv 2511.20347 in a public excerpt; gate, temperatures and the mean over a rollout's tokens, then
-    over rollouts, in TRL's grpo_trainer.py (`loss_type="sapo"`) and verl's core_algos.py.
+    Checked against Eq. 5, 6 of arXiv 2511.20347 in a public excerpt, and TRL's grpo_trainer.py (`loss_type="sapo"`) and verl's
+    core_algos.py for the gate, the temperatures and the mean over a rollout's tokens, then over rollouts.
     """
 
     def surrogate(self, inputs: LossInputs, whole: Groups, advantages_N: Tensor) -> tuple[Tensor, dict[str, float]]:

@@ -1,4 +1,4 @@
-"""Reductions over ragged groups in any order, over tokens, and rewards as labels."""
+"""Reductions over groups of any sizes in any order, reductions over tokens, and rewards as labels."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from torch import Tensor
 
 
 def group_index(group_ids_N: Int[Tensor, " N"]) -> tuple[Int[Tensor, " N"], int]:
-    """Ids of any value as 0..P−1, and P."""
+    """Renumber arbitrary ids to 0..P−1; returns the numbers and P."""
     unique, index_N = torch.unique(group_ids_N, return_inverse=True)
     return index_N, len(unique)
 
 
 def in_float64(values: Tensor) -> Tensor:
-    """The values in float64, which Apple's devices lack: theirs go to the CPU."""
+    """The values in float64; values on an Apple GPU, which lacks float64, move to the CPU."""
     return values.to("cpu" if values.device.type == "mps" else values.device, torch.float64)
 
 
 def segment_sum(values_N: Float[Tensor, " N"], index_N: Int[Tensor, " N"], count: int) -> Float[Tensor, " P"]:
-    """Sum of the values of each segment; 0 for an empty one."""
+    """The sum of the values in each segment; 0 for an empty segment."""
     return values_N.new_zeros(count).index_add(0, index_N, values_N)
 
 
 def group_centred(values_N: Float[Tensor, " N"], index_N: Int[Tensor, " N"], count: int) -> Float[Tensor, " N"]:
-    """Each value minus the mean of its group; exactly 0 where all of a group are equal."""
-    # In float32 the mean of equal values may miss them by a bit, which a division by their deviation makes large.
+    """Each value minus the mean of its group; exactly 0 if all values of a group are equal."""
+    # In float32 the mean of equal values may differ from them by a bit; dividing by their deviation would make that large.
     exact_N = in_float64(values_N)
     index_N = index_N.to(exact_N.device)
     size = segment_sum(torch.ones_like(exact_N), index_N, count)
@@ -36,9 +36,9 @@ def group_centred(values_N: Float[Tensor, " N"], index_N: Int[Tensor, " N"], cou
 def segment_logsumexp(
     values_N: Float[Tensor, " N"], index_N: Int[Tensor, " N"], count: int, *, anchor: bool
 ) -> Float[Tensor, " P"]:
-    """log Σ e^v of each segment, with one more term e^0 where `anchor`; without it an empty segment gives −inf.
+    """log Σ e^v of each segment, plus a term e^0 if `anchor`; without the anchor an empty segment gives −inf.
 
-    Stable for any finite values: the largest term is taken out first.
+    Stable for any finite values, because the largest term is factored out.
     """
     start = 0.0 if anchor else -torch.inf
     largest = torch.full((count,), start, dtype=values_N.dtype, device=values_N.device)
@@ -51,28 +51,28 @@ def segment_logsumexp(
 
 
 def masked_token_mean(values_NT: Float[Tensor, "N T"], loss_mask: Bool[Tensor, "N T"]) -> Float[Tensor, " N"]:
-    """Mean over the response tokens of each rollout; padding may hold anything."""
+    """The mean over the response tokens of each rollout; padding may hold any value."""
     return torch.where(loss_mask, values_NT, 0).sum(dim=1) / loss_mask.sum(dim=1)
 
 
 def labels(rewards_N: Float[Tensor, " N"]) -> Bool[Tensor, " N"]:
-    """True where the reward is 1. Raises ValueError for any reward but 0 and 1.
+    """True where the reward is 1. Raises ValueError for any reward other than 0 and 1.
 
-    Differs from the released code, which compares with == 1 and == 0: a grader of ±1 gives it loss 0 without a word.
+    The released code compares with == 1 and == 0 instead, so rewards of ±1 silently give it a wrong loss.
     """
     right_N = rewards_N == 1
     other = rewards_N[~right_N & (rewards_N != 0)]
     if len(other):
         found = sorted(set(other.tolist()))[:5]
         raise ValueError(
-            f"rewards hold {found}; this objective reads rewards as class labels and needs 0 or 1: "
-            "map the grader's output, e.g. (rewards > 0.5).float()"
+            f"rewards hold {found}; this objective uses rewards as class labels and needs 0 or 1: "
+            "convert them, for example with (rewards > 0.5).float()"
         )
     return right_N
 
 
 def mixed_groups(positive_N: Bool[Tensor, " N"], index_N: Int[Tensor, " N"], count: int) -> Bool[Tensor, " P"]:
-    """Groups that hold both a positive and a negative rollout."""
+    """The groups with both a positive and a negative rollout."""
     right = segment_sum(positive_N.float(), index_N, count)
     wrong = segment_sum((~positive_N).float(), index_N, count)
     return (right > 0) & (wrong > 0)

@@ -15,11 +15,11 @@ from realrl.objectives.segments import labels, masked_token_mean
 
 
 class TRPA(TRPAConfig, ScoreObjective):
-    """Mean over all pairs (w, l) of one group with level(w) above level(l) of softplus(−a·β(Δ_w − Δ_l)), plus c·KL(π_θ‖π_old).
+    """The mean of softplus(−a·β(Δ_w − Δ_l)) over all pairs (w, l) of a group with level(w) > level(l), plus c·KL(π_θ‖π_old).
 
-    Δ = mean_t(log π_θ − log π_ref); a = anisotropy where w is right, else 1; levels: right 2, parsable but wrong 1, no
-    answer 0. Defaults: β = 0.1, a = 2.5, c = 0.001 (k3). Differs from its code, which falls back to mean softplus(∓Δ) where
-    the whole batch has no pair: here the preference loss is 0 then, and `groups/degenerate` counts.
+    Δ = mean_t(log π_θ − log π_ref); a = anisotropy if w is right, else 1. Levels: 2 right, 1 parsable but wrong, 0 no answer.
+    Defaults: β = 0.1, a = 2.5, c = 0.001 (k3). The original code uses mean softplus(∓Δ) if the whole batch has no pair; here
+    the preference loss is then 0, and `groups/degenerate` shows it.
     """
 
     def scores(self, inputs: LossInputs):
@@ -43,7 +43,7 @@ class TRPA(TRPAConfig, ScoreObjective):
 
 
 def levels_of(groups: Groups) -> Int[Tensor, " N"]:
-    """The levels where given, else 2 where the reward is 1 and 1 elsewhere. Raises ValueError for rewards but 0 and 1."""
+    """The given levels, or by default 2 if the reward is 1, else 1. Raises ValueError for rewards other than 0 and 1."""
     right_N = labels(groups.rewards)
     return 1 + right_N.long() if groups.levels is None else groups.levels
 
@@ -51,14 +51,14 @@ def levels_of(groups: Groups) -> Int[Tensor, " N"]:
 def preference_pairs(
     levels_N: Int[Tensor, " N"], group_ids_N: Int[Tensor, " N"]
 ) -> tuple[Int[Tensor, " M"], Int[Tensor, " M"]]:
-    """Indices (w, l) of every pair of one group in which level(w) is above level(l)."""
+    """Indices (w, l) of all pairs within a group with level(w) > level(l)."""
     same = group_ids_N[:, None] == group_ids_N[None, :]
     better, worse = (same & (levels_N[:, None] > levels_N[None, :])).nonzero(as_tuple=True)
     return better, worse
 
 
 def count_preference_pairs(levels_N: Int[Tensor, " N"], group_ids_N: Int[Tensor, " N"]) -> int:
-    """The number of `preference_pairs`, from the sizes of groups and of levels in them: memory grows with N, not N²."""
+    """The number of `preference_pairs`, from the sizes of groups and of their levels, so memory grows with N, not N²."""
     size_P = group_ids_N.unique(return_counts=True)[1]
     alike = torch.stack([group_ids_N, levels_N]).unique(dim=1, return_counts=True)[1]
     return int((size_P**2).sum() - (alike**2).sum()) // 2

@@ -1,1 +1,1 @@
-"""The report of runs: one page, also live."""
+"""The report of runs as one HTML page, saved or live."""

@@ -1,4 +1,4 @@
-"""Curves of a report: means over seeds with intervals, and quantiles of scores and weights, thinned to fit into a page."""
+"""The curves of a report: means over seeds with intervals, and quantiles of scores and weights, reduced to fit the page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from realrl.figures.statistics import NORMAL, mean_of
 from realrl.rundir.metrics import is_accuracy
 from realrl.rundir.runs import RunRecord, rollout_numbers
 
-# Points of one curve: at most the first number, and fewer where many series share the page.
+# A curve has at most the first number of points; if many series share the page, it has fewer.
 _MOST_POINTS, _POINTS_OF_ALL_SERIES = 400, 1600
 _BAND_STEPS = 200
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -23,7 +23,7 @@ _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """One picture of curves: metrics that share an axis. `share`: values lie in [0, 1]."""
+    """A chart of metrics that share an axis. `share` means that values are in [0, 1]."""
 
     title: str
     metrics: tuple[str, ...]
@@ -34,8 +34,8 @@ class Chart:
 CHARTS = (
     Chart("Reward", ("reward/mean",), "mean over the rollouts of a step"),
     Chart("Solved by all rollouts", ("groups/solved_all",), "share of prompts whose rollouts are all right", share=True),
-    Chart("Mixed groups", ("groups/mixed",), "share of prompts that are partly solved: those that teach", share=True),
-    Chart("Entropy", ("policy/entropy",), "nats, of the next-token distribution"),
+    Chart("Mixed groups", ("groups/mixed",), "share of prompts with right and wrong rollouts, which can teach", share=True),
+    Chart("Entropy", ("policy/entropy",), "of the next-token distribution, in nats"),
     Chart("Gradient norm", ("grad/norm",), "largest of the step's updates, before clipping"),
     Chart("Loss", ("loss",), "mean over the step's updates"),
     Chart("Response length", ("response/length_mean",), "mean, in tokens"),
@@ -45,20 +45,20 @@ CHARTS = (
     Chart("Largest weight", ("weight/abs_max",), "largest |∂L/∂s̄|, or |advantage|"),
     Chart("Clipped", ("ratio/clipped_fraction",), "share of tokens whose gradient the clip removes", share=True),
     Chart("KL estimate", ("kl",), "of the last update, before its coefficient"),
-    Chart("Sampler and trainer", ("sampler/logprob_gap",), "mean |log π_trainer − log π_sampler|, nats a token"),
-    Chart("Throughput", ("throughput/tokens_per_s",), "response tokens a second, whole step"),
+    Chart("Sampler and trainer", ("sampler/logprob_gap",), "mean |log π_trainer − log π_sampler|, nats per token"),
+    Chart("Throughput", ("throughput/tokens_per_s",), "response tokens per second, whole step"),
 )
 
 
 def points_of_a_curve(series: int) -> int:
-    """How many points each curve has at most where `series` series share the page."""
+    """The maximum number of points of each curve if `series` series share the page."""
     return min(_MOST_POINTS, max(50, _POINTS_OF_ALL_SERIES // max(series, 1)))
 
 
 def curve_of(runs: Sequence[RunRecord], name: str, points: int) -> dict[str, Any] | None:
-    """Mean over runs by step, with a 95 % interval: over seeds, or of one run's held-out accuracy over problems.
+    """The mean over runs by step, with a 95 % interval over seeds (for the held-out accuracy of one run: over problems).
 
-    Of more than `points` steps, as many in a row as needed become one point: first within each run, then over runs.
+    If there are more than `points` steps, several in a row become one point, averaged within each run, then over runs.
     """
     steps = sorted({step for run in runs for step in run.series(name)})
     if not steps:
@@ -85,7 +85,7 @@ def curve_of(runs: Sequence[RunRecord], name: str, points: int) -> dict[str, Any
 
 
 def charts_of(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
-    """The charts of which some run has a metric, held-out accuracy among the first, then every other metric by itself."""
+    """All charts with a metric of some run, held-out accuracy near the start, then one chart for each other metric."""
     recorded = {name for run in runs for name, values in run.metrics.items() if values}
     chosen = [Chart(c.title, tuple(n for n in c.metrics if n in recorded), c.about, c.share) for c in CHARTS]
     held_out = [
@@ -103,9 +103,9 @@ def charts_of(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
 
 
 def bands_of(runs: Sequence[RunRecord]) -> dict[str, Any]:
-    """Quantiles of s̄ and of the weights by step, right and wrong rollouts apart, pooled over the runs of a series.
+    """Quantiles of s̄ and of the weights by step, separately for right and wrong rollouts, pooled over the runs of a series.
 
-    Only rollouts with a weight count: the others were not computed, and their s̄ is not known.
+    Only rollouts with a weight count; for others s̄ was not computed.
     """
     files: dict[int, list[Path]] = {}
     for run in runs:
@@ -130,7 +130,7 @@ def bands_of(runs: Sequence[RunRecord]) -> dict[str, Any]:
 
 
 def ratios_of(runs: Sequence[RunRecord]) -> dict[str, Any] | None:
-    """Tokens by interval of ρ and sign of the advantage (the paper's Figure 2), pooled over runs; None without token data."""
+    """Token counts by interval of ρ and sign of the advantage (paper, Figure 2) over all runs; None without token data."""
     files = [found for run in runs for found in run.rollout_files()]
     chosen = files[:: -(-len(files) // _BAND_STEPS) or 1]
     counts = [found for _, path in chosen if (found := token_ratios(path)) is not None]

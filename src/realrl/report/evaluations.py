@@ -1,4 +1,4 @@
-"""Evaluations in a report: held-out accuracy during training, results of `realrl eval`, and the paper's tables."""
+"""The evaluations in a report: held-out accuracy during training, results of `realrl eval`, and the paper's tables."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from realrl.rundir.runs import RunGroup, RunRecord, read_columns
 
 
 def held_out_rows(group: RunGroup) -> list[dict[str, Any]]:
-    """Accuracy at the first and the last evaluation of a recipe's runs, with the interval of the last."""
+    """The accuracy of a recipe's runs at the first and the last evaluation, with an interval for the last."""
     rows, runs = [], group.runs
     for name in sorted({name for run in runs for name in run.metrics if is_accuracy(name)}):
         curves = [values for run in runs if (values := run.metrics.get(name))]
@@ -47,7 +47,7 @@ def held_out_rows(group: RunGroup) -> list[dict[str, Any]]:
 
 
 def benchmark_row(folder: Path) -> dict[str, Any]:
-    """One evaluation by `realrl eval`; DataError for a results.json that it did not write."""
+    """One evaluation by `realrl eval`; raises DataError if results.json does not have its format."""
     path = folder / "results.json"
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
@@ -58,7 +58,9 @@ def benchmark_row(folder: Path) -> dict[str, Any]:
         cells |= {"Avg.": _pass_at_1(report["average"])} if len(cells) > 1 else {}
         return {"model": str(report["model"]), "folder": folder.name, "cells": cells}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise DataError(f"{path} is not what realrl eval writes ({error}); run realrl eval --regrade {folder}") from error
+        raise DataError(
+            f"{path} is not what realrl eval writes ({error}); write it again: realrl eval --regrade {folder}"
+        ) from error
 
 
 def _pass_at_1(figures: dict[str, Any]) -> dict[str, Any]:
@@ -67,14 +69,14 @@ def _pass_at_1(figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def paper_tables() -> dict[str, Any]:
-    """The paper's tables, and under which of their columns each benchmark of ours belongs."""
+    """The paper's tables, and the column of each of our benchmarks in them."""
     benchmarks = {name: column for names in COLUMNS.values() for name in names if (column := paper_column(name))}
     rows = [{"table": row.table, "name": row.name, "values": row.values, "cited": row.cited} for row in PAPER_ROWS]
     return {"columns": [*COLUMNS, "Avg."], "of": benchmarks, "rows": rows, "source": PAPER_SOURCE}
 
 
 def _interval_over_problems(run: RunRecord, name: str, step: int) -> tuple[str, float | None, float | None]:
-    """The bootstrap interval over the problems of a stored evaluation; without the file, from the standard error."""
+    """The bootstrap interval over the problems of a stored evaluation; if the file is missing, one from the standard error."""
     data_set, mode, _ = name.removeprefix("eval/").rsplit("/", 2)
     columns = read_columns(RunPaths(run.folder).evaluation_of(data_set, mode, step), ("id", "status"))
     if columns and len(columns) == 2 and columns["id"]:

@@ -1,7 +1,7 @@
-"""Data → one HTML file that loads nothing: scripts, styles and data are inside, and the page's own policy forbids the rest.
+"""Turn data into one HTML file with scripts, styles and data inside. Its security policy forbids loading anything else.
 
-Model text is untrusted. It is in the file only as JSON in a script element of type application/json, in which `<`, `>`, `&`
-and line separators are escaped, and the scripts put it on the page as text, never as HTML.
+Model text is untrusted. The file contains it only as JSON in a script element of type application/json, with `<`, `>`, `&`
+and line separators escaped. The scripts show it as text, never as HTML.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from typing import Any
 
 _SCRIPTS = ("vendor/uPlot.iife.min.js", "charts.js", "rollouts.js", "report.js")
 _STYLES = ("vendor/uPlot.min.css", "report.css")
-# Also C1 controls, and lone surrogates, which no UTF-8 file can hold.
+# Includes C1 controls, and lone surrogates, which are not possible in UTF-8.
 _UNSAFE = re.compile("[<>&\u2028\u2029\x7f-\x9f\ud800-\udfff]")
 
 
 def render_page(data: dict[str, Any] | None, *, live: bool = False) -> str:
-    """The page with `data` inside, or, `live`, one that asks its own server for the data again and again."""
+    """The page with `data` inside or, if `live`, a page that regularly asks its own server for the data."""
     scripts, styles = [_asset(name) for name in _SCRIPTS], [_asset(name) for name in _STYLES]
     return Template(_asset("template.html")).substitute(
         policy=policy(live=live),
         title=_html(str(data["title"]) if data else "watching"),
         live="live" if live else "saved",
-        # uPlot's licence wants its notice in every copy.
+        # uPlot's licence requires its notice in every copy.
         licence=_asset("vendor/uPlot.LICENSE"),
         styles="".join(f"<style>{style}</style>\n" for style in styles),
         scripts="".join(f"<script>{script}</script>\n" for script in scripts),
@@ -36,7 +36,7 @@ def render_page(data: dict[str, Any] | None, *, live: bool = False) -> str:
 
 
 def policy(*, live: bool) -> str:
-    """The Content-Security-Policy: our scripts and styles by their hashes, images in the file, `live` data, and no more."""
+    """The Content-Security-Policy: allows our scripts and styles by their hashes, images in the file, and `live` data."""
     scripts, styles = (" ".join(f"'{_hash(_asset(name))}'" for name in names) for names in (_SCRIPTS, _STYLES))
     connect = "; connect-src 'self'" if live else ""
     own = f"script-src {scripts}; style-src {styles}; img-src data:{connect}"
@@ -44,7 +44,7 @@ def policy(*, live: bool) -> str:
 
 
 def script_json(data: Any) -> str:
-    """JSON that can end no script element and starts no markup."""
+    """JSON that cannot end a script element or start markup."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 

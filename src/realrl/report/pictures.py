@@ -1,4 +1,4 @@
-"""Drawn figures of a report: the gradient weights of its objectives (Figure 1), and recipes side by side (Figure 5)."""
+"""The pictures in a report: gradient weights of its objectives (Figure 1), and recipes side by side (Figure 5)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from realrl.rundir.runs import RunGroup
 
 
 def pictures_of(groups: Sequence[RunGroup]) -> list[dict[str, str]]:
-    """`section` of the page, `title`, `about` and `svg` (base64) of each picture that the runs have the data for."""
+    """`section` of the page, `title`, `about` and `svg` (base64) of each picture for which the runs have data."""
     if not groups:
         return []
     pictures = []
     weights = _weights(json.dumps({group.label: _objective(group) for group in groups}, default=str))
     if weights:
-        about = "by autograd: one response moves in a group of four right and four wrong ones; the paper's Figure 1"
+        about = "by autograd: one response moves in a group with four right and four wrong responses; the paper's Figure 1"
         pictures.append({"section": "distributions", "title": "Gradient weight", "about": about, "svg": weights})
     if len(groups) > 1:
         with tempfile.TemporaryDirectory() as folder:
@@ -36,7 +36,7 @@ def pictures_of(groups: Sequence[RunGroup]) -> list[dict[str, str]]:
 
 @lru_cache(maxsize=8)
 def _weights(objectives: str) -> str | None:
-    """Figure 1 of the objectives in a JSON object; None where this version of realrl does not know them."""
+    """Figure 1 for the objectives in a JSON object; None if this version of realrl does not know them."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             return _svg(figure_1_of(json.loads(objectives), Path(folder)))

@@ -1,4 +1,4 @@
-"""`realrl report`: what runs left behind, gathered into the data of one page (assets/, page.py)."""
+"""`realrl report`: collect the results of runs into the data of one page (assets/, page.py)."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from realrl.report.pictures import pictures_of
 from realrl.report.rollouts import mark_disagreements, sample_rollouts
 from realrl.rundir.runs import RunGroup, RunRecord, as_text, broken_lines, differing, group_runs, read_run
 
-# Characters of rollouts in the whole page; curves and scripts stay below the rest of 5 MB.
+# Maximum number of characters of all rollouts in the page, so that the page stays below 5 MB.
 _ROLLOUT_BUDGET = 2_800_000
 
 
 def write_report(folders: Sequence[Path], output: Path, compare: str | None = None) -> int:
-    """Write the report of `folders` (runs, and folders of `realrl eval`) as one HTML file; returns its size in bytes.
+    """Write the report of `folders` (runs, or results of `realrl eval`) as one HTML file; returns its size in bytes.
 
-    With `compare`, a second grader (rewards/command.py) judges the rollouts on the page, too. Raises DataError for a folder
-    that is neither, an unknown grader, and where the file cannot be written.
+    With `compare`, a second grader also grades the rollouts on the page. Raises DataError for a folder that is neither, for an
+    unknown grader, and if the file cannot be written.
     """
     data = report_data(folders)
     if compare is not None:
@@ -35,12 +35,12 @@ def write_report(folders: Sequence[Path], output: Path, compare: str | None = No
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_bytes(page)
     except OSError as error:
-        raise DataError(f"{output} cannot be written: {error.strerror}; choose another -o") from error
+        raise DataError(f"{output} cannot be written: {error.strerror}; choose another file with -o") from error
     return len(page)
 
 
 def report_data(folders: Sequence[Path]) -> dict[str, Any]:
-    """Everything that the page shows, as JSON-ready values; NaN and infinities have become None."""
+    """All data of the page, as values ready for JSON; NaN and infinities become None."""
     evaluated = [folder for folder in folders if (folder / "results.json").is_file()]
     runs = [read_run(folder) for folder in folders if folder not in evaluated]
     evaluated += [path.parent for run in runs for path in sorted(run.folder.glob("eval/*/results.json"))]
@@ -111,7 +111,7 @@ def _series(group: RunGroup, points: int) -> dict[str, Any]:
 
 
 def _common_facts(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
-    """Facts of the summary in reading order: each with the values that it has among the runs."""
+    """The facts of the summary in reading order, each with all its values among the runs."""
     facts: dict[str, set[str]] = {}
     for run in runs:
         for name, value in _facts(run):
@@ -141,7 +141,7 @@ def _facts(run: RunRecord) -> list[tuple[str, str]]:
 
 
 def _over_segments(run: RunRecord) -> list[tuple[str, str]]:
-    """What the recipe says, with its former values where the run was resumed with others."""
+    """Facts of the recipe, with earlier values if the run was resumed with other ones."""
     found: dict[str, list[tuple[str, str]]] = {}
     for until, config in [*((f" (to step {last})", recipe) for last, recipe in run.earlier), ("", run.config)]:
         for name, value in _recipe_facts(config):
@@ -166,16 +166,16 @@ def _recipe_facts(c: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Objective", f"{c.get('objective.type')} ({', '.join(objective)})"),
         (
             "Batch",
-            f"{c.get('train.prompts_per_step')} prompts × {c.get('sampling.group_size')} rollouts a step, "
-            f"{c.get('train.mini_batch_prompts')} prompts an optimizer step",
+            f"{c.get('train.prompts_per_step')} prompts × {c.get('sampling.group_size')} rollouts per sampling round, "
+            f"{c.get('train.mini_batch_prompts')} prompts per update",
         ),
         ("Optimizer", f"{c.get('optim.type')}, lr {c.get('optim.lr')}, {c.get('optim.schedule')}"),
     ]
 
 
 def _duration(run: RunRecord) -> float | None:
-    """Seconds from each start to its last record that counts; None where no start was recorded."""
-    # Grows until the run is started again. Runs from before there was this clock have that on the wall alone.
+    """Seconds from each start to its last valid record; None if no start was recorded."""
+    # time/run_s grows until the run is started again. Older runs do not have it, only wall-clock times.
     clock = [seconds for _, seconds in sorted(run.series("time/run_s").items())]
     if clock:
         return sum(now for now, later in zip(clock, [*clock[1:], 0.0], strict=True) if later < now)
@@ -189,7 +189,7 @@ def _duration(run: RunRecord) -> float | None:
 
 
 def _merged(alarms: Sequence[tuple[int, str]], steps: int) -> list[tuple[int, str]]:
-    """Alarms once each: a resumed run rings again for steps that it repeats, and those not repeated yet are void."""
+    """Each alarm once, up to the last step: a resumed run repeats steps, and alarms of steps not yet repeated do not count."""
     return sorted({(step, text) for step, text in alarms if step <= steps})
 
 

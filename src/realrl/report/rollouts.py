@@ -1,4 +1,4 @@
-"""Which rollouts of a run fit into a page, and how they are laid out there."""
+"""Choose the rollouts of a run that fit into the page, and prepare them for it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from realrl.errors import ConfigError
 from realrl.rewards.second_grader import grade_again
 from realrl.rundir.runs import RunRecord, read_columns
 
-# Steps whose rollouts are looked into at most.
+# Maximum number of steps whose rollouts are read.
 _STEPS = 200
-# Rollouts of one step at most.
+# Maximum number of rollouts of one step.
 _STEP_ROWS = 64
-# A longer text keeps its start and its end.
+# Only this many characters at the start and the end of a long text are kept.
 _HEAD, _TAIL = 3000, 3000
-# Tokens of one response that can be coloured.
+# Maximum number of coloured tokens of one response.
 _TOKENS = 1000
 _TEXTS = ("problem_id", "prompt", "response", "extracted", "answer", "verdict", "reason")
 _NUMBERS = ("step", "group", "reward", "score", "weight", "tokens", "truncated")
@@ -29,11 +29,11 @@ _TOKEN_COLUMNS = ("token_ids", "log_ratio")
 
 
 def sample_rollouts(run: RunRecord, budget: int) -> dict[str, Any] | None:
-    """Rollouts in at most about `budget` characters of JSON, evenly over steps; None where the run has none.
+    """A sample of rollouts with about `budget` characters of JSON, spread evenly over the steps; None if there are none.
 
-    Every step gives one, then every step a second, and so on until the budget is spent; steps in an order whose every start
-    is spread over the run. Within a step the order is random, but the same at every call; rollouts that the grader could not
-    judge go first. `tokens` maps token ids to their text where token data were recorded.
+    Every step gives one rollout, then every step a second one, until the budget is used. The order of steps is such that any
+    first part of it covers the whole run. Within a step, grader errors come first; the rest is in a fixed random order.
+    `tokens` maps token ids to their text, if token data were recorded.
     """
     files = run.rollout_files()
     files = files[:: -(-len(files) // _STEPS) or 1]
@@ -63,10 +63,9 @@ def sample_rollouts(run: RunRecord, budget: int) -> dict[str, Any] | None:
 
 
 def mark_disagreements(rows: Sequence[dict[str, Any]], grader: str) -> None:
-    """Let a second grader judge the rollouts by the gold shown; adds `disagree` and `second`, its own verdict.
+    """Grade the rollouts with a second grader against the gold on the page; adds `disagree` and its verdict as `second`.
 
-    A response that is shown in part is left alone, as the second grader would not see what the first one saw.
-    Raises DataError for an unknown name.
+    Skips shortened responses, because the second grader would see less than the first. Raises DataError for an unknown name.
     """
     whole = [row for row in rows if not row["cut"]]
     responses, golds = [row["response"] for row in whole], [(row["answer"],) for row in whole]
@@ -77,7 +76,7 @@ def mark_disagreements(rows: Sequence[dict[str, Any]], grader: str) -> None:
 
 
 def token_texts(run: RunRecord, ids: set[int]) -> dict[int, str]:
-    """The text of each token id by the run's tokenizer; empty where none can be had."""
+    """The text of each token id from the run's tokenizer; empty if there is no tokenizer."""
     tokenizer = _saved_tokenizer(run.folder) or _model_tokenizer(str(run.config.get("model.path", "")))
     if tokenizer is None:
         return {}
@@ -86,7 +85,7 @@ def token_texts(run: RunRecord, ids: set[int]) -> dict[int, str]:
 
 @dataclass(frozen=True, slots=True)
 class _StepRows:
-    """Rows of a step in the order in which they go into a page, and how many the step had."""
+    """Rows of a step in the order in which they go into the page, and the number of all its rows."""
 
     rows: list[dict[str, Any]]
     total: int
@@ -137,13 +136,13 @@ def _round_robin(steps: Sequence[Sequence[dict[str, Any]]]) -> Iterator[dict[str
 
 
 def _bit_reversed(index: int) -> int:
-    """0, 1, 2, 3, … sorted by this go through a range in ever finer strides (van der Corput)."""
+    """A sort key: 0, 1, 2, … sorted by it go through the range in finer and finer steps (van der Corput)."""
     return int(f"{index:016b}"[::-1], 2)
 
 
 @lru_cache(maxsize=8)
 def _saved_tokenizer(folder: Path) -> Any:
-    """That of a checkpoint: read without torch, and it is the one that the run used."""
+    """The tokenizer of a checkpoint: the one that the run used, and readable without torch."""
     from tokenizers import Tokenizer
 
     for path in sorted(folder.glob("checkpoints/*/tokenizer.json")):

@@ -1,4 +1,4 @@
-"""`realrl watch`: the report of one run, served to this machine alone and made anew as the run goes."""
+"""`realrl watch`: serve the report of one run, on this machine only, and update it while the run goes on."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _ADDRESS = "127.0.0.1"
 
 
 class WatchServer(ThreadingHTTPServer):
-    """Serves the page and its data on loopback; `folder` may be made, grow and end while it runs.
+    """Serves the page and its data on the loopback address; the run in `folder` may start and end later.
 
-    Raises DataError for a folder that is there and that no run made, ConfigError for a port that cannot be had. Port 0 takes
-    a free one: `url` says which.
+    Port 0 means any free port; `url` contains it. Raises DataError if `folder` exists but is not a run folder, and ConfigError
+    if the port cannot be used.
     """
 
     daemon_threads = True
@@ -28,7 +28,7 @@ class WatchServer(ThreadingHTTPServer):
     def __init__(self, folder: Path, port: int = 0) -> None:
         if folder.exists() and not RunPaths(folder).config.is_file() and (not folder.is_dir() or any(folder.iterdir())):
             raise DataError(
-                f"{folder} is no run folder: it has no config.toml; give the folder that run.dir of the recipe named"
+                f"{folder} is not a run folder: it has no config.toml; give the folder that the recipe names in run.dir"
             )
         self._folder = folder
         self._lock = threading.Lock()
@@ -38,7 +38,7 @@ class WatchServer(ThreadingHTTPServer):
             super().__init__((_ADDRESS, port), _Handler)
         except (OSError, OverflowError) as error:
             raise ConfigError(
-                f"--port {port} on {_ADDRESS} cannot be had ({error}); choose another, or 0 for a free one"
+                f"--port {port} on {_ADDRESS} cannot be used ({error}); choose another, or 0 for a free port"
             ) from error
         self.hosts = {f"{name}:{self.server_port}" for name in (_ADDRESS, "localhost")}
         if self.server_port == 80:
@@ -50,7 +50,7 @@ class WatchServer(ThreadingHTTPServer):
         return f"http://{_ADDRESS}:{self.server_port}/"
 
     def data(self) -> tuple[bytes, str]:
-        """The data as JSON and their tag; made anew only where a file of the run has changed."""
+        """The data as JSON and their tag; computed again only if a file of the run has changed."""
         with self._lock:
             state = self._look()
             if state != self._state:
@@ -60,7 +60,7 @@ class WatchServer(ThreadingHTTPServer):
             return self._data
 
     def _look(self) -> object:
-        """What changes when the run has written something."""
+        """A value that changes when the run writes something."""
         paths = RunPaths(self._folder)
         files = (paths.config, paths.metrics, paths.alarms, paths.environment)
         state = []
@@ -75,7 +75,7 @@ class WatchServer(ThreadingHTTPServer):
 
 
 def watch(folder: Path, port: int, announce: Callable[[str], None]) -> None:
-    """Serve until Ctrl-C; `announce` is given the address once it answers."""
+    """Serve until Ctrl-C; `announce` is called with the address when the server is ready."""
     with WatchServer(folder, port) as server:
         announce(server.url)
         try:
@@ -88,19 +88,19 @@ class _Handler(BaseHTTPRequestHandler):
     server: WatchServer
     server_version = "realrl"
     sys_version = ""
-    # A peer that says nothing does not hold a thread for ever.
+    # A client that sends nothing must not block a thread for ever.
     timeout = 30
 
     def do_GET(self) -> None:
-        # A page of another site that has its own name resolve to this machine sends that name.
+        # Against DNS rebinding: a foreign page whose name resolves to this machine sends that name as host.
         if self.headers.get("Host") not in self.server.hosts:
-            self._answer(421, b"realrl watch answers to its own address only\n", "text/plain; charset=utf-8")
+            self._answer(421, b"realrl watch answers only at its own address\n", "text/plain; charset=utf-8")
         elif self.path == "/":
             self._answer(200, self.server.page, "text/html; charset=utf-8")
         elif self.path == "/data.json":
             self._answer_data()
         else:
-            self._answer(404, b"not here\n", "text/plain; charset=utf-8")
+            self._answer(404, b"not found\n", "text/plain; charset=utf-8")
 
     do_HEAD = do_GET
 
@@ -131,4 +131,4 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """A request every few seconds is nothing to read."""
+        """Log nothing: the page sends a request every few seconds."""

@@ -1,4 +1,4 @@
-"""Rewards: a verifier's verdicts on rollouts; 0, 1, or scores between them."""
+"""Rewards: a verifier's verdicts on rollouts, as 0, 1 or a score in between."""
 
 from realrl.rewards.grader import Grader, build_grader, grade, list_verifiers, register_verifier, verify
 from realrl.rewards.grading import Grading

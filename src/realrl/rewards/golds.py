@@ -1,4 +1,4 @@
-"""The self-test of a data set: its gold answers against themselves."""
+"""The self-test of a data set: each gold answer is graded against itself."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from realrl.verifier.equivalence import is_words, readable
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """Golds held against themselves: how many, which fail and why, and which are accepted as text only, not understood."""
+    """The result of the self-test: number of golds, golds that fail with the reason, golds that only compare as text."""
 
     total: int
     failures: list[tuple[Problem, Verdict]]
@@ -23,7 +23,7 @@ class CheckReport:
 def check_golds(
     problems: Sequence[Problem], reward: RewardSection | None = None, progress: Callable[[int], None] | None = None
 ) -> CheckReport:
-    """The self-test of a data set: a response that boxes the gold has to be right, for every problem."""
+    """Grade a response that boxes the gold answer, for every problem; each must be correct."""
     with build_grader(reward or RewardSection()) as grader:
         verdicts = grader.score([f"\\boxed{{{p.answer}}}" for p in problems], [p.answer for p in problems], progress)
     failures = [(p, verdict) for p, verdict in zip(problems, verdicts, strict=True) if verdict.status != "correct"]

@@ -1,4 +1,4 @@
-"""`realrl grade`: verdicts for a file of responses, and where a second grader disagrees."""
+"""`realrl grade`: grade a file of responses, and find the rows on which a second grader disagrees."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from realrl.rewards.grader import build_grader
 from realrl.rewards.second_grader import check_second_grader, grade_again
 from realrl.types import Verdict
 
-# Labels of every kind of file as text in small letters; None is a row without one.
+# Lower-case labels, as text from any file format; None means a row without a label.
 _LABELS = {"true": True, "1": True, "false": False, "0": False, "none": None, "": None}
 
 
 @dataclass(frozen=True, slots=True)
 class GradeReport:
-    """Graded rows, how many have each status and stage, and the rows on which the second grader disagrees."""
+    """Graded rows, counts of their statuses and stages, and the rows on which the second grader disagrees."""
 
     rows: list[dict[str, Any]]
     statuses: Counter[str]
@@ -30,7 +30,7 @@ class GradeReport:
     disagreements: list[dict[str, Any]]
 
     def errors(self, column: str) -> str:
-        """Of the rows with a `label` (whether the response is right): how often the grader of `column` is wrong, and how."""
+        """How often the status in `column` contradicts the `label`, for rows with one, as a sentence."""
         labelled = [(row["label"], row[column] == "correct") for row in self.rows if isinstance(row.get("label"), bool)]
         accepted, rejected = (sum(pair == wrong for pair in labelled) for wrong in ((False, True), (True, False)))
         right = sum(label for label, _ in labelled)
@@ -45,11 +45,10 @@ def grade_file(
     compare: str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> GradeReport:
-    """Grade a file's rows of `response` and `answer` (text, or a list of accepted ones); write them with verdicts to `output`.
+    """Grade the rows of a file, and write them with their verdicts to `output`.
 
-    A row may say in `label` whether the response is right.
-
-    Raises DataError for a row that cannot be graded, naming its line, before any work is done.
+    A row has `response` and `answer` (text, or a list of accepted answers), and may have `label`: whether it is right.
+    Raises DataError, with the line, if a row cannot be graded, before any grading starts.
     """
     reward = reward or RewardSection()
     if compare is not None:
@@ -81,25 +80,24 @@ def _golds(row: dict[str, Any]) -> Sequence[str]:
 
 def _read(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
-        raise DataError(f"no file at {path}; realrl grade takes a file of rows with the columns response and answer")
+        raise DataError(f"no file at {path}; realrl grade needs a file of rows with the columns response and answer")
     rows = []
     for place, row in read_file(path):
         if isinstance(row, str):
             raise DataError(f"{path}, {place}: {row}")
         if not isinstance(row, dict) or not isinstance(row.get("response"), str) or not _is_gold(row.get("answer")):
             raise DataError(
-                f"{path}, {place}: needs response (text) and answer (text, or a list of accepted ones), got {str(row)[:80]}"
+                f"{path}, {place}: a row needs response (text) and answer (text, or a list of accepted answers), "
+                f"got {str(row)[:80]}"
             )
         if "label" in row:
             label = str(row["label"]).lower()
             if label not in _LABELS:
-                raise DataError(
-                    f"{path}, {place}: label is {row['label']!r}; it says whether the response is right: true or false"
-                )
+                raise DataError(f"{path}, {place}: label is {row['label']!r}; write true if the response is right, else false")
             row["label"] = _LABELS[label]
         rows.append(row)
     if not rows:
-        raise DataError(f"{path} holds no row")
+        raise DataError(f"{path} has no rows; realrl grade needs rows with the columns response and answer")
     return rows
 
 

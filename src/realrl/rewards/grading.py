@@ -1,4 +1,4 @@
-"""Grading in the background: responses are judged while others are still being sampled."""
+"""Grade responses in the background while others are still being sampled."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from realrl.types import Verdict
 
 
 class Grading:
-    """One batch of `count` responses that arrive one by one; a context manager.
+    """A context manager that grades `count` responses, which arrive one by one.
 
-    A thread takes what has arrived and scores it together, so that a pool of workers is used whole and the sampler never waits.
+    A thread grades all responses that have arrived together, so that the pool is fully used and the sampler never waits.
     """
 
     def __init__(self, grader: Grader, count: int) -> None:
@@ -25,13 +25,13 @@ class Grading:
         self._thread = threading.Thread(target=self._work, daemon=True, name="grading")
 
     def submit(self, index: int, response: str, golds: Sequence[str]) -> None:
-        """Have the response at `index` graded; returns at once."""
+        """Queue the response at `index` for grading; returns at once."""
         self._arrived.put((index, response, golds))
 
     def verdicts(self) -> list[Verdict]:
-        """The verdicts of all responses, in order of their index, once the last is there.
+        """Wait for the verdicts of all responses, in the order of their index.
 
-        Raises what the grader raised, and AssertionError where a response was never submitted.
+        Raises the grader's error, if there was one, and AssertionError if a response was never submitted.
         """
         self._arrived.put(None)
         self._thread.join()
@@ -51,10 +51,10 @@ class Grading:
                     items.append(self._arrived.get())
                 open_ended = None not in items
                 batch = [item for item in items if item is not None]
-                judged = self._grader.score([response for _, response, _ in batch], [golds for *_, golds in batch])
-                for (index, *_), verdict in zip(batch, judged, strict=True):
+                graded = self._grader.score([response for _, response, _ in batch], [golds for *_, golds in batch])
+                for (index, *_), verdict in zip(batch, graded, strict=True):
                     self._verdicts[index] = verdict
-        except BaseException as error:  # noqa: BLE001  raised again in the thread that asks for the verdicts
+        except BaseException as error:  # noqa: BLE001  raised again in the thread that calls verdicts()
             self._error = error
 
     def __enter__(self) -> Grading:

@@ -1,4 +1,4 @@
-"""Other graders beside our verifier, and where they disagree with it."""
+"""Other graders, to compare with ours."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from realrl.config import RewardSection
 from realrl.errors import DataError
-from realrl.verifier.pool import JudgePool
+from realrl.verifier.pool import VerifierPool
 
-SECOND_GRADERS = {"math-verify": "judge_math_verify", "deepscaler": "judge_deepscaler"}
+SECOND_GRADERS = {"math-verify": "verify_math_verify", "deepscaler": "verify_deepscaler"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class SecondVerdict:
 def check_second_grader(name: str) -> None:
     """Raise DataError for an unknown name."""
     if name not in SECOND_GRADERS:
-        raise DataError(f"--compare {name!r} is no known grader; known: {', '.join(SECOND_GRADERS)}")
+        raise DataError(f"--compare {name!r} is not a known grader; known: {', '.join(SECOND_GRADERS)}")
 
 
 def grade_again(
@@ -39,15 +39,15 @@ def grade_again(
     Raises DataError for an unknown name.
     """
     check_second_grader(name)
-    # Imported before an answer's seconds run: where Python keeps no bytecode, importing sympy alone takes longer than they are.
+    # Without cached bytecode, importing sympy alone can take longer than the time limit for an answer.
     imports = ("math_verify", "sympy")
-    path = f"realrl.verifier.judges:{SECOND_GRADERS[name]}"
-    pool = JudgePool(path, reward.workers, reward.timeout_s, reward.memory_mib, imports=imports)
+    path = f"realrl.verifier.verifiers:{SECOND_GRADERS[name]}"
+    pool = VerifierPool(path, reward.workers, reward.timeout_s, reward.memory_mib, imports=imports)
     try:
-        judged = pool.judge(list(zip(responses, golds, strict=True)), progress)
+        others = pool.grade(list(zip(responses, golds, strict=True)), progress)
     finally:
         pool.close()
     return [
         SecondVerdict(other.status, (status == "correct") != (other.status == "correct"))
-        for status, other in zip(ours, judged, strict=True)
+        for status, other in zip(ours, others, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""Many runs from one file: objectives, values and seeds as separate run folders, a few at a time, resumable."""
+"""Many runs from one file: each objective, value and seed has a run folder; a few runs at a time, resumable."""
 
 from realrl.sweep.plan import Plan, PlannedRun, load_sweep
 from realrl.sweep.run import Progress, run_sweep

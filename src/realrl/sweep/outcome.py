@@ -1,4 +1,4 @@
-"""What a run's folder says about the run: how far it came, and with which held-out accuracy."""
+"""Read a run's state from its folder: how far it came, and its held-out accuracy."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ State = Literal["new", "unfinished", "finished", "refused"]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """`accuracy`: the last step's, sampled, mean over the held-out sets. `seconds`: of its training steps.
+    """The state of a run. `accuracy` is the sampled accuracy at the last step, averaged over the held-out sets.
 
-    `collapsed`: the step of its first alarm of that kind, 0 without. A run is refused whose folder holds another config, or is
-    no run folder; `detail` says why and what to do.
+    `seconds` is the time of its training steps, `collapsed` the step of its first collapse alarm, or 0. A run is refused if
+    its folder has another config or is not a run folder; `detail` says why and what to do.
     """
 
     state: State
@@ -38,12 +38,12 @@ class Outcome:
 
 
 def outcome(run: PlannedRun, *, checkpoints: bool) -> Outcome:
-    """The state of a run. It is finished when its last step, that step's evaluations and, with `checkpoints`, that
-    step's checkpoint are there."""
+    """The state of a run. It is finished if its folder has the last step with all its evaluations and, with `checkpoints`,
+    its checkpoint."""
     if not run.folder.exists():
         return Outcome("new")
     if difference := _difference(run):
-        remedy = f"remove {run.folder} to run it anew, or give the sweep another dir"
+        remedy = f"remove {run.folder} to run it again, or give the sweep another dir"
         return Outcome("refused", detail=f"{difference}; {remedy}")
     paths = RunPaths(run.folder)
     records, _ = read_records(paths.metrics)
@@ -76,13 +76,13 @@ def _collapse(records: Iterable[Mapping[str, Any]]) -> int:
 
 
 def can_resume(folder: Path) -> bool:
-    """Whether the folder has a whole checkpoint."""
+    """Whether the folder has a complete checkpoint."""
     return RunPaths(folder).has_checkpoint()
 
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """One value of the tuned key for one variant: accuracies of its finished runs by seed, and whether it was chosen."""
+    """One value of the tuned key for one variant: the accuracies of its finished runs by seed, and whether it was chosen."""
 
     variant: str
     value: str
@@ -91,10 +91,10 @@ class Tuned:
 
 
 def tuned(plan: Plan, accuracies: Mapping[str, float | None], ended: Iterable[str]) -> list[Tuned]:
-    """The tuning grid, and each variant's choice: the best mean over the seeds; the first of equal ones.
+    """The tuning grid with each variant's choice: the value with the best mean over the seeds, the first if several are equal.
 
-    `accuracies`: name → accuracy of finished runs. A variant has a choice once all its runs have `ended`; a value with a run
-    that did not finish cannot be chosen.
+    `accuracies` maps names of finished runs to their accuracy. A variant has a choice once all its runs have `ended`; a value
+    with an unfinished run cannot be chosen.
     """
     tune, ended = plan.file.tune, set(ended)
     if tune is None:
@@ -117,8 +117,8 @@ def tuned(plan: Plan, accuracies: Mapping[str, float | None], ended: Iterable[st
 
 
 def _difference(run: PlannedRun) -> str:
-    """In which keys the folder's config differs from the plan's; empty where in none, or only in logs and checkpoints, which
-    leave no trace in the weights."""
+    """How the folder's config differs from the plan's, as text. Empty if it does not, or only in logs and checkpoints, which
+    do not affect the weights."""
     path = RunPaths(run.folder).config
     if not path.is_file():
         return "" if is_run_folder(run.folder) else f"{run.folder} is not a run folder (no config.toml)"
@@ -129,7 +129,7 @@ def _difference(run: PlannedRun) -> str:
         return f"its config.toml cannot be read ({error})"
     before, now = (flatten(tomllib.loads(dump_config(config))) for config in (found, planned))
     changed = [
-        f"{key} = {before.get(key)!r} where the sweep has {now.get(key)!r}"
+        f"{key} = {before.get(key)!r} (the sweep has {now.get(key)!r})"
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key) and not key.startswith(("log.", "checkpoint."))
     ]

@@ -1,4 +1,4 @@
-"""The sweep file: a base recipe and what its runs change, as a list of runs with names and whole configs."""
+"""Read a sweep file (a base recipe and the changes of each run) into a list of runs with names and complete configs."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from realrl.errors import ConfigError
 
 Values = Annotated[tuple[Any, ...], Field(min_length=1)]
 Seeds = Annotated[tuple[int, ...], Field(min_length=1)]
-# A variant's key that is no key of a recipe.
+# The only key of a variant that is not a key of a recipe.
 TUNED_AS = "tuned_as"
 _MAX_POINTS = 10_000
-# Characters of a run's name; its log and recipe are named by it, too.
+# Maximum number of characters of a run's name, which also names its log and its recipe.
 _MAX_NAME = 200
 
 
 class TuneSection(BaseModel):
-    """The value of one key is chosen for each variant: the one with the best held-out accuracy over `seeds`."""
+    """Tune one key: each variant gets the value with the best held-out accuracy over `seeds`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     key: str
@@ -38,15 +38,15 @@ class TuneSection(BaseModel):
 
 
 class SweepFile(BaseModel):
-    """The file as written. Tables of overrides hold keys of the recipe, dotted or nested."""
+    """The content of a sweep file. Tables of overrides contain keys of the recipe, dotted or nested."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    base: str = Field(description="the recipe that every run starts from, beside this file")
+    base: str = Field(description="the recipe that every run starts from, relative to this file")
     dir: str = Field(description="folder of the run folders")
     seeds: Seeds = (0,)
-    set: dict[str, Any] = Field(default={}, description="overrides of every run")
-    variants: dict[str, dict[str, Any]] | str = Field(default={}, description="name → overrides; or a file that holds them")
-    grid: dict[str, Any] = Field(default={}, description="key → list of values; every combination is run")
+    set: dict[str, Any] = Field(default={}, description="overrides for all runs")
+    variants: dict[str, dict[str, Any]] | str = Field(default={}, description="name → overrides; or a file that contains them")
+    grid: dict[str, Any] = Field(default={}, description="key → list of values; every combination gets a run")
     tune: TuneSection | None = None
     reference: str | None = Field(default=None, description="the setting that the others are compared with in tables")
     checkpoints: bool = Field(default=True, description="false: a finished run's checkpoints are removed")
@@ -54,13 +54,13 @@ class SweepFile(BaseModel):
     @model_validator(mode="after")
     def _one_way_to_vary(self) -> SweepFile:
         if self.grid and self.tune:
-            raise ValueError("grid and tune exclude each other; write the grid's points as variants")
+            raise ValueError("grid and tune cannot be used together; write the grid's points as variants")
         return self
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What is compared: a variant at a point of the grid. `tuned_as` names the variant whose tuned value it takes."""
+    """A variant at a point of the grid. `tuned_as` names the variant whose tuned value it uses."""
 
     name: str
     overrides: Mapping[str, str]
@@ -69,7 +69,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class PlannedRun:
-    """One run: its folder is `config.run.dir`, its last part `name`. `value` is the tuned key's, as TOML."""
+    """One run: its folder is `config.run.dir`, which ends with `name`. `value` is the value of the tuned key, as TOML."""
 
     name: str
     setting: str
@@ -83,7 +83,7 @@ class PlannedRun:
 
 
 class Plan:
-    """The runs of a sweep in the order in which they are made: seed by seed, so that a part of it is still a comparison."""
+    """The runs of a sweep in order: seed by seed, so that an unfinished sweep already allows a comparison."""
 
     def __init__(self, path: Path, file: SweepFile, variants: Mapping[str, Mapping[str, Any]]) -> None:
         self.path = path
@@ -94,13 +94,13 @@ class Plan:
         self.settings = _settings(path, file, variants)
         if file.reference is not None and file.reference not in self.settings:
             raise ConfigError(
-                f"{path}: reference = {file.reference!r} is no setting of the sweep{_near(file.reference, self.settings)}"
+                f"{path}: reference = {file.reference!r} is not a setting of the sweep{_near(file.reference, self.settings)}"
             )
         _check_names(path, [*(run.name for run in self.tuning), *(self._final_name(*pair) for pair in self._finals)])
 
     @cached_property
     def tuning(self) -> tuple[PlannedRun, ...]:
-        """The runs that choose the tuned key's values; none without `tune`."""
+        """The runs that find the values of the tuned key; none without `tune`."""
         tune = self.file.tune
         if tune is None:
             return ()
@@ -111,7 +111,7 @@ class Plan:
         )
 
     def final(self, chosen: Mapping[str, str | None]) -> tuple[PlannedRun, ...]:
-        """The runs to compare. `chosen`: variant → value of the tuned key; the runs of one without a value are left out."""
+        """The runs to compare. `chosen` maps a variant to its value of the tuned key; variants without one are left out."""
         runs = []
         for seed, setting in self._finals:
             value = chosen.get(setting.tuned_as) if setting.tuned_as else None
@@ -121,7 +121,7 @@ class Plan:
 
     @property
     def final_names(self) -> tuple[str, ...]:
-        """Names of all runs to compare, those included whose tuned value is not known yet."""
+        """The names of all runs to compare, including those whose tuned value is not known yet."""
         return tuple(self._final_name(*pair) for pair in self._finals)
 
     @property
@@ -146,14 +146,14 @@ class Plan:
         except ConfigError as error:
             raise ConfigError(f"{self.path}, run {name}: {error}") from error
         if tuned and not config.data.eval:
-            raise ConfigError(f"{self.path}: tune chooses by held-out accuracy, and data.eval is empty; name a set there")
+            raise ConfigError(f"{self.path}: tune needs held-out accuracy, but data.eval is empty; name a data set there")
         return PlannedRun(name, setting.name, seed, value, config)
 
 
 def load_sweep(path: str | Path) -> Plan:
-    """Read a sweep file and check every run's config.
+    """Read a sweep file and check the config of each run.
 
-    Raises ConfigError for a missing file, broken TOML, an unknown key (naming the nearest), or a run whose recipe is wrong.
+    Raises ConfigError for a missing file, invalid TOML, an unknown key (with a suggestion), or a run with a wrong recipe.
     """
     path = Path(path)
     document = _read(path, "sweep file")
@@ -165,7 +165,7 @@ def load_sweep(path: str | Path) -> Plan:
     if isinstance(variants, str):
         variants = _read(path.parent / variants, f"file of variants (named by {path})")
     plan = Plan(path, file, variants)
-    # The configs of the runs to compare are checked before hours of tuning, at a value that is not chosen yet.
+    # Check the configs of the runs to compare before hours of tuning, with any value of the tuned key.
     plan.final({run.setting: run.value for run in plan.tuning})
     return plan
 
@@ -174,7 +174,7 @@ def _settings(path: Path, file: SweepFile, variants: Mapping[str, Mapping[str, A
     grid = flatten(file.grid)
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
-            raise ConfigError(f"{path}: grid.{key} = {values!r} must be a list of values")
+            raise ConfigError(f"{path}: grid.{key} = {values!r} must be a list with at least one value")
     if math.prod(map(len, grid.values())) > _MAX_POINTS:
         raise ConfigError(f"{path}: the grid has more than {_MAX_POINTS} points; give it fewer values")
     points = list(itertools.product(*([(key, _text(value)) for value in values] for key, values in grid.items())))
@@ -189,7 +189,7 @@ def _settings(path: Path, file: SweepFile, variants: Mapping[str, Mapping[str, A
             parts = [f"{_label(key) if short[_label(key)] == 1 else key}{_safe(value)}" for key, value in point]
             name = "-".join(filter(None, [_safe(variant), *parts])) or "run"
             if name in settings:
-                raise ConfigError(f"{path}: two settings are named {name} in their folders; give them distinct names")
+                raise ConfigError(f"{path}: two settings have the same folder name {name}; give them different names")
             settings[name] = Setting(name, {**_texts(table), **dict(point)}, tuned_as and _safe(tuned_as))
     return settings
 
@@ -199,18 +199,18 @@ def _tuned_as(path: Path, file: SweepFile, variant: str, variants: Mapping[str, 
         return None
     if other != variant and (other not in variants or TUNED_AS in variants[other]):
         tuned = [name for name, table in variants.items() if TUNED_AS not in table]
-        raise ConfigError(f"{path}: {variant}.{TUNED_AS} = {other!r} is no variant that is tuned{_near(str(other), tuned)}")
+        raise ConfigError(f"{path}: {variant}.{TUNED_AS} = {other!r} is not a tuned variant{_near(str(other), tuned)}")
     return other or "run"
 
 
 def _check_names(path: Path, names: list[str]) -> None:
-    # Capital letters make no other folder on macOS.
+    # On macOS, names that differ only in case are the same folder.
     twice = [name for name, count in Counter(map(str.casefold, names)).items() if count > 1]
     if twice:
-        raise ConfigError(f"{path}: two runs would share the folder {twice[0]} (capitals aside); name none twice")
+        raise ConfigError(f"{path}: two runs would share the folder {twice[0]} (case is ignored); rename one")
     longest = max(names, key=len)
     if len(longest) > _MAX_NAME:
-        raise ConfigError(f"{path}: no folder can have the name {longest[:80]}…; shorten the variant or the values")
+        raise ConfigError(f"{path}: the name {longest[:80]}… is too long for a folder; shorten the variant or the values")
 
 
 def _read(path: Path, what: str) -> dict[str, Any]:
@@ -241,7 +241,7 @@ def _texts(table: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _text(value: Any) -> str:
-    """A value as the TOML that an override on the command line would be."""
+    """A value as TOML, as in an override on the command line."""
     return tomli_w.dumps({"value": value}).removeprefix("value = ").rstrip("\n")
 
 
@@ -250,5 +250,5 @@ def _label(key: str) -> str:
 
 
 def _safe(text: str) -> str:
-    """Part of a folder's name: letters, digits, and . _ - alone."""
+    """The text as part of a folder name: only letters, digits and . _ -"""
     return re.sub(r"[^\w.-]+", "_", text, flags=re.ASCII).strip("_.")

@@ -1,4 +1,4 @@
-"""Runs as processes of their own, a few at a time: each `realrl train` with its log, a lock, and a clean end on Ctrl-C."""
+"""Run `realrl train` processes, a few at a time, each with a log and a lock, and stop them cleanly on Ctrl-C."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _POLL_S = 0.2
 
 @dataclass(slots=True)
 class Job:
-    """A run in progress. Its log is locked for as long as the process, or a child of it, lives: whoever finds the lock
-    taken leaves the run alone, be it another sweep's or one that outlived its sweep."""
+    """A run in progress. Its log stays locked while the process or one of its children lives. A sweep skips a run whose log is
+    locked: another sweep runs it, or it has outlived its sweep."""
 
     run: PlannedRun
     process: subprocess.Popen[bytes]
@@ -36,7 +36,7 @@ class Job:
 
 
 class Interrupt:
-    """The first Ctrl-C (or SIGTERM) asks the runs to save and stop, the second kills them."""
+    """Counts Ctrl-C (or SIGTERM): the first asks the runs to save and stop, the second kills them."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -64,10 +64,10 @@ def run_all(
     on_busy: Callable[[PlannedRun], None],
     on_end: Callable[[Job, int], None],
 ) -> None:
-    """Run the processes, `jobs` at a time; `on_end` gets each with its exit status.
+    """Run the processes, `jobs` at a time; `on_end` gets each job with its exit status.
 
-    `still_to_do` is asked with the run's lock held, so that two sweeps of one folder share the work. Whatever happens here,
-    no process stays behind.
+    `still_to_do` is called while the run's lock is held, so that two sweeps of one folder share the work. No process is left
+    behind, even after an error.
     """
     queue, active, heard = list(runs), [], 0
     try:
@@ -96,7 +96,7 @@ def run_all(
 
 
 def _locked(path: Path) -> BinaryIO | None:
-    """The file, opened to append and locked; None where another process has the lock."""
+    """The file, opened for appending and locked; None if another process holds the lock."""
     file = path.open("ab")
     if not try_lock(file.fileno()):
         file.close()
@@ -107,7 +107,7 @@ def _locked(path: Path) -> BinaryIO | None:
 def _start(run: PlannedRun, log: BinaryIO, logs: Path, jobs: int) -> Job:
     recipe = logs / f"{run.name}.toml"
     recipe.write_text(dump_config(run.config))
-    # A fresh start over the remains of one that never saved needs the word.
+    # A folder without a checkpoint can only be started again with --overwrite.
     how = ["--resume"] if can_resume(run.folder) else ["--overwrite"] if run.folder.exists() else []
     words = ["train", str(recipe), *how]
     log.write(f"$ realrl {' '.join(words)}\n".encode())
@@ -121,7 +121,7 @@ def _start(run: PlannedRun, log: BinaryIO, logs: Path, jobs: int) -> Job:
         stdout=log,
         stderr=subprocess.STDOUT,
         env=environment,
-        # Ctrl-C in the terminal reaches the sweep alone, which passes it on to the trainers, not to their grading workers.
+        # Ctrl-C in the terminal reaches only the sweep, which passes it on to the trainers, not to their grading workers.
         start_new_session=True,
     )
     return Job(run, process, Path(log.name), time.monotonic())
@@ -132,5 +132,5 @@ def _stop(job: Job, *, kill: bool) -> None:
         kill_group(job.process.pid)
         job.process.wait()
     else:
-        # Does nothing where it has ended.
+        # Does nothing if it has ended.
         job.process.send_signal(signal.SIGINT)

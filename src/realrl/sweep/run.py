@@ -1,4 +1,4 @@
-"""`realrl sweep`: make the runs that are still to be made, say how each ended, and choose tuned values on the way."""
+"""`realrl sweep`: run what is not finished yet, report how each run ended, and choose tuned values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 from realrl.errors import ConfigError
 from realrl.eval.tables import Table
 from realrl.models import layer_shape
-from realrl.models.precision import leaves_open, settle
+from realrl.models.precision import has_auto, settle
 from realrl.rundir.paths import RunPaths
 from realrl.sweep.outcome import Outcome, Tuned, outcome, tuned
 from realrl.sweep.plan import Plan, PlannedRun
@@ -25,19 +25,19 @@ from realrl.system.hardware import Rates, choose_device, measure_rates
 from realrl.system.terminal import printable
 
 SUMMARY = "summary.json"
-# Measured speeds of the machine that the sweep began on.
+# Measured speeds of the machine on which the sweep began.
 RATES = "rates.json"
 
 
 class Progress:
-    """The runs of a sweep by name, each with how it stands; what `summary.json` holds and the table shows."""
+    """The state of all runs of a sweep, as stored in `summary.json` and shown in the table."""
 
     def __init__(self, plan: Plan, only: str = "*") -> None:
         self.plan = plan
         self.interrupted = False
         self._only = only
         if not any(fnmatch.fnmatch(name, only) for name in self._names()):
-            raise ConfigError(f"--only {only!r} fits no run of {plan.path}; it has {', '.join(self._names())}")
+            raise ConfigError(f"--only {only!r} matches no run of {plan.path}; it has {', '.join(self._names())}")
         self._outcomes: dict[str, Outcome] = {}
         self._failed = _failures(plan.dir / SUMMARY)
         self._ended = set(self._failed)
@@ -47,7 +47,7 @@ class Progress:
             self.look(run)
 
     def look(self, run: PlannedRun) -> Outcome:
-        """Read the run's folder again."""
+        """Read the state of the run from its folder again."""
         found = self._outcomes[run.name] = outcome(run, checkpoints=self.plan.file.checkpoints)
         if found.state == "finished":
             self._failed.pop(run.name, None)
@@ -55,12 +55,12 @@ class Progress:
         return found
 
     def fail(self, run: PlannedRun, why: str) -> None:
-        """Remember why a run ended without being finished."""
+        """Record why a run ended before it was finished."""
         self._failed[run.name] = why
         self._ended.add(run.name)
 
     def grid(self) -> list[Tuned]:
-        """The tuning grid as far as it is known."""
+        """The tuning grid with the results so far."""
         return tuned(self.plan, {name: found.accuracy for name, found in self._outcomes.items()}, self._ended)
 
     def final_runs(self) -> tuple[PlannedRun, ...]:
@@ -68,12 +68,12 @@ class Progress:
         return self.plan.final({cell.variant: cell.value for cell in self.grid() if cell.chosen})
 
     def to_do(self, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
-        """Those of the runs that `only` names and that are neither finished nor refused."""
+        """The runs that match `only` and are neither finished nor refused."""
         wanted = [run for run in runs if fnmatch.fnmatch(run.name, self._only)]
         return [run for run in wanted if self.look(run).state in ("new", "unfinished")]
 
     def rows(self) -> list[dict[str, Any]]:
-        """One record for each run that `only` names: name, status, accuracy, seconds, step of a collapse or 0, detail."""
+        """One record for each run that matches `only`: name, status, accuracy, seconds, step of a collapse or 0, detail."""
         return [self._row(name) for name in self._names() if fnmatch.fnmatch(name, self._only)]
 
     def _names(self) -> list[str]:
@@ -103,7 +103,7 @@ class Progress:
         }
 
     def write(self) -> Path:
-        """Write the summary of all runs beside their folders: what failed stays known whatever `only` names."""
+        """Write the summary of all runs, also of those that do not match `only`, next to their folders."""
         path = self.plan.dir / SUMMARY
         chosen = {cell.variant: cell.value for cell in self.grid() if cell.chosen}
         summary = {"sweep": str(self.plan.path), "tuned": chosen, "runs": [self._row(name) for name in self._names()]}
@@ -121,10 +121,10 @@ class Progress:
 
 
 def run_sweep(plan: Plan, *, jobs: int = 1, only: str = "*") -> Progress:
-    """Make the runs of a sweep, first those that tune, then those to compare; a run that fails stops no other.
+    """Run a sweep: first the tuning runs, then the runs to compare. A failed run does not stop the others.
 
-    Finished runs are left as they are, others go on from their newest checkpoint or start anew. Ctrl-C ends it once the runs in
-    progress have saved; what comes back is `interrupted` then.
+    Finished runs are not touched; others continue from their newest checkpoint or start again. After Ctrl-C it ends once the
+    runs in progress have saved, and the result is `interrupted`.
     """
     progress = Progress(plan, only)
     logs = plan.dir / "logs"
@@ -138,16 +138,16 @@ def run_sweep(plan: Plan, *, jobs: int = 1, only: str = "*") -> Progress:
 
 
 def _settled(runs: Sequence[PlannedRun], folder: Path) -> list[PlannedRun]:
-    """The runs with each precision "auto" decided once for the whole sweep: the rates behind it are kept in `folder`."""
+    """The runs with every precision "auto" decided once for the whole sweep, from rates that are stored in `folder`."""
     path = folder / RATES
     known: dict[str, Rates] = {}
-    # Without the file, or with a damaged one, rates are measured anew.
+    # If the file is missing or damaged, the rates are measured again.
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
         known = {name: Rates.read(record) for name, record in json.loads(path.read_text()).items()}
     settled = []
     for run in runs:
         model = run.config.model
-        if not leaves_open(run.config):
+        if not has_auto(run.config):
             settled.append(run)
             continue
         name = f"{model.path} on {model.device}"
@@ -162,7 +162,7 @@ def _settled(runs: Sequence[PlannedRun], folder: Path) -> list[PlannedRun]:
 def _run_stage(progress: Progress, runs: Sequence[PlannedRun], jobs: int, logs: Path, interrupt: Interrupt) -> None:
     queue = _settled(progress.to_do(runs), progress.plan.dir)
     if runs:
-        print(f"{len(queue)} runs to make; {len(runs) - len(queue)} are finished, refused or left out", flush=True)
+        print(f"{len(queue)} runs to do; {len(runs) - len(queue)} are finished, refused or left out", flush=True)
     walls: list[float] = []
     ended = 0
 
@@ -182,14 +182,14 @@ def _run_stage(progress: Progress, runs: Sequence[PlannedRun], jobs: int, logs: 
             progress.fail(job.run, why)
             text = f"{job.run.name}: failed, {why}"
         left = len(queue) - ended
-        rest = f"; {left} to go, about {clock(sum(walls) / len(walls) * left / jobs)}" if walls and left else ""
+        rest = f"; {left} left, about {clock(sum(walls) / len(walls) * left / jobs)}" if walls and left else ""
         print(f"[{ended}/{len(queue)}] {text}, {clock(job.seconds)}{rest}", flush=True)
         progress.write()
 
     def on_busy(run: PlannedRun) -> None:
         nonlocal ended
         ended += 1
-        print(f"[{ended}/{len(queue)}] {run.name}: another process runs it; left alone", flush=True)
+        print(f"[{ended}/{len(queue)}] {run.name}: skipped, another process runs it", flush=True)
 
     run_all(
         queue,
@@ -204,14 +204,14 @@ def _run_stage(progress: Progress, runs: Sequence[PlannedRun], jobs: int, logs: 
 
 
 def _failures(summary: Path) -> dict[str, str]:
-    """Runs that failed when the folder was last swept, and why; a sweep tries them again, a table counts them as ended."""
+    """The runs that failed in the last sweep of the folder, and why. A sweep tries them again; tables count them as ended."""
     if not summary.is_file():
         return {}
     try:
         rows = json.loads(summary.read_text(encoding="utf-8"))["runs"]
         return {str(row["name"]): str(row["detail"]) for row in rows if row["status"] == "failed"}
     except (ValueError, RecursionError, KeyError, TypeError):
-        return {}  # it is written anew at the end of every run
+        return {}  # the summary is written again after every run
 
 
 def _last_line(log: Path) -> str:

@@ -1,4 +1,4 @@
-"""Tables and figures of a study: each setting of a sweep over its seeds, beside a reference setting and the paper's numbers."""
+"""Tables and figures of a study: each setting of a sweep over its seeds, compared with a reference setting and the paper."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from realrl.sweep.outcome import Tuned
 from realrl.sweep.plan import PlannedRun
 from realrl.sweep.run import Progress
 
-# Steps over which the entropy at the end is averaged.
+# The entropy at the end is averaged over this many steps.
 _LAST_STEPS = 10
 
 
 @dataclass(frozen=True, slots=True)
 class RunFigures:
-    """One finished run. `reward_area` is the mean training reward over all steps: the area under its curve, by steps."""
+    """One finished run. `reward_area` is the mean training reward over all steps: the area under its curve per step."""
 
     name: str
     setting: str
@@ -45,7 +45,7 @@ class RunFigures:
 
 @dataclass(frozen=True, slots=True)
 class SettingFigures:
-    """One setting over its seeds; `difference` is paired with the reference on common seeds and problems."""
+    """One setting over its seeds; `difference` is the paired difference to the reference on common seeds and problems."""
 
     setting: str
     tuned: str | None
@@ -60,17 +60,16 @@ class SettingFigures:
 
 
 def study_tables(progress: Progress, folder: Path) -> str:
-    """Write `study.md`, `settings.csv`, `runs.csv`, `tuning.csv`, `study.json` and Figures 2, 4 and 5 into `folder`.
+    """Write `study.md`, `settings.csv`, `runs.csv`, `tuning.csv`, `study.json` and Figures 2, 4 and 5 to `folder`.
 
-    Returns the Markdown.
-
-    Only finished runs count. Raises DataError where there is none, or where runs to be compared saw other problems.
+    Returns the Markdown. Only finished runs count. Raises DataError if there are none, or if compared runs have different
+    held-out problems.
     """
     finished = [run for run in progress.final_runs() if progress.look(run).state == "finished"]
     if not finished:
-        raise DataError(f"no run of {progress.plan.path} is finished yet; make them with realrl sweep {progress.plan.path}")
+        raise DataError(f"no run of {progress.plan.path} is finished yet; first use realrl sweep {progress.plan.path}")
     if blind := [run.name for run in finished if not run.config.data.eval]:
-        raise DataError(f"{blind[0]} has no held-out set, whose accuracy the tables compare; name one in data.eval")
+        raise DataError(f"{blind[0]} has no held-out set, but the tables compare held-out accuracy; name a set in data.eval")
     records = [_record(run) for run in finished]
     runs = [_figures(run, record) for run, record in zip(finished, records, strict=True)]
     settings = _settings(finished, runs, progress.plan.file.reference)
@@ -100,7 +99,7 @@ def study_tables(progress: Progress, folder: Path) -> str:
 def _record(run: PlannedRun) -> RunRecord:
     record = read_run(run.folder)
     if record.broken:
-        raise DataError(f"{broken_lines(record)}; remove the folder to run it anew")
+        raise DataError(f"{broken_lines(record)}; remove the folder to run it again")
     return record
 
 
@@ -154,7 +153,7 @@ def _settings(finished: Sequence[PlannedRun], runs: Sequence[RunFigures], refere
 
 
 def _paired(setting: str, reference: str, problems: Mapping[tuple[str, int], Mapping[str, Mapping[str, float]]]) -> list[float]:
-    """For each common seed the difference setting − reference in accuracy, as a mean over sets, on the same problems."""
+    """The difference in accuracy, setting − reference, for each common seed: a mean over sets, on the same problems."""
     differences = []
     for (name, seed), ours in problems.items():
         theirs = problems.get((reference, seed))
@@ -163,8 +162,8 @@ def _paired(setting: str, reference: str, problems: Mapping[tuple[str, int], Map
         here, there = ({(name, problem) for name, found in sets.items() for problem in found} for sets in (ours, theirs))
         if here != there:
             raise DataError(
-                f"{setting} and {reference} were evaluated on other problems with seed {seed}: "
-                f"{len(here ^ there)} are not in both; give them one data.eval, data.task and eval.problems"
+                f"{setting} and {reference} were evaluated on different problems with seed {seed}: "
+                f"{len(here ^ there)} are not in both; use the same data.eval, data.task and eval.problems"
             )
         differences.append(
             mean(mean(found[problem] - theirs[name][problem] for problem in found) for name, found in ours.items())
@@ -173,11 +172,11 @@ def _paired(setting: str, reference: str, problems: Mapping[tuple[str, int], Map
 
 
 def _problem_means(run: PlannedRun) -> dict[str, dict[str, float]]:
-    """File of a held-out set → problem → share of right samples at the last step. A problem is its id and its text."""
+    """File of a held-out set → problem (id and text) → share of right samples at the last step."""
     means: dict[str, dict[str, float]] = {}
     for file in RunPaths(run.folder).evaluation_files("sampled", run.config.train.steps):
         right: dict[str, list[bool]] = defaultdict(list)
-        ids, texts, statuses = read_graded(file, ("id", "problem", "status"), f"remove {run.folder} to run it anew")
+        ids, texts, statuses = read_graded(file, ("id", "problem", "status"), f"remove {run.folder} to run it again")
         for identity, text, status in zip(ids, texts, statuses, strict=True):
             right[f"{identity}/{text}"].append(status == "correct")
         means[file.name] = {problem: mean(values) for problem, values in right.items()}
@@ -212,13 +211,13 @@ def _markdown(progress: Progress, settings: Sequence[SettingFigures], grid: Sequ
         row += [("-" if figures.paper is None else f"{figures.paper:.3f}")] if shows_paper else []
         rows.append(row)
     parts = [
-        f"{made} of {planned} runs are finished. Means over seeds with 95 % intervals by Student's t; differences are of runs "
+        f"{made} of {planned} runs are finished. Means over seeds with 95 % intervals by Student's t; differences compare runs "
         "with the same seed on the same held-out problems.",
         Table(header, rows).markdown(),
     ]
     if shows_paper:
         parts.append(
-            f"Paper's Avg.: the mean over its six benchmarks in its Table 1, a model of 1.5B parameters ({PAPER_SOURCE}).\n"
+            f"Paper's Avg.: the mean over its six benchmarks in Table 1, for a model with 1.5B parameters ({PAPER_SOURCE}).\n"
         )
     if grid and file.tune:
         parts.append(_grid_table(file.tune.key, grid))
@@ -232,7 +231,7 @@ def _grid_table(key: str, grid: Sequence[Tuned]) -> str:
         text = f"{mean(cell.accuracies.values()):.3f} ({len(cell.accuracies)})" if cell.accuracies else "-"
         rows.setdefault(cell.variant, [cell.variant]).append(f"**{text}**" if cell.chosen else text)
     table = Table([key, *values], list(rows.values()))
-    return f"Held-out accuracy by {key}: mean over the tuning seeds (how many), chosen values in bold.\n\n{table.markdown()}"
+    return f"Held-out accuracy by {key}: mean over tuning seeds (their number), chosen values in bold.\n\n{table.markdown()}"
 
 
 def _grid_rows(grid: Sequence[Tuned]) -> list[dict[str, Any]]:
@@ -256,7 +255,7 @@ def _p(value: float | None) -> str:
 
 
 def _flat(figures: SettingFigures) -> dict[str, Any]:
-    """A setting as a row: its means take one column for each of their numbers."""
+    """A setting as a row; a mean takes three columns: its value and the ends of its interval."""
     row: dict[str, Any] = {}
     for name, value in asdict(figures).items():
         if isinstance(value, dict):
@@ -267,7 +266,7 @@ def _flat(figures: SettingFigures) -> dict[str, Any]:
 
 
 def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    # A reference has no difference, so its row has fewer columns than the others.
+    # The reference's row has fewer columns than the others, because it has no difference.
     columns = dict.fromkeys(name for row in sorted(rows, key=len, reverse=True) for name in row)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns)

@@ -1,1 +1,1 @@
-"""What the project asks of the machine: files, memory, hardware, the hub, the operating system."""
+"""Files, memory, hardware, the hub and the operating system."""

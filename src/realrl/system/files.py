@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whatever ends the process, or the machine, while they are written; and their names."""
+"""Write files completely or not at all, even if the process or the machine stops in between; make safe file names."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# Bytes of a name that a file name holds; file systems take 255 in all.
+# Maximum number of bytes that a name may take in a file name; file systems allow 255 in total.
 _MAX_NAME = 150
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a name beside `path` to write to; what is written there is on disk when it takes the name `path`.
+    """Yield a temporary path to write to; after the block, sync it to disk and rename it to `path`.
 
-    Where the block fails, `path` stays what it was and the part that was written goes. Raises OSError.
+    If the block fails, `path` is unchanged and the temporary file is removed. Raises OSError.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -29,13 +29,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write the text, or leave the file as it was. Raises OSError."""
+    """Write the text, or leave the file unchanged. Raises OSError."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def sync(path: Path) -> None:
-    """Have a file's content, or a folder's names, on disk. Raises OSError."""
+    """Make sure that a file's content, or a folder's list of names, is on disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -44,7 +44,7 @@ def sync(path: Path) -> None:
 
 
 def file_name(name: str) -> str:
-    """The name, or path, of a data set as part of a file name: letters, digits and "-_." alone, and never too long."""
+    """A data set's name or path as part of a file name: only letters, digits and "-_.", and never too long."""
     safe = "".join(char if char.isalnum() or char in "-_." else "_" for char in name)
     if len(safe.encode()) <= _MAX_NAME:
         return safe
@@ -53,9 +53,9 @@ def file_name(name: str) -> str:
 
 
 def clash(names: Iterable[str]) -> tuple[str, str] | None:
-    """The first two different names that would have one file name; None where all have files of their own.
+    """The first two different names that give the same file name, or None.
 
-    Capital letters make no difference: macOS takes "A" and "a" for one file.
+    Case is ignored, because on macOS "A" and "a" are the same file.
     """
     seen: dict[str, str] = {}
     for name in names:

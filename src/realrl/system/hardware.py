@@ -1,7 +1,7 @@
-"""The machine: its device, and how fast it multiplies in float32 and in bfloat16.
+"""Choose the device, and measure how fast it multiplies in float32 and bfloat16.
 
-Processors differ by orders of magnitude in bfloat16: with units for it they multiply three to four times as fast as in float32,
-without them up to sixty times as slowly, and some raise an error in the backward pass. So it is measured, not looked up.
+In bfloat16, processors differ by orders of magnitude. With units for it they are three to four times as fast as in float32;
+without, they can be sixty times slower, and some raise an error in the backward pass. So the speed is measured.
 """
 
 from __future__ import annotations
@@ -17,39 +17,39 @@ import torch
 
 from realrl.errors import ConfigError
 
-# Tokens of the probe, and of the first look at a precision that may be very slow.
+# Number of tokens in the measurement, and in a first short test of a precision that may be very slow.
 _TOKENS = {"cpu": 256, "other": 4096}
 _FIRST_TOKENS = 16
-# A precision that takes this many times as long as float32 in the first look is not measured further.
+# If a precision is slower than float32 by this factor in the first test, it is not measured further.
 _HOPELESS = 3.0
-# Sides of the probe's weight at most: rates change little beyond, and the probe stays short.
+# Maximum size of the measured layer; larger layers have almost the same rates but take longer.
 _MOST_COLUMNS = {"cpu": 1024, "other": 8192}
-# bfloat16 loses digits, so it has to be faster by more than a measurement is off.
+# bfloat16 loses digits, so it must be faster by more than the measurement error.
 _WORTHWHILE = 1.25
-# Runs of a measurement: more of short ones, which other jobs on the machine disturb most.
+# Number of runs of a measurement: more if runs are short, because other jobs disturb short runs most.
 _LEAST_RUNS, _MOST_RUNS, _ENOUGH_S = 3, 12, 0.03
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """FLOP/s of one linear layer: its product in the forward pass, and the two products of its backward pass."""
+    """FLOP/s of one linear layer: of the product in its forward pass and of the two products in its backward pass."""
 
     forward: float
     backward: float
 
     @property
     def training(self) -> float:
-        """FLOP/s of a forward and a backward pass together, where the backward pass has twice the operations."""
+        """FLOP/s of a forward and a backward pass together; the backward pass has twice the operations."""
         return 3 / (1 / self.forward + 2 / self.backward)
 
     def times(self, factor: float) -> Speed:
-        """Both speeds times `factor`."""
+        """Both speeds multiplied by `factor`."""
         return Speed(self.forward * factor, self.backward * factor)
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Measured speeds of a device. `bfloat16` is None where it raises an error; `fault` is then the error's first line."""
+    """The measured speeds of a device. If bfloat16 fails, `bfloat16` is None and `fault` is the first line of the error."""
 
     device: str
     threads: int
@@ -59,30 +59,30 @@ class Rates:
 
     @classmethod
     def read(cls, record: Mapping[str, Any]) -> Rates:
-        """The inverse of `dataclasses.asdict`."""
+        """Create from the result of `dataclasses.asdict`."""
         speeds = {name: record[name] and Speed(**record[name]) for name in ("float32", "bfloat16")}
         return cls(**{**record, **speeds})
 
     def of(self, dtype: str) -> Speed:
-        """The speed in "float32" or "bfloat16"; where bfloat16 raises an error, float32's."""
+        """The speed in "float32" or "bfloat16"; if bfloat16 raises an error, that of float32."""
         return self.bfloat16 or self.float32 if dtype == "bfloat16" else self.float32
 
     @property
     def samples_in_bfloat16(self) -> bool:
-        """Whether bfloat16 is worth its lost digits in a forward pass."""
+        """Whether a forward pass is faster in bfloat16 by enough to accept the lost digits."""
         return self.bfloat16 is not None and self.bfloat16.forward > _WORTHWHILE * self.float32.forward
 
     @property
     def trains_in_bfloat16(self) -> bool:
-        """Whether bfloat16 is worth its lost digits in a forward and a backward pass."""
+        """Whether a forward and a backward pass are faster in bfloat16 by enough to accept the lost digits."""
         return self.bfloat16 is not None and self.bfloat16.training > _WORTHWHILE * self.float32.training
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """`auto` takes CUDA where there is one (each rank of a machine its own), else Apple's MPS, else the CPU. Ranks without CUDA
-    compute on the CPU, since gloo exchanges no tensors of MPS.
+    """The device for `name`; "auto" is CUDA if available (one device per local rank), else Apple's MPS, else the CPU.
 
-    Raises ConfigError where the named device is not there.
+    Several ranks without CUDA use the CPU, since gloo cannot exchange MPS tensors. Raises ConfigError if torch does not find
+    the device.
     """
     found = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
@@ -90,17 +90,16 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
         name = next(kind for kind in ("cuda", "mps", "cpu") if found[kind])
     if not found[name]:
         raise ConfigError(
-            f"model.device = {name!r}, but torch sees no {name.upper()} device; use 'auto', or install a build of torch for it"
+            f"model.device = {name!r}, but torch finds no {name.upper()} device; use 'auto', or install a build of torch for it"
         )
     return torch.device(name, local_rank) if name == "cuda" else torch.device(name)
 
 
 def measure_rates(device: torch.device, hidden: int, wide: int) -> Rates:
-    """Time a linear layer of `hidden` inputs and `wide` outputs on `device`, forward and backward, in both precisions.
+    """Time a linear layer with `hidden` inputs and `wide` outputs on `device`, forward and backward, in both precisions.
 
-    bfloat16 is measured as training uses it: float32 weights under autocast. On a CPU the precisions are compared on one
-    thread, which other jobs on the machine disturb least, and the gain of all threads is measured in float32. Takes about a
-    tenth of a second on a CPU.
+    bfloat16 means float32 weights under autocast, as in training. On a CPU, one thread compares the precisions, because other
+    jobs disturb it least; the gain from all threads is measured in float32. Takes about a tenth of a second on a CPU.
     """
     cpu = device.type == "cpu"
     threads = torch.get_num_threads()
@@ -116,7 +115,7 @@ def measure_rates(device: torch.device, hidden: int, wide: int) -> Rates:
 
 
 def _bfloat16_speed(layer: _Layer, tokens: int) -> tuple[Speed | None, str]:
-    """The speed in bfloat16, or None and why not. Where a first look at few tokens shows it to be slow, that is its speed."""
+    """The speed in bfloat16, or None and the reason. If a first test with few tokens is slow, its result is the speed."""
     try:
         if layer.device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
             return None, "the device has no bfloat16 units"
@@ -129,7 +128,7 @@ def _bfloat16_speed(layer: _Layer, tokens: int) -> tuple[Speed | None, str]:
 
 
 class _Layer:
-    """A linear layer with random weights, to be timed."""
+    """A linear layer with random weights for timing."""
 
     def __init__(self, device: torch.device, hidden: int, wide: int) -> None:
         self.device = device
@@ -137,7 +136,7 @@ class _Layer:
         self._weight = self._random(wide, hidden)
 
     def speed(self, dtype: torch.dtype, tokens: int) -> Speed:
-        """The best of a few runs: other jobs on the machine only make them slower. The first run compiles kernels."""
+        """The best of a few runs, because other jobs only make a run slower, and the first run also compiles kernels."""
         wide, hidden = self._weight.shape
         states, slope = self._random(tokens, hidden), torch.ones(tokens, wide, device=self.device, dtype=dtype)
         forward = backward = float("inf")
@@ -176,7 +175,7 @@ def _threads(count: int) -> Iterator[None]:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait for what the device still has to do; a CPU has nothing left."""
+    """Wait until the device has finished its work; returns at once on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

@@ -1,7 +1,7 @@
-"""What the C library does with freed memory: kept for reuse within a phase, given back between phases where it is much.
+"""Control what the C library does with freed memory: reuse it within a phase, return large amounts between phases.
 
-Fresh pages from the system are cleared one by one, which made a step of a small model 1.4 times as slow; memory that is never
-given back let a run grow over its steps, since a cache that grows with its rows never fits the holes of the last one.
+The system clears each new page, which made a step of a small model 1.4 times slower. But if memory is never returned, a run
+grows with every step, because a growing cache does not fit into the gaps that the last one left.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 
-# Of malloc.h; glibc takes no higher threshold than 32 MiB.
+# From malloc.h. glibc accepts thresholds up to 32 MiB.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
-# Free bytes that are kept: the next phase soon uses them again.
+# This many free bytes are kept, because the next phase soon uses them again.
 _KEPT = 1 << 30
-# Of CUDA, of the allocator in main memory, of cuBLAS.
+# Messages from CUDA, from the CPU allocator and from cuBLAS.
 _SIGNS = ("out of memory", "can't allocate memory", "alloc_failed")
 
 
@@ -25,7 +25,7 @@ class _Mallinfo(ctypes.Structure):
 
 
 def keep_freed_memory() -> None:
-    """Reuse freed blocks of up to 32 MiB. Nothing happens where the C library has no mallopt."""
+    """Reuse freed blocks of up to 32 MiB. Does nothing if the C library has no mallopt."""
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_THRESHOLD, 32 << 20)
@@ -34,7 +34,7 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Give back what is free now, where it is more than 1 GiB. Nothing happens where the C library cannot tell."""
+    """Return free memory to the system if it is more than 1 GiB. Does nothing if the C library cannot tell."""
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
         library.mallinfo2.restype = _Mallinfo
@@ -43,5 +43,5 @@ def return_freed_memory() -> None:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception of Python or torch says that memory has run out."""
+    """Whether an exception of Python or torch means that memory has run out."""
     return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _SIGNS)

@@ -1,4 +1,4 @@
-"""What Linux and macOS do differently, and what other systems lack."""
+"""Functions that differ between Linux, macOS and other systems."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import sys
 
 
 def try_lock(descriptor: int) -> bool:
-    """Lock an open file, unless another process has it locked; False where one has.
+    """Lock an open file; returns False if another process holds the lock.
 
-    The lock lasts until the file is closed here and in every child that has it open, however they end. Raises OSError where
-    the file system, or the system, has no such locks.
+    The lock lasts until this process and all children that inherited the file have closed it or ended. Raises OSError if the
+    system or the file system has no such locks.
     """
     try:
         import fcntl
@@ -27,15 +27,15 @@ def try_lock(descriptor: int) -> bool:
 
 
 def kill_group(leader: int) -> None:
-    """Send SIGKILL to a child's process group; nothing happens where all of it has ended."""
-    # macOS answers EPERM, not ESRCH, for a group whose processes have ended and were not waited for.
+    """Send SIGKILL to a child's process group; does nothing if all its processes have ended."""
+    # For a group of ended processes that nobody waited for, macOS returns EPERM instead of ESRCH.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, signal.SIGKILL)
 
 
 def limit_memory(mebibytes: int) -> bool:
-    """Limit this process's address space; False on systems that do not keep such a limit."""
-    # The frameworks that every process of macOS maps are larger than any useful limit, so it is refused with EINVAL.
+    """Limit this process's address space; returns False on systems without such a limit."""
+    # On macOS every process maps frameworks that are larger than any useful limit, so setting it fails with EINVAL.
     if sys.platform in ("darwin", "win32"):
         return False
     import resource
@@ -47,7 +47,7 @@ def limit_memory(mebibytes: int) -> bool:
 
 
 def peak_memory() -> int:
-    """The most main memory, in bytes, that this process has held so far."""
+    """The largest amount of memory, in bytes, that this process has used so far."""
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -55,5 +55,5 @@ def peak_memory() -> int:
 
 
 def usable_cpus() -> int:
-    """Processors that this process may use; macOS tells only how many there are."""
+    """The number of processors that this process may use; on macOS, the number of all processors."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

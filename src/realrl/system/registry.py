@@ -1,4 +1,4 @@
-"""Parts by name: a table that can be extended, and "module:name" for a part of the user's own."""
+"""Find parts by name, in a table that can be extended, or by "module:name" in any module."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """The parts that the option `key` can name. A part given as "module:name" is imported when it is used.
 
-    For errors: `kind` says what a part is, such as "a sampler class"; `also` and `besides` say what else the option takes, as
-    names and in words; `error` is their class.
+    The other arguments are for errors: `kind` says what a part is, such as "a sampler class"; `also` (names) and `besides`
+    (words) say what else the option accepts; `error` is the exception class.
     """
 
     def __init__(
@@ -36,11 +36,11 @@ class Registry(Generic[T]):
         self._also, self._besides, self._error = also, besides, error
 
     def register(self, name: str, part: T) -> None:
-        """Let `name` mean `part`."""
+        """Register `part` under `name`."""
         self._known[name] = part
 
     def names(self) -> list[str]:
-        """The known names, in the order of their registration."""
+        """The known names, in order of registration."""
         return list(self._known)
 
     def check(self, name: str) -> None:
@@ -55,9 +55,9 @@ class Registry(Generic[T]):
         )
 
     def find(self, name: str) -> T:
-        """The part that is registered under `name`, or the one at "module:name".
+        """The part registered under `name`, or the object at "module:name".
 
-        Raises the registry's error for an unknown name, a module that cannot be imported, and an object that cannot be called.
+        Raises the registry's error for an unknown name, a module that cannot be imported, or an object that is not callable.
         """
         self.check(name)
         part: Any = self._known.get(name, name)
@@ -65,15 +65,15 @@ class Registry(Generic[T]):
 
     def _load(self, path: str) -> Any:
         module, _, name = path.partition(":")
-        # An installed command does not look for modules in the current folder.
+        # An installed command does not search the current folder for modules.
         if os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())
         try:
             part = attrgetter(name)(importlib.import_module(module))
         except Exception as error:
             raise self._error(
-                f"{self._key} = {path!r} cannot be loaded: {type(error).__name__}: {error}; it is {self._kind} as "
-                '"module:name", the module in the current folder or on PYTHONPATH'
+                f"{self._key} = {path!r} cannot be loaded: {type(error).__name__}: {error}; give {self._kind} as "
+                '"module:name", with the module in the current folder or on PYTHONPATH'
             ) from error
         if not callable(part):
             raise self._error(f"{self._key} = {path!r} is of type {type(part).__name__}; it must be {self._kind}")

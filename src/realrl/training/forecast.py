@@ -16,7 +16,7 @@ from realrl.models import load_tokenizer
 from realrl.models.adapters import add_lora
 from realrl.models.precision import settle, settle_for_gpus, training_dtype
 from realrl.models.prefix import common_prefix
-from realrl.models.shape import Shape, sketch
+from realrl.models.shape import Shape, meta_model
 from realrl.rundir.metrics import read_rounds
 from realrl.system.hardware import Rates, Speed, choose_device, measure_rates
 from realrl.training.estimate import Lengths, run_seconds
@@ -51,7 +51,7 @@ _LEVERS = {
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """The inputs of an estimate: a settled recipe, the model or its sketch, rates, lengths, the size of each held-out set,
+    """The inputs of an estimate: a settled recipe, the model or its meta model, rates, lengths, the size of each held-out set,
     finished rounds, and devices that share the work."""
 
     config: Config
@@ -161,9 +161,9 @@ def lengths_so_far(lengths: Lengths, metrics: Path) -> Lengths:
 
 
 def sketch_of(config: Config) -> tuple[PreTrainedModel, bool]:
-    """The recipe's policy without weights, and whether its configuration was found (`models.shape.sketch`)."""
+    """The recipe's policy without weights, and whether its configuration was found (`models.shape.meta_model`)."""
     section = config.model
-    model, found = sketch(section.path, dtype=getattr(torch, section.dtype), trust_remote_code=section.trust_remote_code)
+    model, found = meta_model(section.path, dtype=getattr(torch, section.dtype), trust_remote_code=section.trust_remote_code)
     if section.lora is not None:
         add_lora(model, section.lora, seed=config.run.seed)
     return model, found

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from realrl.config import Config
 from realrl.models.logprobs import Layout, TokenStats
 from realrl.objectives import Groups, LossInputs, Objective, ScoreObjective
-from realrl.objectives.base import score_proper
+from realrl.objectives.base import main_score
 from realrl.objectives.exact import Weights, part_loss, weigh
 from realrl.objectives.segments import masked_token_mean
 from realrl.seeding import generator
@@ -228,7 +228,7 @@ class MiniBatchGradient:
         report.scores_N = masked_token_mean(report.log_ratio_NT, batch.loss_mask)
         if isinstance(self.objective, ScoreObjective):
             scores_N = self.objective.scores(inputs).detach()
-            report.weights_N = score_proper(self.objective.weights(scores_N, groups))
+            report.weights_N = main_score(self.objective.weights(scores_N, groups))
 
 
 def groups_of(batch: Batch) -> Groups:

@@ -1,1 +1,1 @@
-"""Whether an answer equals the gold one: extraction, LaTeX, values, killable workers. Free of torch."""
+"""Check whether an answer equals the gold answer: extraction, LaTeX, values, worker processes. Free of torch."""

@@ -1,6 +1,6 @@
-"""Whether two final answers are the same: structures first, numbers exactly, formulas by value.
+"""Check whether two final answers are the same: compare structures first, then numbers exactly and formulas by value.
 
-Every function answers True, False, or None where it cannot be sure; nothing here raises on a string.
+A comparison returns True, False, or None if it is undecided. Nothing here raises on any string.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from realrl.verifier.latex import closing_brace, normalise, plain_words
 from realrl.verifier.names import by_name, names_agree, usual_order
 from realrl.verifier.structure import Value, read
 from realrl.verifier.units import conversion
-from realrl.verifier.words import contradict, said_otherwise
+from realrl.verifier.words import contradict, phrases_differ
 
 _DECIMAL = re.compile(r"-?(?P<whole>\d*)\.(?P<places>\d+)(?:(?:[eE]|\*10\^)\{?(?P<power>[+-]?\d{1,4})\}?)?")
 _SCIENTIFIC = re.compile(r"-?\d+(?:\.(?P<places>\d+))?(?:[eE]|\*10\^)\{?(?P<power>[+-]?\d{1,4})\}?")
@@ -33,7 +33,7 @@ _BARE_UNIT = re.compile(
     r"(?:\s*\^\s*\{?\d\}?)?)",
     re.IGNORECASE,
 )
-# A number and words that are no formula: "18 eggs", "18 km/h", "1/2 cup".
+# A number followed by words that are not a formula: "18 eggs", "18 km/h", "1/2 cup".
 _BARE_WORDS = re.compile(
     r"((?:[a-zA-Z]\s*=\s*)?[-+]?(?:\d+(?:\.\d+)?(?:\s*/\s*\d+)?|\d*\s*\\frac\{\d+\}\{\d+\})(?:\*\d+(?:\^\{\d+\})?)?)\s+"
     r"((?!(?:or|and|mod|pi|if|for|sin|cos|tan|log|ln|sqrt|exp|to)(?![a-zA-Z]))"
@@ -54,12 +54,12 @@ _EMPTY = {
     "空集",
 }
 _SYNONYMS = (_EMPTY, {"dne", "does not exist", "doesnt exist"}, {"undefined", "not defined"})
-# A function of an angle, which may be given in degrees.
+# A function of an angle; the angle may be in degrees.
 _OF_ANGLE = re.compile(r"(?<![a-zA-Z])\\?(?:sin|cos|tan|cot|sec|csc)(?![a-z])(?!\s*\^\s*\{?\s*-1)")
 
 
 def compare(answer: str, gold: str) -> tuple[bool | None, str]:
-    """Whether two final answers are the same (None: undecided), and the stage that says so: text, exact, structure or value."""
+    """Whether two final answers are the same (None: undecided), and the stage that decided: text, exact, structure or value."""
     left, right = normalise(answer), normalise(gold)
     if not left or not right:
         return (None, "") if left == right else (False, "text")
@@ -82,7 +82,7 @@ def compare(answer: str, gold: str) -> tuple[bool | None, str]:
 
 
 def number(text: str) -> Fraction | None:
-    r"""The value of an answer that is one rational number, perhaps with a name, a unit or a currency (`x = 18`, `18 eggs`)."""
+    r"""The value of an answer that is one rational number, with or without a name, unit or currency (`x = 18`, `18 eggs`)."""
     text = normalise(text)
     value = None if contradict(text, "0") else read(_with_unit(text, "0"))
     if value is None or value.kind != "scalar" or len(_QUANTITY.findall(value.text)) > 1:
@@ -92,7 +92,7 @@ def number(text: str) -> Fraction | None:
 
 
 def _with_unit(text: str, other: str) -> str:
-    """`18 eggs` → `18⟦eggs⟧`, where the other answer has no letters that could be variables, or a unit of the same kind."""
+    """`18 eggs` → `18⟦eggs⟧`, if the other answer has no letters that could be variables, or has a unit of the same kind."""
     found = _BARE_WORDS.fullmatch(text)
     if found is None:
         return text
@@ -105,19 +105,19 @@ def _with_unit(text: str, other: str) -> str:
 
 
 def _compact(text: str) -> str:
-    """Without the spaces that carry no meaning; those between digits do."""
+    """Remove the spaces without meaning; spaces between digits have one."""
     text = re.sub(r"(?<!\d) | (?!\d)", "", text).replace("⟦", "").replace("⟧", "")
     return text[1:-1] if text.startswith("{") and closing_brace(text, 0) == len(text) - 1 else text
 
 
 def readable(text: str) -> bool:
-    """Whether an answer is a formula, or a structure of formulas, that is read in full."""
+    """Whether the whole answer can be parsed, as a formula or a structure of formulas."""
     value = read(normalise(text))
     return value is not None and _readable(value)
 
 
 def is_words(text: str) -> bool:
-    """Whether an answer is words, or the letter of a choice, and no formula."""
+    """Whether an answer is words or the letter of a choice, not a formula."""
     plain = normalise(text)
     return "\\" not in plain and bool(re.fullmatch(r"[a-z][a-z ,.\-]*", plain_words(plain).strip("() ")))
 
@@ -132,7 +132,7 @@ def _readable(value: Value) -> bool:
 
 
 def same(a: Value, b: Value) -> bool | None:
-    """Whether answer `a` is the gold `b`."""
+    """Whether the answer `a` equals the gold answer `b`."""
     if a.name and b.name and not names_agree(a.name, b.name):
         return False
     if a.modulus and b.modulus and a.modulus != b.modulus:
@@ -148,7 +148,7 @@ def same(a: Value, b: Value) -> bool | None:
     if "relation" in (a.kind, b.kind):
         left, right = a.parts, b.parts
         if not left or not right:
-            # An equation is no name for a value: 3 is not x + y = 3.
+            # The left side of an equation is not the name of a value: 3 is not x + y = 3.
             equation = next((value for value in (a, b) if value.kind == "relation" and value.text == "="), None)
             tree = expression.parse(equation.parts[0]) if equation else None
             return None if equation and (tree is None or tree[0] == "call") else False
@@ -169,7 +169,7 @@ def same(a: Value, b: Value) -> bool | None:
     if "union" in kinds and kinds <= {"union", "tuple", "set"}:
         return _same_set(a, b)
     if kinds == {"tuple"}:
-        # Long square and round brackets are both lists; two items in them may be an interval.
+        # More than two items are a list in either kind of brackets; two items may be an interval.
         alike = a.brackets == b.brackets or not (a.brackets and b.brackets) or len(a.items) > 2
         return alike and _in_order(a.items, b.items)
     if kinds == {"tuple", "list"}:
@@ -185,14 +185,14 @@ def same(a: Value, b: Value) -> bool | None:
         if not many.items and plain_words(one.text) in _EMPTY:
             return True
         if many.brackets == "or":
-            # "0.09 or 9/100" is one answer, written twice.
+            # "0.09 or 9/100" is the same answer in two forms.
             return all(same(one, item) is True for item in many.items)
         return same(*((one, many.items[0]) if a is one else (many.items[0], one))) if len(many.items) == 1 else False
     return None if any(value.kind == "scalar" and expression.parse(value.text) is None for value in (a, b)) else False
 
 
 def _with_argument_of(a: Value, b: Value) -> Value:
-    """`a`, with the argument of its function written as `b` does: f(z) = 2z is f(x) = 2x."""
+    """`a` with its function's argument renamed to that of `b`: f(z) = 2z is f(x) = 2x."""
     arguments = [re.fullmatch(r"\\?[a-zA-Z]+\(([a-zA-Z])\)", value.name) for value in (a, b)]
     if a.kind != "scalar" or not (arguments[0] and arguments[1]) or arguments[0][1] == arguments[1][1]:
         return a
@@ -200,14 +200,14 @@ def _with_argument_of(a: Value, b: Value) -> Value:
 
 
 def _renamed(text: str, old: str, new: str) -> str:
-    """`text` with one letter for another, where the other does not occur yet."""
+    """`text` with letter `old` replaced by `new`; unchanged if `new` already occurs."""
     if re.search(rf"(?<![\\a-zA-Z]){new}(?![a-zA-Z])", text):
         return text
     return re.sub(rf"(?<![\\a-zA-Z]){old}(?![a-zA-Z])", new, text)
 
 
 def _same_set(a: Value, b: Value) -> bool | None:
-    """Two unions as sets of numbers; None where an end is no number."""
+    """Compare two unions as sets of numbers; None if an end is not a number."""
     left, right = merged(a), merged(b)
     return None if left is None or right is None else left == right
 
@@ -220,7 +220,7 @@ def _in_order(a: Sequence[Value], b: Sequence[Value]) -> bool | None:
 
 
 def _any_order(a: Sequence[Value], b: Sequence[Value]) -> bool | None:
-    """As sets: each of either side is one of the other."""
+    """Compare as sets: every item of each side equals an item of the other side."""
     table = [[same(x, y) for y in b] for x in a]
     found = [*table, *([row[k] for row in table] for k in range(len(b)))]
     if all(True in row for row in found):
@@ -229,11 +229,11 @@ def _any_order(a: Sequence[Value], b: Sequence[Value]) -> bool | None:
 
 
 def same_scalar(answer: str, gold: str) -> bool | None:
-    """Two answers without structure: words, numbers with unit, percent or degrees, formulas."""
+    """Compare two answers without structure: words, numbers with unit, percent or degrees, formulas."""
     words = _same_words(answer, gold)
     if words is not None:
         return words
-    if contradict(answer, gold) or said_otherwise(*(_BEFORE.match(text)[0] for text in (answer, gold))):  # pyright: ignore[reportOptionalSubscript]
+    if contradict(answer, gold) or phrases_differ(*(_BEFORE.match(text)[0] for text in (answer, gold))):  # pyright: ignore[reportOptionalSubscript]
         return False
     if bool(_ELLIPSIS.search(answer)) != bool(_ELLIPSIS.search(gold)):
         return False
@@ -249,7 +249,7 @@ def same_scalar(answer: str, gold: str) -> bool | None:
         named = {match["base"] for match in bases if match}
         return digits[0] == digits[1] and len(named) == 1
     percent = [text.endswith("%") for text in (a, b)]
-    # Within a sine the parser reads degrees as what they are.
+    # Inside a sine, the parser itself converts degrees.
     degrees = ["°" in text and not _OF_ANGLE.search(text) for text in (a, b)]
     if any(percent[k] and degrees[1 - k] for k in (0, 1)):
         return False
@@ -261,7 +261,7 @@ def same_scalar(answer: str, gold: str) -> bool | None:
         return _same_value(("mul", x, ("num", factor)), y, "", b)
     equal = _same_value(x, y, a, b)
     if equal and percent[0] != percent[1] and (value := expression.exact(x)) is not None and 0 < abs(value) < 1:
-        # 50 may be meant as 50 %; 0.5 is no 0.5 %.
+        # 50 may mean 50 %, but 0.5 does not mean 0.5 %.
         equal = False
     if not equal and percent[0] != percent[1]:
         hundred = ("num", Fraction(100))
@@ -272,11 +272,11 @@ def same_scalar(answer: str, gold: str) -> bool | None:
         x, y = (("mul", x, radian), y) if degrees[0] else (x, ("mul", y, radian))
         return _same_value(x, y, "", "")
     if not equal and [expression.variables(tree) & {"c", "C"} for tree in (x, y)] in ([{"c"}, {"C"}], [{"C"}, {"c"}]):
-        # The constant of an integral.
+        # The constant of an integral may be c or C.
         renamed = expression.parse(_renamed(a, "c", "C") if "c" in expression.variables(x) else _renamed(a, "C", "c"))
         return equal if renamed is None else _same_value(renamed, y, "", "")
     if not equal and "\\pi" in a and "\\pi" in b:
-        # The whole number in a family of angles goes by several names.
+        # The integer in a family of angles has several usual names.
         letters = [expression.variables(tree) & set("kmn") for tree in (x, y)]
         if letters[0] != letters[1] and all(len(found) == 1 for found in letters):
             renamed = expression.parse(_renamed(a, *letters[0], *letters[1]))
@@ -285,14 +285,14 @@ def same_scalar(answer: str, gold: str) -> bool | None:
 
 
 def _conversion(unit: str, other: str) -> Fraction | None:
-    """As `units.conversion`; None where one answer has no unit, or both have one of the same name."""
+    """Like `units.conversion`, but None if an answer has no unit or both units have the same name."""
     if not unit or not other or plain_words(unit) == plain_words(other):
         return None
     return conversion(unit, other)
 
 
 def _same_quantities(answer: str, gold: str) -> bool | None:
-    """`2⟦hours⟧30⟦minutes⟧`: the same numbers of the same units, or the same sum: `150⟦minutes⟧`."""
+    """Whether two quantities such as `2⟦hours⟧30⟦minutes⟧` have the same parts, or the same sum (`150⟦minutes⟧`)."""
     a, b = ([(found[1], found[2]) for found in _QUANTITY.finditer(text)] for text in (answer, gold))
     if not a or not b or _QUANTITY.sub("", answer).strip() != _QUANTITY.sub("", gold).strip():
         return False
@@ -308,7 +308,7 @@ def _same_quantities(answer: str, gold: str) -> bool | None:
 
 
 def _total(parts: Sequence[tuple[str, str]], unit: str) -> Fraction | None:
-    """The sum of quantities in one unit; None where a unit is unknown or measures something else."""
+    """The sum of quantities in one unit; None if a unit is unknown or measures something else."""
     total = Fraction(0)
     for text, own in parts:
         tree, factor = expression.parse(text), Fraction(1) if own == unit else conversion(own, unit)
@@ -320,14 +320,14 @@ def _total(parts: Sequence[tuple[str, str]], unit: str) -> Fraction | None:
 
 
 def _decimal_comma(a: str, b: str) -> bool:
-    """Whether one side is `1000,99` and the other `1000.99`; three digits after a comma are thousands."""
+    """Whether one side is `1000,99` and the other `1000.99`; a comma before three digits separates thousands instead."""
     comma, point = (a, b) if "," in a else (b, a)
     is_decimal = re.fullmatch(r"-?(?:\d+,(?!\d{3}$)|0,)\d+", comma) and "." in point
     return bool(is_decimal) and comma.replace(",", ".") == point
 
 
 def _same_words(answer: str, gold: str) -> bool | None:
-    """For answers that are words or the letter of a choice; None for formulas."""
+    """Compare answers that are words or the letter of a choice; None for formulas."""
     a, b = plain_words(answer), plain_words(gold)
     if any(a in alike and b in alike for alike in _SYNONYMS):
         return True
@@ -367,7 +367,7 @@ def _same_value(x: expression.Node, y: expression.Node, answer: str, gold: str) 
     left, right = expression.exact(x), expression.exact(y)
     tolerance = half_unit(gold)
     for text in filter(_LONG_DECIMAL.fullmatch, (answer, gold)):
-        # A dozen digits are a rounding, be it of an answer or of a gold; more than a float has are those of a float.
+        # Twelve or more decimal places mean a rounded value, in an answer or a gold; its error is at least that of a float.
         rounding = max(Fraction(10) ** -len(text.partition(".")[2]), abs(Fraction(text)) / 2**52)
         tolerance = max(tolerance or rounding, rounding)
     if left is not None and right is not None:
@@ -383,9 +383,9 @@ def _same_value(x: expression.Node, y: expression.Node, answer: str, gold: str) 
 
 
 def half_unit(gold: str) -> Fraction | None:
-    """Half a unit of the last place of a decimal gold with three significant digits or more (two in scientific notation).
+    """Half a unit in the last place of a decimal gold with three or more significant digits (two in scientific notation).
 
-    Such a gold may be a rounded value; a shorter or whole one is taken as exact (None).
+    Such a gold may be a rounded value. Shorter decimals and integers count as exact (None).
     """
     text = gold.replace(" ", "")
     match = _DECIMAL.fullmatch(text) or _SCIENTIFIC.fullmatch(text)
@@ -399,7 +399,7 @@ def half_unit(gold: str) -> Fraction | None:
 
 
 def _points(names: Sequence[str], rounded: bool = False) -> list[dict[str, Fraction]]:
-    """Where formulas are compared: fixed positive points, one without variables; many large ones where the formula rounds."""
+    """The points at which formulas are compared: fixed and positive; many large ones if a formula rounds."""
     if not names:
         return [{}]
     scale, count = (7, 30) if rounded else (700, 3)
@@ -421,7 +421,7 @@ def _same_at(x: expression.Node, y: expression.Node, point: dict[str, Fraction],
 
 
 def _same_relation(a: Sequence[str], b: Sequence[str], sign: str) -> bool | None:
-    """Two equations (or inequalities with one sign) are the same where their sides' differences are proportional."""
+    """Two equations, or inequalities with one sign, are the same if the differences of their sides are proportional."""
     trees: list[Any] = [expression.parse(part) for part in (*a, *b)]
     if any(tree is None for tree in trees):
         return None

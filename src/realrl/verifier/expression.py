@@ -1,7 +1,7 @@
-r"""Closed formulas, read by a bounded parser and valued exactly (`Fraction`) or to 60 digits; nothing is executed as code.
+r"""Parse closed formulas within bounds and evaluate them, exactly (`Fraction`) or to 60 digits. Nothing runs as code.
 
-The grammar is that of final answers: numbers, letters, `+ - * / ^ !`, fractions, roots, binomials, logarithms, trigonometry.
-What lies outside of it, or past the bounds, is None: "not known", never a guess.
+The grammar covers final answers: numbers, letters, `+ - * / ^ !`, fractions, roots, binomials, logarithms, trigonometry.
+Anything outside the grammar or the bounds gives None ("unknown"), never a guess.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-# Past these a formula is not read. They bound the time of one value to milliseconds.
+# Formulas beyond these bounds are not parsed. The bounds keep one evaluation within milliseconds.
 MAX_TOKENS = 300
 MAX_DEPTH = 60
 MAX_DIGITS = 2000
@@ -39,12 +39,12 @@ _MPMATH_NAMES = {"lg": "log10", "arcsin": "asin", "arccos": "acos", "arctan": "a
 
 
 class _Unreadable(Exception):
-    """The text is no formula of this grammar, or is past the bounds."""
+    """The text is not a formula of this grammar, or exceeds the bounds."""
 
 
 @lru_cache(maxsize=4096)
 def parse(text: str) -> Node | None:
-    """The syntax tree of a normalised formula; None where it is not one. A run of letters is a product only up to four."""
+    """The syntax tree of a normalised formula; None if it is not a formula. Five or more letters in a row are a word."""
     if _WORD.search(_KNOWN.sub(" ", text)):
         return None
     tokens = []
@@ -119,7 +119,7 @@ class _Parser:
         return ("neg", node) if negative else node
 
     def mixed_number(self, whole: Node) -> Node:
-        r"""`2\frac{1}{3}` is two and a third, whatever stands around it."""
+        r"""`2\frac{1}{3}` is two and a third, not a product."""
         texts = [text for _, text in self.tokens[self.position : self.position + 8]]
         if texts[:2] != ["\\frac", "{"] or texts[3:5] != ["}", "{"] or texts[6:7] != ["}"] or texts[7:] in (["^"], ["!"]):
             return whole
@@ -178,7 +178,7 @@ class _Parser:
         return node
 
     def argument(self) -> Node:
-        r"""What `\frac` and `\binom` take: a group, or a single digit or letter."""
+        r"""An argument of `\frac` or `\binom`: a group, or a single digit or letter."""
         if self.peek() == "{":
             return self.group("{", "}")
         kind, text = self.kind(), self.peek()
@@ -274,7 +274,7 @@ class _Parser:
         degree: Node = ("num", Fraction(2))
         if self.peek() == "[":
             degree = self.group("[", "]")
-        # `\sqrt12` is meant as the root of twelve.
+        # `\sqrt12` means the root of twelve.
         inside = self.group("{", "}") if self.peek() == "{" else self.atom()
         return (
             ("pow", inside, ("div", ("num", Fraction(1)), degree))
@@ -321,10 +321,10 @@ def rounds(node: Node) -> bool:
     )
 
 
-# Items of two lists are held against each other pair by pair; each is valued once.
+# Comparing two lists compares all pairs of items; the cache evaluates each item once.
 @lru_cache(maxsize=256)
 def exact(node: Node) -> Fraction | None:
-    """The value as a fraction where the formula is rational arithmetic within the bounds; None otherwise."""
+    """The value as a fraction if the formula is rational arithmetic within the bounds, else None."""
     try:
         return _exact(node)
     except (_Unreadable, ZeroDivisionError, OverflowError, RecursionError):
@@ -382,7 +382,7 @@ def _bounded(value: Fraction) -> Fraction:
 
 @lru_cache(maxsize=1)
 def _context() -> Any:
-    """mpmath with 60 digits of its own: the library's global context would be shared with other threads."""
+    """A private mpmath context with 60 digits; other threads would share the library's global one."""
     from mpmath.ctx_mp import MPContext
 
     context = MPContext()
@@ -391,7 +391,7 @@ def _context() -> Any:
 
 
 def numeric(node: Node, values: dict[str, Fraction] | None = None) -> Any | None:
-    """The value to 60 digits (an mpmath number) with `values` for the variables; None where there is none."""
+    """The value to 60 digits (an mpmath number) with `values` for the variables; None if it is undefined or unknown."""
     return _numeric_at(node, tuple((values or {}).items()))
 
 
@@ -410,7 +410,7 @@ def _numeric_at(node: Node, values: tuple[tuple[str, Fraction], ...]) -> Any | N
 
 
 def finite(value: Any) -> bool:
-    """Whether a value of `numeric` is neither infinite nor undefined."""
+    """Whether a value from `numeric` is finite."""
     return bool(_context().isfinite(value))
 
 
@@ -445,7 +445,7 @@ def _numeric(mp: Any, node: Node, values: dict[str, Fraction]) -> Any:
 
 
 def _power(mp: Any, base: Any, power: Any, fraction: Fraction | None) -> Any:
-    """The real root where the base is negative and the exponent a fraction with an odd denominator, not the principal one."""
+    """A power; for a negative base and an exponent with an odd denominator, the real root instead of the principal one."""
     if (
         fraction is None
         or fraction.denominator % 2 == 0
@@ -457,7 +457,7 @@ def _power(mp: Any, base: Any, power: Any, fraction: Fraction | None) -> Any:
 
 
 def _check_power(mp: Any, base: Any, power: Any) -> None:
-    """Refuse what would need a number of more than some million bits."""
+    """Raise _Unreadable if the result would need more than about two million bits."""
     if not (mp.isfinite(base) and mp.isfinite(power)) or base == 0:
         return
     if abs(power) * (abs(mp.mag(base)) + 2) > 10 * MAX_BITS:

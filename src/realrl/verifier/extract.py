@@ -1,4 +1,4 @@
-"""Find the final answer in a response. Linear in the text's length; nothing here raises on any string."""
+"""Find the final answer in a response. The time is linear in the length of the text; nothing here raises on any string."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _JOINT = re.compile(
 )
 _MARKERS = re.compile(r"####|<answer>|\b(?:final answer|answer)\b\**\s*(?:is|:)", re.IGNORECASE)
 _END_OF_TAG = re.compile(r"</answer>", re.IGNORECASE)
-# Two amounts of money are no formula: "$5 a day for $18".
+# The text between two amounts of money is not a formula: "$5 a day for $18".
 _MATH = re.compile(
     r"\$\$(.+?)\$\$|(?<!\\)\$(?!\d[\d.,]*\s+[a-z]{2})([^$]+)(?<!\\)\$(?!\d)|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL
 )
-# Where a chat's turn ends; what a model says after it is no answer.
+# The end of a chat turn; text after it does not count.
 _TURN = re.compile(r"<\|(?:im_start|im_end|endoftext|eot_id)\|>|</s>|<｜end▁of▁sentence｜>")
 _HOPE = re.compile(r"I hope (?:it|this) is correct\W*$", re.IGNORECASE)
 _NUMBER_TEXT = r"[-+]?\d+(?:,\d{3})*(?:[.,]\d+)?(?:/\d+)?(?:\s*\\?%)?"
@@ -28,18 +28,19 @@ _STATED = re.compile(
     rf"(?:[=:]|\b(?:is|are|was|were|be|by|equals?|gives?|has|have|it's)\b)\s*(?:[a-zA-Z]+ ){{0,2}}[$€£]?\s*"
     rf"({_NUMBER_TEXT})(?![\d/^])"
 )
-# What is set in bold or as code within a line.
+# Bold text or code within a line.
 _SET_OFF = re.compile(r"(?<![\w)*`])(\*\*|__|`)(?=\S)([^*`\n]{1,80})(?<=\S)\1(?![\w(*`])")
 _AMOUNT = re.compile(rf"\\?[$€£]?\s*({_NUMBER_TEXT})(?: [a-zA-Z]+){{0,3}}")
-# A sentence that ends with its one number and what is counted, and words that make it no result.
+# A sentence whose only number stands at its end, before what is counted.
 _COUNTED = re.compile(rf"[^\d\n]*?(?<![\w.,/^-])\\?[$€£]?({_NUMBER_TEXT})(?:[ -][a-zA-Z]+){{0,3}}")
+# Words that show that a sentence does not state a result.
 _NO_RESULT = re.compile(
     r"\?|\b(?:not|no|never|can't|cannot|tr(?:y|ied|ying)|attempts?|gave|give up|guess|maybe|perhaps|unsure|steps?|parts?|about|"
     r"at (?:least|most)|than|each|per|every)\b|n't\b",
     re.IGNORECASE,
 )
 _RESULT = re.compile(r"(?:=|\bis|\bare)\s*([^=\s][^=]{0,80}?)\.?$")
-# Longest line that is read for an answer; an answer is short.
+# Only this much of a line is searched for an answer.
 _MAX_LINE = 1000
 
 
@@ -47,8 +48,8 @@ _MAX_LINE = 1000
 class ExtractionPolicy:
     r"""What counts as a final answer.
 
-    `require_boxed`: only `\boxed{…}`. `require_think_close`: only what follows `</think>`; a response without it has none.
-    `bare_answers`: where nothing marks an answer, the last line is read for one.
+    `require_boxed`: only the content of `\boxed{…}`. `require_think_close`: only text after `</think>`; a response without
+    that tag has no answer. `bare_answers`: if nothing marks an answer, search the last line for one.
     """
 
     require_boxed: bool = False
@@ -57,9 +58,9 @@ class ExtractionPolicy:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Content of the last complete `\boxed{…}` (or `\fbox{…}`), nested braces kept; None where there is none.
+    r"""The content of the last complete `\boxed{…}` (or `\fbox{…}`), with nested braces; None if there is no box.
 
-    Boxes with no more than "and", "or" and commas between them are one answer in parts, given as a list.
+    Boxes separated only by "and", "or" or commas form one answer, returned as a comma-separated list.
     """
     boxes = []
     end = len(text)
@@ -69,7 +70,7 @@ def last_boxed(text: str) -> str | None:
         if close == end:
             if boxes:
                 break
-            # An unclosed box: its text holds no closing brace to spare for an earlier one, which is read up to here only.
+            # An unclosed box has no spare closing brace for an earlier box, so that box must close before this one.
             end = match.start()
             continue
         if boxes and not _JOINT.fullmatch(text[close + 1 : boxes[-1][0]]):
@@ -81,10 +82,11 @@ def last_boxed(text: str) -> str | None:
 
 
 def extract_answer(text: str, policy: ExtractionPolicy | None = None) -> str | None:
-    r"""The final answer, by the first rung that holds one; None where none does.
+    r"""The final answer in the text after the last `</think>`, or None. The first of these rules that finds one decides:
 
-    After the last `</think>`: the last `\boxed{}`; what follows the last "answer is", "answer:", "####" or `<answer>`; of the
-    last line what is in bold, a formula that ends it, its one number, or the last number that it states.
+    1. the last `\boxed{}`
+    2. the text after the last "answer is", "answer:", "####" or `<answer>`
+    3. in the last line: bold text, a formula at the end, the only number, or the last number that it states
     """
     policy = policy or ExtractionPolicy()
     if policy.require_think_close and "</think>" not in text:
@@ -110,10 +112,10 @@ def _after_marker(text: str) -> str | None:
     tail = _END_OF_TAG.split(text[last.end() : last.end() + _MAX_LINE], maxsplit=1)[0].lstrip(" \t\r\n*:")
     math = _MATH.match(tail)
     if math:
-        # Mathematics may hold line breaks; what follows it on its line may be a unit, or a further part.
+        # A formula may contain line breaks. The text after it on the same line may be a unit or another part of the answer.
         rest = tail[math.end() :].partition("\n")[0]
         return (_group(math) or "") + rest if re.match(r"\s*(?:,|and\b|or\b)\s*\$", rest) else _group(math)
-    # A sentence that follows the answer is no part of it.
+    # The next sentence is not part of the answer.
     line = re.split(r"\.\s+(?=[A-Z])", tail.partition("\n")[0])[0].strip(" \t\r*:.")
     if not _is_formula(line):
         if ending := _ending(line):
@@ -139,7 +141,7 @@ def _bare(text: str) -> str | None:
 
 
 def _set_off(line: str) -> str | None:
-    """The last formula, or number with what it counts, that stands in bold or as code: "So there are **12 ways**."."""
+    """The last formula or counted number in bold or as code: "So there are **12 ways**."."""
     for match in reversed(list(_SET_OFF.finditer(line))):
         content = match[2].strip(" .:$")
         amount = _AMOUNT.fullmatch(content)
@@ -149,9 +151,9 @@ def _set_off(line: str) -> str | None:
 
 
 def _counted(line: str) -> str | None:
-    """The one number of the last sentence, where it ends with it: "So she pays $18.", "It takes 18 minutes.".
+    """The only number of the last sentence, if it stands at the end: "So she pays $18.", "It takes 18 minutes.".
 
-    The sentence has to be whole: what was cut off in the middle states nothing.
+    The sentence must be complete; a sentence that was cut off states nothing.
     """
     if not re.search(r"[.!][\s*]*$", line) or "\\boxed" in line:
         return None
@@ -170,7 +172,7 @@ def _last_stated(line: str) -> str | None:
 
 
 def _ending(text: str) -> str | None:
-    """The formula that a text is, or that ends its last sentence."""
+    """The formula that the text consists of, or that ends its last sentence."""
     text = text.rstrip(" .")
     if _is_formula(text):
         return text

@@ -1,4 +1,4 @@
-"""Unions of intervals and points as sets of real numbers: two are one set where their parts merge to the same."""
+"""Unions of intervals and points as sets of real numbers, merged so that equal sets have equal parts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from realrl.verifier.structure import Value
 
 
 class Interval(NamedTuple):
-    """Its ends as numbers to 60 digits, and whether each belongs to it."""
+    """The ends of an interval, as numbers with 60 digits, and whether each end belongs to it."""
 
     low: Any
     high: Any
@@ -18,7 +18,7 @@ class Interval(NamedTuple):
 
 
 def merged(value: Value) -> list[Interval] | None:
-    """The intervals of a union, an interval or a set of points, in order and apart; None where an end is no number."""
+    """The sorted, separate intervals of a union, an interval or a set of points; None if an end is not a number."""
     parts = _intervals(value)
     if not parts:
         return None

@@ -1,6 +1,6 @@
-r"""One spelling for what is written in many: Unicode, LaTeX spacing and styles, dollar signs, thousands separators.
+r"""Normalise the notation of an answer: Unicode, LaTeX spacing and styles, dollar signs, thousands separators.
 
-`⟦…⟧` marks words that stood in `\text{…}` and the like; `°` and `%` stand for their LaTeX commands.
+In the result, `⟦…⟧` marks words from `\text{…}` and similar commands; `°` and `%` replace their LaTeX commands.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import re
 import unicodedata
 from functools import lru_cache
 
-# "½", "¼", "⅞" and their like, as LaTeX.
+# "½", "¼", "⅞" and similar characters, as LaTeX.
 _VULGAR = {
     chr(code): "\\frac{{{}}}{{{}}}".format(*unicodedata.normalize("NFKC", chr(code)).split("⁄"))
     for code in (*range(0xBC, 0xBF), *range(0x2150, 0x215F), 0x2189)
@@ -29,7 +29,7 @@ _WORDS = re.compile(
     r"operatorname)(?![a-zA-Z])\*?\s*"
 )
 _BOLD = re.compile(r"\\(?:mathbf|boldsymbol|bm|pmb)(?![a-zA-Z])")
-# What only changes how an answer looks.
+# Commands and symbols that only change how an answer looks.
 _LOOKS = re.compile(
     r"\\(?:text)?color\s*\{[^{}]*\}|\\(?:[hv]space|tag|label)\*?\s*\{[^{}]*\}|"
     r"\\(?:(?:display|text|script)style|bfseries|bf|it|sf|tt|tiny|small|normalsize|[lL]arge|LARGE|[hH]uge|checkmark|qed|blacksquare|strut)"
@@ -49,7 +49,7 @@ def _digits(match: re.Match[str]) -> str:
     return str(_NUMBER_WORDS[match[1].lower()])
 
 
-# What becomes of a text before its words are marked: names of sets, Python's fractions, Chinese words.
+# Replacements before words are marked: names of sets, Python's fractions, Chinese words.
 _FIRST = [
     (re.compile(rule), by)
     for rule, by in (
@@ -59,7 +59,7 @@ _FIRST = [
         (r"\b(?:Fraction|Rational)\((-?\d+),\s*(\d+)\)", r"\\frac{\1}{\2}"),
         (r"(?<![a-zA-Z\\])C\((\d+),\s*(\d+)\)", r"\\binom{\1}{\2}"),
         (r"^\(?([-+]?[\d.]+[-+][\d.]*)j\)?$", r"\1i"),
-        # What holds for all of a letter that has no condition.
+        # "For all x" without a condition on x.
         (
             r"(?<=\S)[,;]?\s{0,3}(?:\\text\s{0,3}\{\s{0,3}for (?:all|any|every|each)(?: real)?\s{0,3}\}|\\forall|for all)"
             r"\s{0,3}\$?[a-zA-Z]\$?\s{0,3}(?:\\in\s{0,3}\(-\\infty,\\infty\))?$",
@@ -97,7 +97,7 @@ _RULES = [
         (r"[€£¥₹₩]|\b(?:USD|EUR|GBP|INR|Rs\.?)\s*(?=\d)", ""),
         (r"⟦\(?\s*mod\s*⟧|(?<=[\s(])mod(?=\s+\d)", r"\\mod "),
         (r"⟦(?:negative|minus)⟧\s*(?=[\d\\(])|\b(?:negative|minus) (?=\d)", "-"),
-        # Not sec, which is also a unit.
+        # Without sec, which is also a unit.
         (r"⟦(arcsin|arccos|arctan|arccot|sinh|cosh|tanh|sin|cos|tan|cot|csc|log|ln|exp)⟧(?=\s*[\w({\\^])", r"\\\1 "),
         (r"\\d?frac\s*\{⟦([^⟧\d]*)⟧\}\s*\{⟦([^⟧\d]*)⟧\}", r"⟦\1/\2⟧"),
         (r"\\[()\[\]]|\\\$|\$", " "),
@@ -105,7 +105,7 @@ _RULES = [
         (r"\\[dtc](frac|binom)(?![a-zA-Z])", r"\\\1"),
         (r"\\frac\s*(?:(\d)|\{\s*(\d+)\s*\})\s*(?:(\d)|\{\s*(\d+)\s*\})", r"\\frac{\1\2}{\3\4}"),
         (r"\\[,;:> ]|~", " "),
-        # The rules below try a run of spaces at each of its places; none means more by a long run than by three.
+        # The rules below start a match at each space of a run, and three spaces mean the same as a longer run.
         (r"\s{4,}", "   "),
         (rf"(?<=_)\{{?⟦({'|'.join(_NUMBER_WORDS)})⟧\}}?$", _digits),
         (r"(?<=\d)\s*\^?\s*\{?\s*⟦?(?:st|nd|rd|th)⟧?\s*\}?(?![a-zA-Z])", ""),
@@ -135,27 +135,27 @@ _RULES = [
 ]
 # Brackets, and digits in groups of three with commas between them.
 _BRACKET_OR_GROUPS = re.compile(r"\\[{}]|[()\[\]{}]|(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)")
-# A letter set upright is a letter; after a number it is a unit.
+# A single upright letter is a variable, but after a number it is a unit.
 _LETTER = re.compile(r"(?<![\d)}\s])⟦([a-zA-Z])⟧")
 _BOX = re.compile(r"\\(?:boxed|fbox)\{(.*)\}", re.DOTALL)
 _MAX_LENGTH = 10_000
 
 
-# A gold is read once for all responses to its problem.
+# The cache normalises a gold answer once for all responses to its problem.
 @lru_cache(maxsize=1024)
 def normalise(text: str) -> str:
-    """`text` in one spelling; never raises. Structure (braces, brackets, commas) is kept.
+    """`text` in normalised notation, with its structure (braces, brackets, commas); never raises.
 
-    Of a text longer than any answer only the start is read, which bounds the time.
+    Only the first 10,000 characters are read, which bounds the time.
     """
     text = text[:_MAX_LENGTH].strip()
     while (box := _BOX.fullmatch(text)) or (box := _EMPHASIS.fullmatch(text)):
         text = box[box.lastindex or 0].strip()
-    # Row separators of a matrix; elsewhere a doubled backslash is one that was escaped twice.
+    # A double backslash separates the rows of a matrix; elsewhere it is a backslash that was escaped twice.
     text = text.replace("\\\\", "⏎" if "\\begin" in text else "\\")
     text = text.translate(_UNICODE)
     text = _family(text)
-    # Most rules match nothing, which `search` says faster than `sub`.
+    # Most rules match nothing, and `search` finds that out faster than `sub`.
     for rule, by in _FIRST:
         if rule.search(text):
             text = rule.sub(by, text)
@@ -169,7 +169,7 @@ def normalise(text: str) -> str:
 
 
 def _family(text: str) -> str:
-    r"""`n\pi, n \in \mathbb{Z}` → `k\pi`: the whole number of a family of answers goes by one name."""
+    r"""`n\pi, n \in \mathbb{Z}` → `k\pi`: give the integer in a family of answers one name."""
     found = _INTEGER_LETTER.search(text) if "Z" in text or "ℤ" in text else None
     if found is None:
         return text
@@ -181,7 +181,7 @@ def _family(text: str) -> str:
 
 
 def _join_groups(text: str) -> str:
-    r"""`2,220\pi` → `2220\pi`. Inside of brackets that are read as a tuple or a set, and in a subscript, a comma separates."""
+    r"""`2,220\pi` → `2220\pi`; not inside the brackets of a tuple or set, or in a subscript, where a comma separates items."""
     if ";" in text:
         return text
     parts, opened, last = [], [], 0
@@ -198,7 +198,7 @@ def _join_groups(text: str) -> str:
 
 
 def _mark_words(text: str) -> str:
-    r"""`\text{ cm}` → `⟦cm⟧`; a command without a brace after it is dropped, and so are three faces around words."""
+    r"""`\text{ cm}` → `⟦cm⟧`; drops commands without a brace, and up to three font commands around a text command."""
     parts, position, faces = [], 0, 0
     while match := _WORDS.search(text, position):
         parts.append(text[position : match.start()])
@@ -209,7 +209,7 @@ def _mark_words(text: str) -> str:
                 faces += 1
                 continue
             inside = text[position + 1 : end].strip()
-            # A bold letter is a vector, and no unit; what is bold and has an operator is a formula.
+            # A single bold letter is a vector, not a unit; bold text with an operator is a formula.
             formula = _BOLD.match(match[0]) and ((inside.isalpha() and len(inside) == 1) or re.search(r"[\^+*/=<>]", inside))
             parts.append(f" {inside} " if formula else _marked(inside))
             position = end + 1
@@ -217,7 +217,7 @@ def _mark_words(text: str) -> str:
 
 
 def _marked(text: str) -> str:
-    """The inside of a text command, marked as words where it is not a formula in another face."""
+    """The content of a text command, marked as words unless it is a formula."""
     if re.search(r"\d", text) and not re.search(r"[a-zA-Z]", re.sub(r"\\[a-zA-Z]+", "", text)):
         return f"{{{text.rstrip('.,;: ')}}}"
     if found := _NUMBER_WITH_WORDS.fullmatch(text):
@@ -227,7 +227,7 @@ def _marked(text: str) -> str:
 
 
 def closing_brace(text: str, start: int) -> int:
-    """Where the brace that opens at `start` closes, or the text's end."""
+    """The index of the brace that closes the one at `start`, or the length of the text."""
     depth = 0
     for position in range(start, len(text)):
         if text[position] in "{}":
@@ -238,5 +238,5 @@ def closing_brace(text: str, start: int) -> int:
 
 
 def plain_words(text: str) -> str:
-    """Text without marks and markup, lower case: what is compared where answers are words."""
+    """Lower-case text without marks and markup, to compare answers that are words."""
     return " ".join(re.sub(r"[⟦⟧{}\\_]", " ", text).replace("'", "").lower().split())

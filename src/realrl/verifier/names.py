@@ -1,4 +1,4 @@
-r"""Names in a named answer (`x = 1`, `\cos A = 1/3`, `(x, y) = (1, 2)`): whether two agree, and the order that they ask for."""
+r"""The names in answers such as `x = 1`, `\cos A = 1/3` or `(x, y) = (1, 2)`: whether they agree, and their usual order."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 
 from realrl.verifier.latex import plain_words
 from realrl.verifier.structure import Value
-from realrl.verifier.words import said_otherwise
+from realrl.verifier.words import phrases_differ
 
 _LETTERS = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi omega"
 _GREEK: Sequence[str] = _LETTERS.split()
@@ -16,7 +16,7 @@ _CALL = re.compile(r"([a-zA-Z]+(?:\^-1)?'*)\((.*)\)")
 
 
 def names_agree(a: str, b: str) -> bool:
-    r"""Whether two names may stand for the same: `f(x)` and `y`, `S` and "area"; not `x` and `y`, `\sin x` and `\cos x`."""
+    r"""Whether two names may mean the same: `f(x)` and `y`, or `S` and "area", not `x` and `y`, or `\sin x` and `\cos x`."""
     words = [name for name in (a, b) if name.startswith("⟦")]
     a, b = (re.sub(r"[\s\\{}⟦⟧]|var(?=[a-z])", "", name) for name in (a, b))
     if a == b or a.startswith("("):
@@ -36,14 +36,14 @@ def names_agree(a: str, b: str) -> bool:
         return False
     if len(a) > 1 and len(b) > 1 and all(re.fullmatch(r"(angle)?[\[|]?[A-Z]+[\]|]?", name) for name in (a, b)):
         return _same_figure(*(re.sub(r"[^A-Z]", "", name) for name in (a, b)))
-    if len(words) == 2 and said_otherwise(a, b):
+    if len(words) == 2 and phrases_differ(a, b):
         return False
     a, b = (plain_words(name).replace(" ", "") for name in (a, b))
     return a == b or len(a) > 1 or len(b) > 1
 
 
 def _same_figure(a: str, b: str) -> bool:
-    """Segments, triangles and angles by their corners; an angle may be named by its vertex alone."""
+    """Compare segments, triangles and angles by their corners; an angle may have only its vertex as name."""
     if len(a) == len(b):
         return sorted(a) == sorted(b)
     short, long = sorted((a, b), key=len)
@@ -51,7 +51,7 @@ def _same_figure(a: str, b: str) -> bool:
 
 
 def by_name(value: Value) -> dict[str, Value]:
-    """The items of `x = 1, y = 2` or `(x, y) = (1, 2)` by their letters; empty where the items have no names of their own."""
+    """The items of `x = 1, y = 2` or `(x, y) = (1, 2)` by their letters; empty if the items have no names."""
     if value.kind == "tuple" and value.name.startswith("("):
         names = [name.strip() for name in value.name.strip("()").split(",")]
     elif value.kind == "list":
@@ -65,7 +65,7 @@ def by_name(value: Value) -> dict[str, Value]:
 
 
 def usual_order(names: Collection[str]) -> list[str] | None:
-    """The order that letters have in a tuple without names (x before y); None where letters have none, as with `m` and `b`."""
+    """The usual order of letters in a tuple without names (x before y); None if there is none, as for `m` and `b`."""
     if all(name in _GREEK for name in names):
         return sorted(names, key=_GREEK.index)
     ordered = sorted(names)

@@ -1,6 +1,6 @@
-"""Worker processes that judge answers under a deadline and a memory limit; one that hangs or dies is killed and replaced.
+"""Worker processes that run a verifier with a deadline and a memory limit. A worker that hangs or dies is replaced.
 
-This module and what a worker imports stay free of torch, so that a worker starts fast and stays small.
+This module and everything that a worker imports must not import torch, so that workers start fast and stay small.
 """
 
 from __future__ import annotations
@@ -16,50 +16,38 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import astuple, replace
 from multiprocessing.connection import Connection, wait
-from typing import Any, NamedTuple
+from typing import Any
 
 from realrl.system.platforms import kill_group, limit_memory, peak_memory
-
-
-class Judgement(NamedTuple):
-    """The plain form of a Verdict, which the workers send: they import no torch."""
-
-    status: str
-    extracted: str | None = None
-    reason: str = ""
-    stage: str = ""
-    seconds: float = 0.0
-    score: float | None = None
-
-
-Judge = Callable[..., Judgement]
+from realrl.types import Verdict
 
 _START_UP_S = 60.0
-# Starts in a row that may fail before the judge counts as broken.
+# After more failed starts in a row than this, the verifier counts as broken.
 _FAILED_STARTS = 3
-# Bytes of a judgement; a worker that sends more is not read.
+# A worker that sends a longer verdict (bytes) counts as dead.
 _LARGEST_MESSAGE = 1 << 20
 _WORKER = "from realrl.verifier.pool import serve; import sys; serve(*sys.argv[1:])"
 
 
 def serve(descriptor: str, import_path: str, memory_mib: str, parent: str, *imports: str) -> None:
-    """A worker's life: answer items until the pipe closes. It ends with its parent, even in the middle of an item.
+    """The main loop of a worker: grade items until the pipe closes. If the parent ends, the worker ends at once.
 
-    Messages are JSON, so that what a grading library was made to do in a worker stays there.
+    Messages are JSON, not pickle, so that an attack on a grading library in a worker cannot reach the parent.
     """
-    # What stops a run may reach all its processes, yet the step in progress still needs its verdicts. A handler,
-    # for a verifier's own children would inherit SIG_IGN.
+    # A signal that stops the run may reach all its processes, but the step in progress still needs its verdicts.
+    # This uses handlers, because the verifier's child processes would inherit SIG_IGN.
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, lambda *_: None)
     threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
     connection = Connection(int(descriptor))
     home, _, name = import_path.partition(":")
-    judge: Judge = getattr(importlib.import_module(home), name)
+    verifier: Callable[..., Verdict] = getattr(importlib.import_module(home), name)
     if not limit_memory(int(memory_mib)):
         threading.Thread(target=_end_beyond, args=(int(memory_mib),), daemon=True).start()
     for module in imports:
-        # What cannot be imported is the judge's to say, of each item.
+        # If an import fails, the verifier reports it with each item.
         with contextlib.suppress(Exception):
             importlib.import_module(module)
     connection.send_bytes(b"null")
@@ -69,21 +57,22 @@ def serve(descriptor: str, import_path: str, memory_mib: str, parent: str, *impo
         except (EOFError, OSError):
             return
         try:
-            answer = json.dumps(judge(*item))
-        except Exception as error:  # noqa: BLE001  whatever a grading library raises, the item alone fails
-            answer = json.dumps(Judgement("grader_error", None, f"{type(error).__name__}: {error}"[:200], "worker"))
+            answer = json.dumps(astuple(verifier(*item)))
+        except Exception as error:  # noqa: BLE001  a grading library may raise anything; only this item fails
+            failure = Verdict("grader_error", None, f"{type(error).__name__}: {error}"[:200], "worker")
+            answer = json.dumps(astuple(failure))
         connection.send_bytes(answer.encode())
 
 
 def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.5)
-    # With whatever the judge has started.
+    # The process group includes all processes that the verifier started.
     os.killpg(0, signal.SIGKILL)
 
 
 def _end_beyond(mebibytes: int) -> None:
-    """The limit where the system keeps none: memory is looked at whenever the judge lets another thread run."""
+    """A memory limit for systems without one: checks memory whenever the verifier lets another thread run."""
     before = peak_memory()
     while peak_memory() - before < mebibytes * 2**20:
         time.sleep(0.02)
@@ -91,15 +80,15 @@ def _end_beyond(mebibytes: int) -> None:
 
 
 class _Worker:
-    """A process of its own interpreter: neither a caller's unguarded main module nor a daemonic caller stands in the way.
+    """A process with a new interpreter, which works even if the caller is daemonic or its main module has no guard.
 
-    It leads a process group of its own, so that a Ctrl-C at the terminal is its parent's business alone, and its end is also
-    that of the processes which the judge has started.
+    It leads its own process group: Ctrl-C at the terminal reaches only the parent, and killing the group also ends the
+    processes that the verifier started.
     """
 
     def __init__(self, import_path: str, memory_mib: int, imports: Sequence[str]) -> None:
         ours, theirs = socket.socketpair()
-        # Where the caller finds its modules, the judge is found too.
+        # The worker finds modules in the same places as the caller.
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
         with theirs:
             command = [sys.executable, "-c", _WORKER, str(theirs.fileno()), import_path, str(memory_mib), str(os.getpid())]
@@ -124,7 +113,7 @@ class _Worker:
         self.item, self.started = index, time.monotonic()
         self.deadline = self.started + timeout_s
         message = json.dumps(item).encode()
-        # It may have died idle: reading from it says so.
+        # If it died while idle, reading from it will show that.
         with contextlib.suppress(OSError):
             self.connection.send_bytes(message)
 
@@ -134,13 +123,13 @@ class _Worker:
         self.connection.close()
 
 
-class JudgePool:
-    """`workers` processes of the judge at `import_path` ("module:function"), started at the first call; thread-safe.
+class VerifierPool:
+    """`workers` processes that run the verifier at `import_path` ("module:function"). Thread-safe.
 
-    Each item, of what JSON can hold, gets `timeout_s` seconds and each worker `memory_mib` MiB of address space, on macOS of
-    main memory; a worker is replaced after `recycle` items, which bounds what a grading library leaks. An item whose worker
-    died is judged once more, by another: the system may have ended the worker for what is not the item's fault. `imports` are
-    modules that the judge will need, which a worker imports before its first item's seconds run.
+    The processes start at the first call. Items must be JSON values. Each item gets `timeout_s` seconds; each worker gets
+    `memory_mib` MiB of address space (on macOS: of memory). A worker is replaced after `recycle` items, which limits memory
+    leaks. If a worker dies, another one grades its item once more, since the system may have killed it for another reason.
+    `imports` names modules that a worker imports before it receives an item, so that this takes no time from the item.
     """
 
     def __init__(
@@ -162,24 +151,24 @@ class JudgePool:
         self._lock = threading.Lock()
         self._owner = os.getpid()
 
-    def judge(self, items: Sequence[tuple[Any, ...]], progress: Callable[[int], None] | None = None) -> list[Judgement]:
-        """One judgement for each item (the judge's arguments), in order; a hang or a crash is `grader_error` for it alone.
+    def grade(self, items: Sequence[tuple[Any, ...]], progress: Callable[[int], None] | None = None) -> list[Verdict]:
+        """One verdict for each item (the verifier's arguments), in order; an item that hangs or crashes gets `grader_error`.
 
-        `progress` is told the number of finished items.
+        `progress` is called with the number of finished items.
         """
         if self._owner != os.getpid():
-            # After a fork the workers are the parent's.
+            # After a fork, the workers belong to the parent.
             self._workers, self._lock, self._owner = [], threading.Lock(), os.getpid()
         with self._lock:
             try:
-                return self._judge(items, progress or (lambda done: None))
+                return self._grade(items, progress or (lambda done: None))
             except BaseException:
-                # What a worker still works on must not answer an item of the next call.
+                # A worker may still have an item of this call; its verdict must not reach the next call.
                 self._end_workers()
                 raise
 
-    def _judge(self, items: Sequence[tuple[Any, ...]], progress: Callable[[int], None]) -> list[Judgement]:
-        results: list[Judgement | None] = [None] * len(items)
+    def _grade(self, items: Sequence[tuple[Any, ...]], progress: Callable[[int], None]) -> list[Verdict]:
+        results: list[Verdict | None] = [None] * len(items)
         waiting = list(range(len(items)))[::-1]
         died: set[int] = set()
         failed_starts = done = 0
@@ -215,21 +204,21 @@ class JudgePool:
                     self._workers.remove(worker)
             progress(done)
             if failed_starts > _FAILED_STARTS:
-                missing = Judgement("grader_error", None, f"the grading worker of {self._import_path} does not start", "worker")
+                missing = Verdict("grader_error", None, f"the grading worker of {self._import_path} does not start", "worker")
                 return [result or missing for result in results]
         return [result for result in results if result is not None]
 
-    def _receive(self, worker: _Worker) -> tuple[Judgement | None, bool]:
-        """What a worker sent, None for its start and its death; and whether it died."""
+    def _receive(self, worker: _Worker) -> tuple[Verdict | None, bool]:
+        """The verdict that a worker sent (None if it started or died), and whether it died."""
         try:
             message = json.loads(worker.connection.recv_bytes(_LARGEST_MESSAGE))
-            judgement = Judgement(*message) if worker.ready else None
+            verdict = Verdict(*message) if worker.ready else None
         except (EOFError, OSError, ValueError, TypeError):
             return None, True
         worker.ready = True
         worker.done += worker.item is not None
         worker.item = None
-        return judgement and judgement._replace(seconds=time.monotonic() - worker.started), False
+        return verdict and replace(verdict, seconds=time.monotonic() - worker.started), False
 
     def close(self) -> None:
         """End the workers; a later call starts new ones."""
@@ -244,5 +233,5 @@ class JudgePool:
         self._workers.clear()
 
 
-def _failure(worker: _Worker, reason: str) -> Judgement:
-    return Judgement("grader_error", None, reason, "deadline", time.monotonic() - worker.started)
+def _failure(worker: _Worker, reason: str) -> Verdict:
+    return Verdict("grader_error", None, reason, "deadline", time.monotonic() - worker.started)

@@ -1,4 +1,4 @@
-"""The structure of a final answer: lists, tuples, sets, intervals, matrices, relations; the leaves stay text."""
+"""Parse the structure of a final answer: lists, tuples, sets, intervals, matrices, relations. The leaves remain text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from realrl.verifier import expression
 
 _RELATION = re.compile(r"\\(?:le|ge|ne|in|approx|equiv|sim)(?![a-zA-Z])|[=<>]")
-# The name of a value, before "=": a letter, words, f(x), f'(x), f^{-1}(x), (x, y), AB, [ABC], \angle A, \cos A, dy/dx.
+# The name before "=": a letter, words, f(x), f'(x), f^{-1}(x), (x, y), AB, [ABC], \angle A, \cos A, dy/dx.
 _NAME = re.compile(
     r"(?:⟦[^⟧]*⟧|\\?[a-zA-Z]+|\([a-zA-Z](?:,\s*[a-zA-Z])*\))(?:_(?:\w|\{[^{}]*\}))?(?:\^\{?-1\}?(?=\())?'*"
     r"(?:\([a-zA-Z\d, ]*\))?'*|\\angle\s*[A-Z]+|\[[A-Z]{3,}\]|\|[A-Z]{2}\||"
@@ -20,7 +20,7 @@ _NAME = re.compile(
 _MATRIX = re.compile(r"\\begin\{([pbvBV]?matrix|array)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}")
 _OR = re.compile(r"⟦\s*(?i:or)\s*⟧|(?<![a-zA-Z])or(?![a-zA-Z])")
 _MODULUS = re.compile(r"\s*\(?\\(?:pmod|bmod|mod)(?![a-zA-Z])\s*(\{[^{}]*\}|\d+)\)?")
-# A letter that an inequality may be solved for.
+# The unknown of an inequality.
 _UNKNOWN = re.compile(r"[a-zA-Z](?:\([a-zA-Z]\))?|\\(?!pi|infty)[a-zA-Z]+")
 _DISTANCE = re.compile(r"\|\s*[a-zA-Z]\s*([+-][\s\d./]+)?\|")
 _MAX_ITEMS = 60
@@ -30,7 +30,7 @@ _CLOSE = {"(": ")]", "[": ")]", "\\{": ("\\}",), "{": "}"}
 
 @dataclass(frozen=True)
 class Value:
-    """One answer as read: `kind` is scalar, tuple, set, list, union, matrix or relation."""
+    """A parsed answer: `kind` is scalar, tuple, set, list, union, matrix or relation."""
 
     kind: str
     text: str = ""
@@ -42,7 +42,7 @@ class Value:
 
 
 def read(text: str, depth: int = 0) -> Value | None:
-    """The structure of a normalised answer; None where it is too deep or too wide to be an answer."""
+    """The structure of a normalised answer; None if it is too deep or has too many items."""
     text = text.strip()
     moduli = list(_MODULUS.finditer(text))
     if len(moduli) != 1 or moduli[0].end() != len(text):
@@ -86,7 +86,7 @@ def _read(text: str, depth: int) -> Value | None:
 
 
 def _line_without(points: Sequence[Value]) -> Value | None:
-    """The real line without some points, as a union of intervals; None where a point has no value."""
+    """The real line without some points, as a union of intervals; None if a point has no real value."""
     values: dict[str, Any] = {}
     for point in points:
         tree = expression.parse(point.text)
@@ -124,7 +124,7 @@ def _read_bracketed(text: str, depth: int) -> Value | None:
         if start in ("\\{", "{"):
             if re.search(r"[|:]", inside):
                 return _read_builder(inside, depth) or Value("scalar", text)
-            # Bare braces are invisible in LaTeX, so what they hold may be ordered.
+            # LaTeX does not print bare braces, so their content may be ordered.
             return _read_items("set" if start == "\\{" else "list", [item for item in items if item.strip()], depth)
         if len(items) > 1:
             return _read_items("tuple", items, depth, start + end)
@@ -134,7 +134,7 @@ def _read_bracketed(text: str, depth: int) -> Value | None:
 
 
 def _read_builder(inside: str, depth: int) -> Value | None:
-    """`x | -1 < x < 1`, the inside of a set, as the interval or the intervals that it is; None for other conditions."""
+    """The interval or intervals of a set whose inside is `x | -1 < x < 1`; None for other conditions."""
     match = re.fullmatch(r"\s*([a-zA-Z])\s*(?:\\in[^|:]*)?[|:](.*)", inside, re.DOTALL)
     value = read(match[2], depth + 1) if match else None
     intervals = value.items if value and value.kind == "list" else (value,)
@@ -153,7 +153,7 @@ def _closes_at_end(text: str, start: str) -> bool:
 
 
 def split(text: str, separator: re.Pattern[str]) -> list[str]:
-    """`text` cut at the separators outside of every bracket."""
+    """Split `text` at the separators that are outside all brackets."""
     if not separator.search(text):
         return [text]
     parts, level, last, position = [], 0, 0, 0
@@ -173,13 +173,13 @@ def split(text: str, separator: re.Pattern[str]) -> list[str]:
 
 
 def _read_relation(text: str, depth: int) -> Value | None:
-    """`name = value`, `x \\in S`, chains of inequalities as intervals, other equations and inequalities; None: no relation."""
+    """Parse `name = value`, `x \\in S`, chains of inequalities (intervals), other equations and inequalities; else None."""
     parts = [part.strip() for part in split(text, _RELATION)]
     if len(parts) == 1 or not all(parts):
         return None
     signs = [sign for sign in _signs(text, parts)]
     if all(sign in ("=", "\\in", "\\approx", "\\equiv", "\\sim") for sign in signs):
-        # What follows the first "≈" is a rounding of what stands before it, unless that is a mere name.
+        # The part after the first "≈" is a rounded form of the part before it, unless that part is a name.
         if "\\approx" in signs and not (signs[0] == "\\approx" and _NAME.fullmatch(parts[0])):
             cut = signs.index("\\approx") + 1
             parts, signs = parts[:cut], signs[: cut - 1]
@@ -207,7 +207,7 @@ def _signs(text: str, parts: Sequence[str]) -> list[str]:
 
 
 def _read_distance(parts: Sequence[str], sign: str, depth: int) -> Value | None:
-    """`|x - 1| < 2` as the interval that it is, `|x| > 2` as a union; None for other inequalities."""
+    """`|x - 1| < 2` as an interval, `|x| > 2` as a union; None for other inequalities."""
     match = _DISTANCE.fullmatch(parts[0])
     size = expression.parse(parts[1])
     value = None if size is None else expression.exact(size)
@@ -242,5 +242,5 @@ def _read_inequality(parts: Sequence[str], signs: Sequence[str], depth: int) -> 
         return Value("relation", " ".join(signs), parts=tuple(parts))
     brackets = ("(" if opened == "<" else "[") + (")" if closed == "<" else "]")
     value = _read_items("tuple", [low, high], depth, brackets)
-    # As an inequality of two sides it can also be held against one that is written another way, such as -x > -1.
+    # Keep the two sides, to compare with an inequality in another form, such as -x > -1.
     return value and (replace(value, text=signs[0], parts=tuple(parts)) if len(parts) == 2 else value)

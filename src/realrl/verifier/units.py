@@ -1,4 +1,4 @@
-"""What units are and how they convert, by the library pint; it is imported when two answers have different units."""
+"""Recognise and convert units with the library pint, which is imported only when two answers have different units."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-# With these a metric prefix counts; pint would also read "cat" as a hundredth of a technical atmosphere.
+# Only these units take a metric prefix; pint alone would read "cat" as a hundredth of a technical atmosphere.
 _METRIC = set(
     "meter gram liter second watt joule volt ampere hertz pascal newton ohm calorie mole bit byte electron_volt bar".split()  # noqa: SIM905
 )
 _PREFIXES = {"kilo", "centi", "milli", "micro", "nano", "mega", "giga", "deci", "hecto", "deca"}
-# Words that are used for more than one unit: no two of a line differ.
+# Words that are used for more than one unit; the units of one line count as equal.
 _LOOSE = (
     {"ounce", "fluid_ounce"},
     {"pound", "force_pound"},
@@ -25,7 +25,7 @@ _NAMES = {
     "h": "hour", "C": "degree_Celsius", "F": "degree_Fahrenheit", "L": "liter", "kph": "km/hour", "in": "inch", "°": "degree",
     "s": "second", "min": "minute",
 }  # fmt: skip
-# Words that a sum or a text also uses: points of a game, not of a page.
+# Unit names that usually mean something else, such as points in a game.
 _NO_UNITS = {"point", "points", "percent", "count", "counts", "hand", "hands"}
 _LONGEST = 60
 
@@ -42,14 +42,14 @@ def _registry() -> Any:
 
 @lru_cache(maxsize=1024)
 def _unit(text: str) -> Any | None:
-    """The unit that a text such as `cm^2`, `square inches`, `miles per hour` is; None where a word of it is no unit."""
+    """The unit for text such as `cm^2`, `square inches` or `miles per hour`; None if one of its words is not a unit."""
     text = re.sub(r"[⟦⟧{}\\~]", " ", text).strip(" .*/")
     if not text or len(text) > _LONGEST:
         return None
     text = re.sub(r"\bper\b", "/", text)
     text = re.sub(r"\b(square|sq|cubic|cu)\b\.?\s*([a-zA-Z]+)", lambda m: f"{m[2]}^{2 if m[1][0] == 's' else 3}", text)
     text = re.sub(r"\b(?:fluid|fl)\.? (?:ounces?|oz)\b", "fluid_ounce", re.sub(r"\s+and$", "", text))
-    # A power stands at its unit, also with a space before it; units in a row are a product.
+    # A power belongs to the unit before it, even after a space. Units next to each other form a product.
     text = re.sub(r"\s*([\^/*])\s*", r"\1", text)
     pieces = re.fullmatch(r"[a-zA-Z°_]+(?:\^-?\d)?(?:[ .*/]+[a-zA-Z°_]+(?:\^-?\d)?)*", text)
     if pieces is None:
@@ -78,7 +78,7 @@ def _one(registry: Any, name: str) -> Any | None:
 
 
 def conversion(unit: str, other: str) -> Fraction | None:
-    """What a number of `unit` is multiplied by to be one of `other`; None where one is unknown, 0 where none will do."""
+    """The factor that converts a number in `unit` to `other`; None if a unit is unknown, 0 if there is no such factor."""
     a, b = _unit(unit), _unit(other)
     if a is None or b is None:
         return None
@@ -86,7 +86,7 @@ def conversion(unit: str, other: str) -> Fraction | None:
     names = [{name for name, _ in quantity.unit_items()} for quantity in (one, _registry().Quantity(Fraction(1), b))]
     if a == b or any(all(name <= words for name in names) for words in _LOOSE):
         return Fraction(1)
-    # Degrees Celsius and Fahrenheit do not begin at one zero.
+    # Degrees Celsius and Fahrenheit have different zero points.
     if a.dimensionality != b.dimensionality or any(name.startswith("degree_") for found in names for name in found):
         return Fraction(0)
     return Fraction(one.to(b).magnitude)

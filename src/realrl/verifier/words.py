@@ -1,10 +1,10 @@
-"""Words beside a formula that change what it means: opposites, negations, and what is said of it."""
+"""Words next to a formula that change its meaning: opposites, negations and descriptions."""
 
 from __future__ import annotations
 
 import re
 
-# A line is a choice: the sides, between bars, exclude each other; the words of a side mean the same.
+# In each line, groups of words separated by bars exclude each other; the words of one group mean the same.
 _OPPOSITES = """
 am | pm
 bc bce | ad ce
@@ -46,10 +46,10 @@ _PHRASES = [
     (re.compile(r"\b(?:no|not) (?:less|fewer|smaller) than\b"), "at least"),
     (re.compile(r"n't\b"), " not"),
 ]
-# A word, and no command of LaTeX.
+# A word that is not a LaTeX command.
 _WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{2}")
 _NEGATIONS = {"not", "never", "neither", "nor", "cannot", "except", "excluding"}
-# Words that say nothing of what follows.
+# Words that say nothing about the value after them.
 _FILLERS = """
 a all an and answer answers approximately about are as at be by equal equals equivalent exactly final for from get gives have
 hence in is it just of on only or result so solution that the then therefore this thus to total value we when where with yes
@@ -58,9 +58,9 @@ _FILLER_WORDS = set(_FILLERS.split())
 
 
 def contradict(a: str, b: str) -> bool:
-    """Whether words of two normalised answers exclude each other: "at least" and "at most", or a "not" on one side alone.
+    """Whether words of two normalised answers exclude each other: "at least" and "at most", or "not" on one side only.
 
-    Words that one side alone has are no contradiction: `5` may be the answer to "at least how many".
+    Other words on one side only are no contradiction: `5` may be the answer to "at least how many".
     """
     if not (_WORD.search(a) or _WORD.search(b)):
         return False
@@ -72,13 +72,13 @@ def contradict(a: str, b: str) -> bool:
                 found.setdefault(line, set()).add(side)
     if any(not chosen & sides[1].get(line, chosen) for line, chosen in sides[0].items()):
         return True
-    # Of answers that are nothing but words, the words themselves are compared.
+    # Answers that consist of words alone are compared elsewhere, word by word.
     formulas = all(re.search(r"\d|\\", text) for text in (a, b))
     return formulas and bool(_NEGATIONS & set(left)) != bool(_NEGATIONS & set(right))
 
 
-def said_otherwise(a: str, b: str) -> bool:
-    """Whether two phrases say different things: each has a word of weight that the other lacks."""
+def phrases_differ(a: str, b: str) -> bool:
+    """Whether two phrases say different things: each has a meaningful word that the other lacks."""
     if not a or not b:
         return False
     left, right = ({word.removesuffix("s") for word in _words(text) if word not in _FILLER_WORDS} for text in (a, b))

@@ -1,6 +1,6 @@
-"""Generated tasks: arithmetic with verifiable answers, at a difficulty that the recipe sets.
+"""Generated tasks: arithmetic problems with verifiable answers; the recipe sets the difficulty.
 
-A problem is held out for evaluation where a hash of its text says so, hence never occurs in training.
+A hash of its text decides whether a problem is held out for evaluation, so held-out problems never occur in training.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ TASKS: dict[str, tuple[Callable[[random.Random, int], tuple[str, int]], int]] = 
 
 
 def is_held_out(text: str) -> bool:
-    """Whether the problem with this text belongs to the evaluation part (one in eight)."""
+    """Whether the problem with this text belongs to the evaluation split (one in eight)."""
     return hashlib.sha256(text.encode()).digest()[0] % _HELD_OUT_SHARE == 0
 
 
 class TaskProblems(Sequence[Problem]):
-    """Problems of a task; number i depends on seed, split and i alone. The training part is endless."""
+    """The problems of a task. Problem i depends only on seed, split and i; the training split is endless."""
 
     def __init__(self, name: str, split: str, seed: int, options: Mapping[str, Any], count: int = 0) -> None:
         known = {"digits"}
@@ -87,7 +87,7 @@ class TaskProblems(Sequence[Problem]):
         found: dict[str, Problem] = {}
         newest = 0
         for index in range(count * 8):
-            # A task of few digits has fewer problems than may be asked for.
+            # With few digits, a task may have fewer problems than `count`.
             if len(found) == count or index - newest > _PATIENCE + 8 * len(found):
                 break
             problem = self._draw(index)

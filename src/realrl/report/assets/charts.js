@@ -1,7 +1,7 @@
 "use strict";
-// Curves with intervals, drawn by uPlot. One zoom and one cursor for all charts that have steps on their x axis.
+// Curves with intervals, drawn by uPlot. All charts share one zoom and one cursor over steps.
 
-/** An element with properties (those of `data-`, `aria-` and role as attributes) and children; strings become text, never HTML. */
+/** Make an element with properties (`data-`, `aria-`, role, … as attributes) and children; strings become text, never HTML. */
 function el(tag, properties = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
@@ -29,7 +29,7 @@ const Charts = (() => {
   const hidden = new Set();
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const colour = (index) => css(`--series-${index % COLOURS}`);
-  // The second round through the colours is dashed.
+  // When all colours are used, the next series are dashed.
   const dashOf = (index, second) => (second ? [6, 4] : index >= COLOURS ? [2, 3] : undefined);
   const transparent = (hex, share) => hex + Math.round(255 * share).toString(16).padStart(2, "0");
 
@@ -42,7 +42,7 @@ const Charts = (() => {
     });
   }
 
-  /** uPlot's columns for lines {label, colour, dash, x, mean, bands: [[low, high, opacity]…]}. */
+  /** The columns for uPlot from lines {label, colour, dash, x, mean, bands: [[low, high, opacity]…]}. */
   function columns(lines) {
     const tables = lines.map((line) => [
       line.x, smooth(line.mean), ...line.bands.flatMap(([low, high]) => [smooth(low), smooth(high)]),
@@ -51,8 +51,8 @@ const Charts = (() => {
   }
 
   /**
-   * Low and high end of the y axis for the steps in view: all lines and bands. Bands that are intervals count as far as they do
-   * not dwarf the lines: that of two seeds is wide, and may leave the chart.
+   * Lower and upper end of the y axis for the visible steps: all lines and bands. A very wide interval, such as that of two
+   * seeds, is cut off, so that the lines stay readable.
    */
   function yRange({ lines, share, extent, whole }) {
     return (plot) => {
@@ -78,13 +78,13 @@ const Charts = (() => {
       const pad = 0.06 * (whole ? Math.max(top - bottom, span) : span);
       const low = Math.max(Math.min(bottom, drawn[0]), drawn[0] - reach) - pad;
       const high = Math.min(Math.max(top, drawn[1]), drawn[1] + reach) + pad;
-      // What is never negative, or a share, has no room beyond its bounds.
+      // No room below 0 for values that are never negative, and none above 1 for shares.
       return [drawn[0] >= 0 && (!whole || bottom >= 0) ? Math.max(low, -0.03 * high) : low, share ? Math.min(high, 1.03) : high];
     };
   }
 
   class Chart {
-    /** `make()` gives the lines for the present data; `extent()` the first and last step; `whole`: bands are no intervals. */
+    /** `make()` returns the current lines, `extent()` the first and last step; `whole`: never cut off bands. */
     constructor(parent, { title, about, share, whole, make, extent }) {
       Object.assign(this, { make, extent, share, whole });
       this.readout = el("div", { className: "tooltip", hidden: true });
@@ -171,7 +171,7 @@ const Charts = (() => {
       this.plot.setData(this.plot.data, true);
     }
 
-    /** The values under the cursor, beside it. */
+    /** Show the values at the cursor next to it. */
     hover(plot) {
       const { idx, left, top } = plot.cursor;
       const here = idx !== null && idx !== undefined && left >= 0;
@@ -263,7 +263,7 @@ const Charts = (() => {
     dashOf,
     hidden,
     setZoom,
-    /** Draws every chart anew: for other data, smoothing, colours or series shown. */
+    /** Draw all charts again, after a change of data, smoothing, colours or visible series. */
     redraw() { for (const chart of all) chart.draw(); },
     smoothOver(points) { smoothing = points; this.redraw(); },
   };

@@ -1,5 +1,5 @@
 "use strict";
-// The page: data → summary, tables, charts. In a live page the data come again and again from the page's own server.
+// Turns the data into summary, tables and charts. A live page regularly gets new data from its own server.
 (() => {
   const byId = (id) => document.getElementById(id);
   const LIVE = document.body.dataset.mode === "live";
@@ -103,7 +103,7 @@
     const names = [...new Set(data.benchmarks.flatMap((row) => Object.keys(row.cells)))];
     names.sort((a, b) => (a === "Avg.") - (b === "Avg."));
     const wanted = names.map((name) => (name === "Avg." ? null : data.paper.of[name] ?? null));
-    // An average of the paper's is over all six columns; beside another set of benchmarks it would mislead.
+    // The paper's average is over all six columns; next to fewer benchmarks it would mislead.
     const whole = new Set(wanted.filter(Boolean)).size === data.paper.columns.length - 1;
     const cell = (found) => (found ? [el("b", {}, percent(found.accuracy)), el("small", {}, ` ${percent(found.interval[0])} to ${percent(found.interval[1])}`)] : "–");
     const paperCell = (row, name, column) => {
@@ -116,12 +116,12 @@
     byId("benchmarks").replaceChildren(...(data.benchmarks.length ? [table(["Model", ...names.map(visible)],
       [...data.benchmarks.map((row) => ({ cells: [[visible(row.model), el("small", {}, ` ${visible(row.folder)}`)], ...names.map((name) => cell(row.cells[name]))] })), ...paperRows],
       "Benchmarks: pass@1 with 95 % intervals over problems"),
-    ...(paperRows.length ? [quiet(`Rows in italics are the paper's, not ours (${data.paper.source}). * taken by the paper from other reports.`)] : [])] : []));
+    ...(paperRows.length ? [quiet(`Rows in italics are the paper's, not ours (${data.paper.source}). * The paper took this row from other reports.`)] : [])] : []));
     const tables = [...new Set(data.paper.rows.map((row) => row.table))];
     byId("paper-tables").replaceChildren(...tables.map((name) => table(["Model", ...data.paper.columns],
       data.paper.rows.filter((row) => row.table === name).map((row) => ({ className: "paper",
         cells: [`${row.name}${row.cited ? " *" : ""}`, ...row.values.map(percent)] })), `The paper's ${name}`)),
-    quiet(`Source: ${data.paper.source}. * taken by the paper from other reports.`));
+    quiet(`Source: ${data.paper.source}. * The paper took this row from other reports.`));
   }
 
   function alarmsAndDifferences() {
@@ -132,13 +132,13 @@
     byId("differences").replaceChildren(data.differences.length
       ? table(["Key", ...data.series.map((series) => visible(series.label))],
         data.differences.map((row) => ({ cells: [row.key, ...row.values.map(shown)] })), "Keys whose values differ")
-      : quiet(data.series.length ? "All runs have the same recipe, but for folder and seed." : "No runs."));
+      : quiet(data.series.length ? "All runs have the same recipe, except for folder and seed." : "No runs."));
     byId("changes").hidden = !data.changes.length;
-    byId("changes").replaceChildren(table(["After step", "Run", "Key", "Before", "Then"],
+    byId("changes").replaceChildren(table(["After step", "Run", "Key", "Before", "After"],
       data.changes.map((row) => ({ cells: [String(row.step), visible(row.run), visible(row.key), ...row.values.map(shown)] })), "Changed when a run was resumed"));
   }
 
-  /** First and last step of the page's curves, whatever the chart. */
+  /** First and last step of all curves of the page. */
   function extent() {
     let first = Infinity;
     let last = -Infinity;
@@ -174,7 +174,7 @@
     }));
   }
 
-  /** The paper's Figure 2 as a table with bars: shares of tokens by interval of ρ and sign of the advantage. */
+  /** The paper's Figure 2 as a table with bars: share of tokens by interval of ρ and sign of the advantage. */
   function ratios() {
     const area = byId("ratios");
     const found = bandSeries()?.ratios;
@@ -191,12 +191,12 @@
     };
     const low = formatNumber(1 - found.epsilon);
     const high = formatNumber(1 + found.epsilon);
-    const clips = [`dropped by one-sided clipping at ${low}, ${high}`, `would be dropped by bidirectional clipping`];
+    const clips = [`dropped by one-sided clipping at ${low}, ${high}`, "dropped by bidirectional clipping"];
     const row = (name, counts) => ({ cells: [name, share(counts[0], 0), share(counts[1], 1)] });
     area.replaceChildren(table(["ρ = π_θ / π_old of a token", `A > 0 (${totals[0].toLocaleString("en")} tokens)`, `A < 0 (${totals[1].toLocaleString("en")} tokens)`],
       [...found.names.map((name, index) => row(name, found.intervals.map((counts) => counts[index]))),
         ...clips.map((name, index) => row(name, found.dropped.map((counts) => counts[index])))],
-      "Ratios of tokens before their optimizer step, as in the paper's Figure 2"));
+      "Token ratios before the update, as in the paper's Figure 2"));
   }
 
   function pictures() {

@@ -1,7 +1,7 @@
 "use strict";
-// The browser of rollouts. Everything here is text that a model wrote: it reaches the page as text nodes only.
+// The rollout browser. A model wrote this text, so it reaches the page only as text nodes.
 
-/** Text with control characters, direction marks and zero-width characters made visible. */
+/** Make control characters, direction marks and zero-width characters visible. */
 function visible(text) {
   return text.replace(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g, (char) => {
     const code = char.charCodeAt(0);
@@ -24,7 +24,7 @@ const Rollouts = (() => {
   const run = () => runs[byId("rollout-run").selectedIndex] ?? runs[0];
   const keyOf = (row) => JSON.stringify([row.step, row.group, row.response]);
 
-  /** Options of a select; its choice is kept where it still exists. */
+  /** Set the options of a select; keep its choice if that still exists. */
   function options(select, pairs) {
     const before = select.value;
     select.replaceChildren(...pairs.map(([value, text]) => el("option", { value }, text)));
@@ -75,8 +75,8 @@ const Rollouts = (() => {
     for (const id of ["step-slider", "step-back", "step-on"]) byId(id).disabled = allSteps;
     byId("step-shown").textContent = allSteps ? `1 to ${steps[steps.length - 1]}` : `${step}`;
     byId("step-slider").setAttribute("aria-valuetext", `step ${step}`);
-    byId("count").textContent = `${found.length} shown. The page holds ${rows.length.toLocaleString("en")} of the `
-      + `${run().total.toLocaleString("en")} rollouts saved${rows.length < run().total ? ", sampled evenly over steps" : ""}.`;
+    byId("count").textContent = `${found.length} shown. The page contains ${rows.length.toLocaleString("en")} of `
+      + `${run().total.toLocaleString("en")} saved rollouts${rows.length < run().total ? ", sampled evenly over the steps" : ""}.`;
     const kept = found.find((row) => chosen && keyOf(row) === keyOf(chosen));
     chosen = kept ?? found[0] ?? null;
     list();
@@ -99,7 +99,7 @@ const Rollouts = (() => {
       button.addEventListener("click", () => choose(row, button));
       return el("li", {}, button);
     }));
-    if (!found.length) byId("rollout-list").append(el("li", { className: "quiet empty" }, "No rollout fits these filters."));
+    if (!found.length) byId("rollout-list").append(el("li", { className: "quiet empty" }, "No rollout matches these filters."));
     byId("show-more").hidden = found.length <= shown;
     if (focused) byId("rollout-list").querySelector('[aria-pressed="true"]')?.focus();
   }
@@ -113,18 +113,18 @@ const Rollouts = (() => {
   function detail() {
     const area = byId("detail");
     if (!chosen) {
-      area.replaceChildren(el("p", { className: "quiet" }, "Nothing chosen."));
+      area.replaceChildren(el("p", { className: "quiet" }, "No rollout selected."));
       return;
     }
     const row = chosen;
     const facts = [["Step", row.step], ["Problem", visible(row.problem_id)], ["Reward", formatNumber(row.reward)],
-      // A rollout without a weight was not computed, so that its s̄ is not known.
+      // For a rollout without a weight, s̄ was not computed.
       ["s̄", row.weight ? formatNumber(row.score) : "–"], ["Weight", formatNumber(row.weight)], ["Tokens", row.tokens ?? "–"], ...(row.second ? [["Second grader", row.second.replace("_", " ")]] : [])];
     const toggle = el("input", { type: "checkbox", id: "colour-tokens", checked: colouring && Boolean(row.token_ids), disabled: !row.token_ids });
     const response = el("div", { className: "text", id: "response" });
     const key = el("p", { className: "hint" });
     const fill = () => {
-      key.textContent = row.token_ids ? "" : "No tokens recorded (log.tokens = true records them).";
+      key.textContent = row.token_ids ? "" : "No tokens were recorded; set log.tokens = true to record them.";
       if (toggle.checked) tokens(response, row, key);
       else response.replaceChildren(visible(row.response));
     };
@@ -143,13 +143,13 @@ const Rollouts = (() => {
     fill();
   }
 
-  /** Tokens on a ground from blue (ρ < 1) to orange (ρ > 1), full at the largest |log ρ| of the response or 0.01. */
+  /** Tokens on a background from blue (ρ < 1) to orange (ρ > 1), strongest at the largest |log ρ| of the response or 0.01. */
   function tokens(area, row, key) {
     const texts = run().tokens;
     const known = row.log_ratio.filter((value) => value !== null);
     const full = Math.max(0.01, ...known.map(Math.abs));
     const [less, more] = [Charts.css("--less"), Charts.css("--more")];
-    key.replaceChildren("ρ from ", mark(less, formatNumber(Math.exp(-full))), " over 1 to ", mark(more, formatNumber(Math.exp(full))),
+    key.replaceChildren("ρ from ", mark(less, formatNumber(Math.exp(-full))), " through 1 to ", mark(more, formatNumber(Math.exp(full))),
       row.token_ids.length < row.tokens ? `; the first ${row.token_ids.length} of ${row.tokens} tokens` : "");
     area.replaceChildren(...row.token_ids.map((id, index) => {
       const ratio = row.log_ratio[index];

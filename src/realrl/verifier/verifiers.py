@@ -1,4 +1,4 @@
-"""What decides whether an answer is right; plain functions of strings that import no torch."""
+"""The verifiers: plain functions of strings that decide whether an answer is correct. Free of torch."""
 
 from __future__ import annotations
 
@@ -11,65 +11,65 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
+from realrl.types import Verdict
 from realrl.verifier.equivalence import compare, number
 from realrl.verifier.extract import ExtractionPolicy, extract_answer, last_boxed
 from realrl.verifier.latex import normalise, plain_words
-from realrl.verifier.pool import Judgement
 
-# No answer is longer; what is longer is not read.
+# Longer answers (characters) are wrong.
 MAX_ANSWER = 2000
-# The computer algebra of math-verify meets nothing past these.
+# Longer or more deeply nested answers do not reach math-verify's computer algebra.
 _MAX_SYMBOLIC = 400
 _MAX_NESTING = 15
 
-# A call, an attribute, a dunder name or a keyword of Python.
+# Python code: a call, an attribute, a dunder name or a keyword.
 _CODE = re.compile(
     r"__|\b(?!(?:sqrt|sin|cos|tan|log|exp|abs)\()[A-Za-z_]\w*\(|[A-Za-z_)\]'\"]\.[A-Za-z_]|\b(?:lambda|import|exec|eval)\b"
 )
 
-# A gold that is no answer: nothing, question marks, a picture.
+# Text that is not a gold answer: nothing, question marks, a picture.
 _NO_GOLD = re.compile(r"[\s?？.…]*|<\s*(?:image|img|audio|video)[^>]*>.*", re.IGNORECASE | re.DOTALL)
 
-_NO_ANSWER = Judgement("no_answer", None, "no final answer found", "extraction")
+_NO_ANSWER = Verdict("no_answer", None, "no final answer found", "extraction")
 
 
-def extracted(response: str, policy: ExtractionPolicy) -> Judgement | str:
-    """The final answer, or the judgement where there is none or it is too long."""
+def extracted(response: str, policy: ExtractionPolicy) -> Verdict | str:
+    """The final answer, or a verdict if there is none or it is too long."""
     answer = extract_answer(response, policy)
     if answer is None:
         return _NO_ANSWER
     if len(answer) > MAX_ANSWER:
-        return Judgement("wrong", answer[:200], f"longer than {MAX_ANSWER} characters", "extraction")
+        return Verdict("wrong", answer[:200], f"longer than {MAX_ANSWER} characters", "extraction")
     return answer
 
 
 def exact_number(text: str) -> Fraction | None:
-    r"""The value of an answer that is one rational number, exactly (`025`, `32,348`, `\$5`, `2^{10}`, `18 eggs`); else None."""
+    r"""The exact value if the answer is one rational number (`025`, `32,348`, `\$5`, `2^{10}`, `18 eggs`), else None."""
     return number(text) if len(text) <= MAX_ANSWER else None
 
 
-def judge_integer(response: str, golds: Sequence[str], policy: ExtractionPolicy) -> Judgement:
-    """Right where the extracted answer is a gold integer; `grader_error` where a gold is none."""
+def verify_integer(response: str, golds: Sequence[str], policy: ExtractionPolicy) -> Verdict:
+    """Correct if the extracted answer equals a gold integer; `grader_error` if a gold is not an integer."""
     wanted = [exact_number(gold) for gold in golds]
     if any(value is None or value.denominator != 1 for value in wanted):
-        return Judgement("grader_error", None, f"the gold answer {golds[0][:50]!r} is not an integer; use reward.type = 'math'")
+        return Verdict("grader_error", None, f"the gold answer {golds[0][:50]!r} is not an integer; use reward.type = 'math'")
     answer = extracted(response, policy)
-    if isinstance(answer, Judgement):
+    if isinstance(answer, Verdict):
         return answer
     value = exact_number(answer)
     if value is None:
-        return Judgement("wrong", answer, "not a number", "exact")
+        return Verdict("wrong", answer, "not a number", "exact")
     right = value in wanted
-    return Judgement("correct" if right else "wrong", answer, "equal integers" if right else "another number", "exact")
+    return Verdict("correct" if right else "wrong", answer, "equal integers" if right else "another number", "exact")
 
 
-def judge_text(response: str, golds: Sequence[str], policy: ExtractionPolicy) -> Judgement:
-    """Right where the extracted answer is a gold, letter by letter but for spaces, case and LaTeX text commands."""
+def verify_text(response: str, golds: Sequence[str], policy: ExtractionPolicy) -> Verdict:
+    """Correct if the extracted answer has the same text as a gold, except for spaces, case and LaTeX text commands."""
     answer = extracted(response, policy)
-    if isinstance(answer, Judgement):
+    if isinstance(answer, Verdict):
         return answer
     right = plain_words(normalise(answer)) in {plain_words(normalise(gold)) for gold in golds}
-    return Judgement("correct" if right else "wrong", answer, "equal text" if right else "another text", "text")
+    return Verdict("correct" if right else "wrong", answer, "equal text" if right else "another text", "text")
 
 
 _CHOICE_WORDS = re.compile(
@@ -77,13 +77,13 @@ _CHOICE_WORDS = re.compile(
 )
 _LETTER = r"[(\[{]?\s*[A-Z]\s*[)\]}]?"
 _LETTERS = re.compile(rf"{_LETTER}(?:(?:\s*[,;&+]\s*(?:and\s+)?|\s+and\s+|\s+){_LETTER})*")
-# A letter, and what stands at it: "C. 12", "(C) the cat", "C: 12", "C 12".
+# A letter and the text of its choice: "C. 12", "(C) the cat", "C: 12", "C 12".
 _LETTER_AND_TEXT = re.compile(r"(?:[(\[]\s*([A-Z])\s*[)\]]|([A-Z])\s*(?:[).:]|\s-|\s(?=[\d\\$+-])))\s*\S.*", re.DOTALL)
 _TWO_CHOICES = re.compile(r"[(\[]?\s*[A-Z]\s*[)\]]?\s*(?:[,;&]|or\b|and\b)")
 
 
 def choices(text: str) -> frozenset[str]:
-    """The letters that an answer chooses, in upper case; none where it chooses nothing, or one letter or another."""
+    """The letters that an answer chooses, in upper case; empty if it chooses nothing or offers alternatives ("A or B")."""
     plain = re.sub(r"[⟦⟧*]", " ", normalise(text)).strip()
     plain = _CHOICE_WORDS.sub("", plain).strip(" .:")
     if re.fullmatch(r"\(?[a-z]\)?", plain):
@@ -92,37 +92,37 @@ def choices(text: str) -> frozenset[str]:
         return frozenset(re.findall(r"[A-Z]", plain))
     if (found := _LETTER_AND_TEXT.fullmatch(plain)) and not _TWO_CHOICES.match(plain):
         return frozenset(found[1] or found[2])
-    # Several letters in a row, in order and each once: "BD".
+    # Several different letters in alphabetical order: "BD".
     return frozenset(plain) if re.fullmatch(r"[A-J]{2,6}", plain) and list(plain) == sorted(set(plain)) else frozenset()
 
 
-def judge_choice(response: str, golds: Sequence[str], policy: ExtractionPolicy) -> Judgement:
-    """Right where the extracted answer chooses the gold's letters, all and no other (`C`, `(C)`, `C. 12`, `B and D`)."""
+def verify_choice(response: str, golds: Sequence[str], policy: ExtractionPolicy) -> Verdict:
+    """Correct if the extracted answer chooses exactly the gold's letters (`C`, `(C)`, `C. 12`, `B and D`)."""
     wanted = [choices(gold) for gold in golds]
     if not all(wanted):
-        return Judgement("grader_error", None, f"the gold answer {golds[0][:50]!r} is no choice; use reward.type = 'math'")
+        return Verdict("grader_error", None, f"the gold answer {golds[0][:50]!r} is not a choice; use reward.type = 'math'")
     answer = extracted(response, policy)
-    if isinstance(answer, Judgement):
+    if isinstance(answer, Verdict):
         return answer
     chosen = choices(answer)
     if not chosen:
-        return Judgement("wrong", answer, "no letter of a choice", "text")
+        return Verdict("wrong", answer, "no letter of a choice", "text")
     right = chosen in wanted
-    return Judgement("correct" if right else "wrong", answer, "the choice" if right else "another choice", "text")
+    return Verdict("correct" if right else "wrong", answer, "the choice" if right else "another choice", "text")
 
 
-def judge_regex(answer: str, golds: Sequence[str]) -> Judgement:
-    """Right where the whole answer matches a gold regular expression; runs in a worker, for a pattern may hang."""
+def verify_regex(answer: str, golds: Sequence[str]) -> Verdict:
+    """Correct if the whole answer matches a gold regular expression; runs in a worker, because a pattern may hang."""
     right = any(re.fullmatch(gold, answer) for gold in golds)
-    return Judgement("correct" if right else "wrong", answer, "matches" if right else "does not match", "regex")
+    return Verdict("correct" if right else "wrong", answer, "matches" if right else "does not match", "regex")
 
 
-def quick_math(response: str, golds: Sequence[str], policy: ExtractionPolicy) -> Judgement | tuple[Any, ...]:
-    """What is decided without a computer-algebra system; otherwise the item for `judge_symbolic`."""
+def quick_math(response: str, golds: Sequence[str], policy: ExtractionPolicy) -> Verdict | tuple[Any, ...]:
+    """A verdict if none needs computer algebra, else the item for `verify_symbolic`."""
     if all(_NO_GOLD.fullmatch(gold) for gold in golds):
-        return Judgement("grader_error", None, f"the gold answer {golds[0][:50]!r} is no answer; drop the row", "bounds")
+        return Verdict("grader_error", None, f"the gold answer {golds[0][:50]!r} is not an answer; drop the row", "bounds")
     answer = extracted(response, policy)
-    if isinstance(answer, Judgement):
+    if isinstance(answer, Verdict):
         return answer
     open_golds = []
     stages = []
@@ -130,39 +130,38 @@ def quick_math(response: str, golds: Sequence[str], policy: ExtractionPolicy) ->
         gold = last_boxed(gold) or gold
         equal, stage = compare(answer, gold[:MAX_ANSWER])
         if equal:
-            return Judgement("correct", answer, "the same answer", stage)
+            return Verdict("correct", answer, "the same answer", stage)
         stages.append(stage)
         if equal is None:
             open_golds.append(gold)
     if not open_golds:
-        return Judgement("wrong", answer, "another answer", stages[0])
+        return Verdict("wrong", answer, "another answer", stages[0])
     return answer, tuple(open_golds)
 
 
-def judge_symbolic(answer: str, golds: Sequence[str]) -> Judgement:
-    """Equivalence by math-verify, of answers that are short and flat enough for it; runs in a worker of the pool."""
+def verify_symbolic(answer: str, golds: Sequence[str]) -> Verdict:
+    """Compare with math-verify, if the answers are short and flat enough for it; runs in a worker."""
     for text in (answer, *golds):
         if problem := _unfit(text):
-            return Judgement("wrong" if text == answer else "grader_error", answer[:200], problem, "bounds")
-    # Equal to no gold as it stands; the library decides by its computer algebra.
+            return Verdict("wrong" if text == answer else "grader_error", answer[:200], problem, "bounds")
     from math_verify import parse, verify
 
     got = parse(f"\\boxed{{{answer}}}", parsing_timeout=None)  # pyright: ignore[reportArgumentType]
     if not got:
-        return Judgement("wrong", answer, "the answer cannot be parsed", "symbolic")
+        return Verdict("wrong", answer, "the answer cannot be parsed", "symbolic")
     unread = 0
     for gold in golds:
         want = parse(f"\\boxed{{{gold}}}", parsing_timeout=None)  # pyright: ignore[reportArgumentType]
         unread += not want
         if want and verify(want, got, float_rounding=12, numeric_precision=30, timeout_seconds=None):
-            return Judgement("correct", answer, "math-verify", "symbolic")
+            return Verdict("correct", answer, "math-verify", "symbolic")
     if unread == len(golds):
-        return Judgement("grader_error", answer, f"the gold answer {golds[0][:50]!r} cannot be parsed", "symbolic")
-    return Judgement("wrong", answer, "math-verify", "symbolic")
+        return Verdict("grader_error", answer, f"the gold answer {golds[0][:50]!r} cannot be parsed", "symbolic")
+    return Verdict("wrong", answer, "math-verify", "symbolic")
 
 
 def _unfit(text: str) -> str:
-    """Why a text is kept from the computer algebra, or nothing."""
+    """The reason why a text must not reach the computer algebra, or an empty string."""
     if len(text) > _MAX_SYMBOLIC:
         return f"longer than {_MAX_SYMBOLIC} characters"
     depth = deepest = 0
@@ -176,10 +175,10 @@ def _unfit(text: str) -> str:
     return ""
 
 
-def judge_json(response: str, golds: Sequence[str]) -> Judgement:
-    """Right where the response's JSON fits a gold JSON schema; runs in a worker, for a pattern may hang.
+def verify_json(response: str, golds: Sequence[str]) -> Verdict:
+    """Correct if the response's JSON matches a gold JSON schema; runs in a worker, because a pattern may hang.
 
-    The JSON is the last fenced block, or else all that follows `</think>`. References of a schema are not fetched.
+    The JSON is the last fenced block, or else all text after `</think>`. References in a schema are never fetched.
     """
     from jsonschema import Draft202012Validator, SchemaError, ValidationError
     from referencing import Registry
@@ -190,28 +189,28 @@ def judge_json(response: str, golds: Sequence[str]) -> Judgement:
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):
-        return Judgement("no_answer", None, "no JSON found", "extraction")
+        return Verdict("no_answer", None, "no JSON found", "extraction")
     reason = ""
     for gold in golds:
         try:
             schema = json.loads(gold)
             Draft202012Validator.check_schema(schema)
             Draft202012Validator(schema, registry=Registry()).validate(document)
-            return Judgement("correct", text[:MAX_ANSWER], "fits the schema", "json_schema")
+            return Verdict("correct", text[:MAX_ANSWER], "fits the schema", "json_schema")
         except ValidationError as error:
             reason = f"{error.json_path}: {error.message}"[:200]
         except (ValueError, SchemaError) as error:
-            return Judgement("grader_error", None, f"the gold answer is no JSON schema: {error}"[:200], "json_schema")
-    return Judgement("wrong", text[:MAX_ANSWER], reason, "json_schema")
+            return Verdict("grader_error", None, f"the gold answer is not a JSON schema: {error}"[:200], "json_schema")
+    return Verdict("wrong", text[:MAX_ANSWER], reason, "json_schema")
 
 
-def judge_reasoning_gym(answer: str, golds: Sequence[str]) -> Judgement:
-    """The score in [0, 1] of reasoning-gym's own scorer; a gold is one of its entries as JSON. Runs in a worker.
+def verify_reasoning_gym(answer: str, golds: Sequence[str]) -> Verdict:
+    """The score in [0, 1] from reasoning-gym's own scorer; a gold is one of its entries as JSON. Runs in a worker.
 
-    Some of those scorers hand the answer to sympy's parser, which evaluates it: what could call anything is refused here.
+    Some of these scorers pass the answer to sympy's parser, which evaluates it. An answer that could call code is wrong.
     """
     if _CODE.search(answer):
-        return Judgement("wrong", answer[:200], "looks like code, and is not handed to the scorer", "bounds")
+        return Verdict("wrong", answer[:200], "looks like code, so the scorer does not get it", "bounds")
     from reasoning_gym import get_score_answer_fn  # pyright: ignore[reportMissingImports]
 
     best = 0.0
@@ -220,14 +219,14 @@ def judge_reasoning_gym(answer: str, golds: Sequence[str]) -> Judgement:
             entry = json.loads(gold)
             scorer: Any = get_score_answer_fn(entry["metadata"]["source_dataset"])
         except (ValueError, KeyError, TypeError) as error:
-            return Judgement("grader_error", None, f"the gold answer is no entry of reasoning-gym: {error!r}"[:200])
+            return Verdict("grader_error", None, f"the gold answer is not a reasoning-gym entry: {error!r}"[:200])
         best = max(best, float(scorer(answer, entry)))
-    return Judgement("correct" if best == 1 else "wrong", answer, f"reasoning-gym: {best:g}", "reasoning_gym", score=best)
+    return Verdict("correct" if best == 1 else "wrong", answer, f"reasoning-gym: {best:g}", "reasoning_gym", score=best)
 
 
 @functools.cache
 def load_function(path: str) -> Callable[..., Any]:
-    """The user's function at "module:name"; raises what its import raises, and TypeError for what is no function."""
+    """Load the user's function "module:name"; raises the errors of its import, and TypeError if it is not callable."""
     module, _, name = path.partition(":")
     function = getattr(importlib.import_module(module), name)
     if not callable(function):
@@ -235,29 +234,31 @@ def load_function(path: str) -> Callable[..., Any]:
     return function
 
 
-def judge_by_function(path: str, response: str, golds: Sequence[str]) -> Judgement:
-    """A user's `function(response, answer)`, which may be async and returns a bool or a score in [0, 1]; best of the golds."""
+def verify_by_function(path: str, response: str, golds: Sequence[str]) -> Verdict:
+    """The best score of a user's `function(response, answer)` over all golds.
+
+    The function may be async; it returns a bool or a score in [0, 1]."""
     function = load_function(path)
     best = 0.0
     for gold in golds:
         result = function(response, gold)
         if inspect.isawaitable(result):
-            import asyncio  # slow to import, and rarely needed
+            import asyncio  # slow to import and rarely needed
 
             result = asyncio.run(_awaited(result))
         score = float(result)
         if not 0 <= score <= 1:
-            return Judgement("grader_error", None, f"{path} returned {score}; a score lies in [0, 1]", "function")
+            return Verdict("grader_error", None, f"{path} returned {score}; a score must be in [0, 1]", "function")
         best = max(best, score)
-    return Judgement("correct" if best == 1 else "wrong", None, f"{path}: {best:g}", "function", score=best)
+    return Verdict("correct" if best == 1 else "wrong", None, f"{path}: {best:g}", "function", score=best)
 
 
 async def _awaited(result: Any) -> Any:
     return await result
 
 
-def judge_math_verify(response: str, golds: Sequence[str]) -> Judgement:
-    """Plain math-verify with its defaults, for comparison."""
+def verify_math_verify(response: str, golds: Sequence[str]) -> Verdict:
+    """math-verify with its defaults, for comparison."""
     from math_verify import parse, verify
 
     got = parse(response, parsing_timeout=None)  # pyright: ignore[reportArgumentType]
@@ -265,17 +266,17 @@ def judge_math_verify(response: str, golds: Sequence[str]) -> Judgement:
         text = gold if "$" in gold or "\\boxed" in gold else f"${gold}$"
         want = parse(text, parsing_timeout=None)  # pyright: ignore[reportArgumentType]
         if verify(want, got, timeout_seconds=None):
-            return Judgement("correct", str(got[0]), "math-verify", "math-verify")
-    return Judgement("wrong" if got else "no_answer", str(got[0]) if got else None, "math-verify", "math-verify")
+            return Verdict("correct", str(got[0]), "math-verify", "math-verify")
+    return Verdict("wrong" if got else "no_answer", str(got[0]) if got else None, "math-verify", "math-verify")
 
 
-def judge_deepscaler(response: str, golds: Sequence[str]) -> Judgement:
+def verify_deepscaler(response: str, golds: Sequence[str]) -> Verdict:
     """The rules of DeepScaleR's reward, for comparison: only a box after `</think>`; equal after normalisation, or by items.
 
-    Items are equal in value where the gold is no integer or fraction; its computer algebra is our own evaluation here.
+    If an item's gold is not an integer or a fraction, its value is compared; our own evaluation replaces computer algebra.
     """
     answer = extracted(response, ExtractionPolicy(require_boxed=True, require_think_close=True))
-    if isinstance(answer, Judgement):
+    if isinstance(answer, Verdict):
         return answer
     for gold in golds:
         left, right = (re.sub(r"\s+|[$%°]|⟦[^⟧]*⟧", "", normalise(text)) for text in (answer, last_boxed(gold) or gold))
@@ -283,8 +284,8 @@ def judge_deepscaler(response: str, golds: Sequence[str]) -> Judgement:
         brackets = [(text[:1] + text[-1:]) if "," in text else "" for text in (left, right)]
         alike = len(items[0]) == len(items[1]) and brackets[0] == brackets[1]
         if left == right or (alike and all(map(_same_item, *items))):
-            return Judgement("correct", answer, "DeepScaleR's rules", "deepscaler")
-    return Judgement("wrong", answer, "DeepScaleR's rules", "deepscaler")
+            return Verdict("correct", answer, "DeepScaleR's rules", "deepscaler")
+    return Verdict("wrong", answer, "DeepScaleR's rules", "deepscaler")
 
 
 def _same_item(answer: str, gold: str) -> bool:

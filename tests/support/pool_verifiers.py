@@ -1,4 +1,4 @@
-"""Judges for the tests of the pool. Its workers import this module, so it stays small: no torch, no pytest."""
+"""Verifiers for the tests of the pool. Its workers import this module, so it stays small: no torch, no pytest."""
 
 import asyncio
 import ctypes
@@ -6,7 +6,7 @@ import os
 import subprocess
 import threading
 
-from realrl.verifier.pool import Judgement
+from realrl.types import Verdict
 
 
 def double(response: str, answer: str) -> bool:
@@ -32,19 +32,19 @@ def hang_or_die(response: str, gold: str):
         case "raise":
             raise ValueError("no")
         case "hoard":
-            return Judgement("correct", str(len(bytearray(2**31))))
+            return Verdict("correct", str(len(bytearray(2**31))))
         case "nest":
-            return Judgement("correct", str(_nested(100_000)))
+            return Verdict("correct", str(_nested(100_000)))
         case "talk":
-            return Judgement("correct", "x" * 2**24)
+            return Verdict("correct", "x" * 2**24)
         case "object":
-            return Judgement("correct", object())  # type: ignore
+            return Verdict("correct", object())  # type: ignore
         case "spawn":
             child = subprocess.Popen(["sleep", "600"])
             with open(gold, "w") as file:
                 file.write(str(child.pid))
             threading.Event().wait()
-    return Judgement("correct" if response == gold else "wrong", response, str(os.getpid()))
+    return Verdict("correct" if response == gold else "wrong", response, str(os.getpid()))
 
 
 def _nested(depth: int) -> int:

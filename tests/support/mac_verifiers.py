@@ -1,4 +1,4 @@
-"""Judges in a worker that takes itself for one on macOS, as far as its memory goes. No torch, no pytest, as in `judges`."""
+"""Verifiers for a worker that limits its memory as on macOS. No torch, no pytest, as in `pool_verifiers`."""
 
 import resource
 import sys
@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-from realrl.verifier.pool import Judgement
+from realrl.types import Verdict
 
 sys.platform = "darwin"
 
@@ -30,4 +30,4 @@ def hoard(response: str, gold: str):
         for _ in range(600):
             held.append(bytearray(b"x" * (1 << 20)))
             time.sleep(0.0005)
-    return Judgement("correct" if response == gold else "wrong", response)
+    return Verdict("correct" if response == gold else "wrong", response)
