@@ -50,6 +50,7 @@ ELSEWHERE = {
     "python benchmarks/gpu_check.py --device cpu --tiny": (
         "tests/e2e/test_gpu_check.py::test_every_part_runs_and_one_that_fails_leaves_the_others_standing"
     ),
+    "python examples/real_loop.py": "tests/examples/test_real_loop.py::test_it_learns",
     # Several processes.
     ".venv/bin/torchrun --nproc-per-node 2 -m realrl train recipes/tiny.toml --run.dir runs/two --train.parallel fsdp2": _RANKS,
     "torchrun --nproc-per-node 8 -m realrl train RECIPE.toml --train.parallel ddp": _RANKS,

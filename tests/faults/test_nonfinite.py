@@ -104,7 +104,7 @@ def test_code_of_a_model_runs_only_where_it_is_named_again(exploded, tiny_folder
     recipe = run / "config.toml"
     recipe.write_text(recipe.read_text().replace("trust_remote_code = false", "trust_remote_code = true"))
     file = min((run / "debug").glob("*.json"))
-    with pytest.raises(ConfigError, match="give --trust-remote-code if you trust this folder"):
+    with pytest.raises(ConfigError, match="add --trust-remote-code if you trust this folder"):
         replay(file)
     assert "again, with" in replay(file, str(tiny_folder), trust_remote_code=True)
 

@@ -75,7 +75,8 @@ def _print_summary(summary: Summary, recipe: str, overrides: dict[str, str], con
         say(f"stopped after step {summary.steps} of {summary.total}; continue with: {command()} --resume")
     for line in closing_lines(summary.folder, config.log.examples):
         say(printable(line))
-    say(f"files in {summary.folder}: config.toml, metrics.jsonl, learning_curve.png, eval/, rollouts/, checkpoints/")
+    picture = "learning_curve.png, " if config.log.figure else ""
+    say(f"files in {summary.folder}: config.toml, metrics.jsonl, {picture}eval/, rollouts/, checkpoints/")
     if summary.checkpoint:
         say("next:")
         held_out = config.data.eval[0] if config.data.eval else config.data.train
