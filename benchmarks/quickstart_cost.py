@@ -25,8 +25,8 @@ from realrl.config import Config, load_config
 from realrl.data import load_problems, render_prompts
 from realrl.models import load_tokenizer
 from realrl.models.precision import sampling_dtype, training_dtype
-from realrl.models.prefix import common_prefix
 from realrl.models.shape import Shape, meta_model
+from realrl.models.tree import common_prefix
 from realrl.training.estimate import Lengths, Work, sampling_work, update_work
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart.toml"

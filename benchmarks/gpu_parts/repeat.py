@@ -38,9 +38,9 @@ def run(part: Part) -> None:
     batch = make_batch(groups, 8, length, vocabulary, part.device, prompt=prompt)
     autocast = torch.bfloat16 if part.device == "cuda" else None
     for name, settings in {
-        "shared": {"layout": "shared"},
+        "tree": {"layout": "tree"},
         "padded": {"layout": "padded"},
-        "shared, autocast": {"layout": "shared", "autocast": autocast},
+        "tree, autocast": {"layout": "tree", "autocast": autocast},
     }.items():
         if part.time_for(f"gradient, {name}"):
             part.add(f"gradient, {name}", first_difference(model, batch, settings))
@@ -170,7 +170,7 @@ def deterministic(model: Any, batch: Any) -> dict[str, Any]:
         warnings.simplefilter("always")
         torch.use_deterministic_algorithms(True, warn_only=True)
         try:
-            found = first_difference(model, batch, {"layout": "shared"})
+            found = first_difference(model, batch, {"layout": "tree"})
         finally:
             torch.use_deterministic_algorithms(False)
     # "cumsum_cuda_kernel does not have a deterministic implementation, but you set …"

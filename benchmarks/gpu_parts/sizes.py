@@ -39,8 +39,8 @@ SHAPES = {
     "1.5b": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12},
     "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
 }
-# What is trained with: layout, gradient checkpointing. Prompts are not shared under checkpointing.
-WAYS = (("shared", False), ("padded", False), ("padded", True))
+# What is trained with: layout, gradient checkpointing.
+WAYS = (("tree", False), ("tree", True), ("padded", False), ("padded", True))
 
 
 def build(part: Part, size: str) -> Any:

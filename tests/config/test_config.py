@@ -202,3 +202,10 @@ def test_every_key_of_a_recipe_has_a_row_in_the_docs_with_its_default():
             value = None if field.is_required() else field.default
             wanted[f"{section}.{name}"] = list(value) if isinstance(value, tuple) else value
     assert {key: value for key, value in documented.items() if "." in key} == wanted
+
+
+def test_the_layout_of_recipes_of_earlier_versions_has_another_name():
+    document = {"model": {"path": "tiny-adder"}, "data": {"train": "addition"}}
+    assert parse_config(document | {"train": {"layout": "shared"}}).train.layout == "tree"
+    with pytest.raises(ConfigError, match="'auto', 'tree', 'packed' or 'padded'"):
+        parse_config(document | {"train": {"layout": "mixed"}})

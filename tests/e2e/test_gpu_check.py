@@ -36,7 +36,7 @@ def test_every_part_runs_and_one_that_fails_leaves_the_others_standing(tmp_path)
     assert results["repeat"]["operations_that_differ"] == []
     size = results["0.5b"]
     assert len(size["training"]) == 6 and all(row["tokens_per_s"] > 0 and 0 < row["mfu"] < 1 for row in size["training"])
-    assert len(size["sampling"]) == 2 and size["longest"]["shared"]["tokens"] == 128
+    assert len(size["sampling"]) == 2 and size["longest"]["tree"]["tokens"] == 128
     # In float32 the two losses have one gradient.
     assert results["trl"]["trl_over_ours"]["cosine_of_gradients"] > 0.99999
     table = (tmp_path / "report.md").read_text()

@@ -134,7 +134,6 @@ def test_bad_input_is_one_line_and_touches_nothing(tmp_path):
         ("--data.max_prompt_tokens 2", "longer than data.max_prompt_tokens"),
         ("--log.wandb true", "pip install 'realrl[wandb]'"),
         ("--model.attention flash_attention_2", "cannot be loaded"),
-        ("--train.layout shared --model.gradient_checkpointing true", "gradient checkpointing is on"),
         ("--train.parallel fsdp2 --model.lora.rank 4", "does not support model.lora"),
         ("--force", "goes with --resume alone"),
     ]

@@ -110,40 +110,43 @@ def assert_rows_equal_rows_alone(model, layout, temperature, common=0):
             assert not values[row, length:].any()
 
 
-@pytest.mark.parametrize("layout", ["shared", "packed", "padded"])
+@pytest.mark.parametrize("layout", ["tree", "packed", "padded"])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_rows_equal_rows_alone(model, layout, temperature):
     assert_rows_equal_rows_alone(model, layout, temperature)
 
 
 def test_what_all_prompts_begin_with_is_computed_once(model):
-    """12 common tokens, 3 + 9 + 1 of the prompts, and 3 + 0 + 6 + 1 + 4 + 2 of the responses: each but its last token."""
+    """12 common tokens, 3 + 9 + 1 of the prompts, and 3 + 0 + 6 + 1 + 4 + 2 of the responses: each but its last token.
+
+    The 3 tokens of one prompt stand there twice, because sharing them between its two rows would save too few.
+    """
     rows = []
     model.get_input_embeddings().register_forward_hook(lambda module, ids, states: rows.append(tuple(states.shape[:2])))
     layout_of(model, longest=64)
     rows.clear()
-    response_logprobs(model, ragged_batch(common=12), temperature=0.6, layout="shared")
-    assert rows == [(1, 12 + 13 + 16)]
-    assert_rows_equal_rows_alone(model, "shared", 0.6, common=12)
+    response_logprobs(model, ragged_batch(common=12), temperature=0.6, layout="tree")
+    assert rows == [(1, 12 + 13 + 3 + 16)]
+    assert_rows_equal_rows_alone(model, "tree", 0.6, common=12)
 
 
 def test_prompts_of_which_one_begins_the_others(model):
     batch = ragged_batch(common=12)
     first = batch.prompts[2].token_ids[:12]
     batch = replace(batch, prompts=[*batch.prompts[:2], replace(batch.prompts[2], token_ids=first)])
-    got, wanted = (response_logprobs(model, batch, temperature=1.0, layout=name).logprobs for name in ("shared", "padded"))
+    got, wanted = (response_logprobs(model, batch, temperature=1.0, layout=name).logprobs for name in ("tree", "padded"))
     torch.testing.assert_close(got, wanted, atol=2e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("layout", ["packed", "padded"])
+@pytest.mark.parametrize("layout", ["tree", "packed", "padded"])
 @pytest.mark.parametrize("name", ["mistral", "gemma2"])
 def test_layers_with_a_window_keep_it(name, layout):
     model = make(name)
-    assert not shares_prompts(model) and layout_of(model) == "padded"
+    assert layout_of(model, longest=64) == "tree"
     assert_rows_equal_rows_alone(model, layout, 0.6)
 
 
-@pytest.mark.parametrize("layout", ["shared", "packed"])
+@pytest.mark.parametrize("layout", ["tree", "packed"])
 def test_eager_attention(layout):
     assert_rows_equal_rows_alone(make("qwen2", "eager"), layout, 0.6)
 
@@ -158,7 +161,7 @@ def test_the_most_probable_token_counts_as_top1():
                 tokens.append(int(model(input_ids=torch.tensor([tokens])).logits[0, -1].argmax()))
         greedy.append(tokens[-batch.response_ids.shape[1] :])
     batch = replace(batch, response_ids=torch.tensor(greedy))
-    for layout in ("shared", "packed", "padded"):
+    for layout in ("tree", "packed", "padded"):
         assert torch.equal(response_logprobs(model, batch, temperature=0.6, layout=layout).top1, batch.loss_mask.float())
 
 
@@ -169,7 +172,7 @@ def gradient(model, batch, layout):
 
 
 @pytest.mark.parametrize("common", [0, 12])
-@pytest.mark.parametrize("layout", ["shared", "packed"])
+@pytest.mark.parametrize("layout", ["tree", "packed"])
 def test_gradients_equal_the_padded_ones(model, layout, common):
     batch = ragged_batch(1, common)
     wanted = gradient(model, batch, "padded")
@@ -202,7 +205,7 @@ def test_an_unknown_head_goes_through_the_models_logits():
     torch.manual_seed(0)
     model = Odd(Qwen2Config(**SIZES)).eval()
     torch.nn.init.normal_(model.lm_head.weight)
-    for layout in ("shared", "packed", "padded"):
+    for layout in ("tree", "packed", "padded"):
         assert_rows_equal_rows_alone(model, layout, 0.6)
         # A micro-batch of one row: its states are asked for by their places.
         batch = ragged_batch()
@@ -261,15 +264,17 @@ def test_a_window_that_only_the_mask_knows_is_not_shared():
     assert not shares_prompts(model)
 
 
-def test_a_soft_cap_in_attention_is_not_shared():
+def test_a_soft_cap_in_attention_is_shared():
     torch.manual_seed(0)
-    config = Gemma2Config(**SIZES, head_dim=8, layer_types=["full_attention"] * 2, attn_implementation="eager")
-    assert layout_of(Gemma2ForCausalLM(config)) == "padded"
+    options = {"head_dim": 8, "layer_types": ["full_attention"] * 2, "attn_logit_softcapping": 0.05}
+    model = Gemma2ForCausalLM(Gemma2Config(**SIZES, **options, attn_implementation="eager")).eval()
+    assert layout_of(model) == "tree"
+    assert_rows_equal_rows_alone(model, "tree", 0.6)
 
 
 def test_the_models_own_attention_is_back_afterwards():
     model = make("qwen2")
-    response_logprobs(model, ragged_batch(), temperature=1.0, layout="shared")
+    response_logprobs(model, ragged_batch(), temperature=1.0, layout="tree")
     assert model.config._attn_implementation == "sdpa"
 
 
@@ -278,7 +283,7 @@ def test_a_gradient_of_one_group_whose_responses_are_of_one_length():
     model, batch = make("qwen2"), ragged_batch()
     batch = replace(batch, group_ids=torch.zeros(6, dtype=torch.long), loss_mask=torch.ones_like(batch.loss_mask))
     wanted = gradient(model, batch, "padded")
-    assert (gradient(model, batch, "shared") - wanted).norm() / wanted.norm() < 1e-5
+    assert (gradient(model, batch, "tree") - wanted).norm() / wanted.norm() < 1e-5
 
 
 @pytest.mark.parametrize("targets", [["q_proj", "down_proj"], ["q_proj", "lm_head"], ["q_proj", "embed_tokens"]])
@@ -301,7 +306,7 @@ def test_lora_gives_the_values_and_gradients_of_the_models_own_logits(targets, t
         logits = model(input_ids=torch.tensor([prompt + response.tolist()])).logits[0]
         loss = loss + (logits[len(prompt) - 1 : -1] / 0.6).log_softmax(-1)[range(length), response].pow(2).sum()
     wanted = torch.autograd.grad(loss, adapter)
-    for layout in ("shared", "packed", "padded"):
+    for layout in ("tree", "packed", "padded"):
         ours = response_logprobs(model, batch, temperature=0.6, layout=layout).logprobs.pow(2).sum()
         torch.testing.assert_close(ours, loss, atol=1e-4, rtol=1e-5)
         for mine, theirs in zip(torch.autograd.grad(ours, adapter), wanted, strict=True):
@@ -325,13 +330,26 @@ def test_single_token_responses(model):
     one = select_rows(batch, rows)
     assert one.response_ids.shape == (1, 1)
     logprobs, _, _ = alone(model, batch, 1, 1.0)
-    for layout in ("shared", "packed", "padded"):
+    for layout in ("tree", "packed", "padded"):
         stats = response_logprobs(model, one, temperature=1.0, layout=layout)
         torch.testing.assert_close(stats.logprobs[0].double(), logprobs, atol=2e-5, rtol=1e-5)
 
 
-def test_checkpointing_turns_prompt_sharing_off(model):
-    assert shares_prompts(model)
-    model.gradient_checkpointing_enable()
+@pytest.mark.parametrize("name", ["qwen2", "gpt2", "mistral", "gemma2"])
+def test_a_repeated_pass_has_the_attention_of_the_first(name):
+    model, batch = make(name), ragged_batch(1, common=12)
+    wanted = gradient(model, batch, "padded")
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    # Nothing switches the attention in a checkpoint function that is not ours.
+    model.train()
+    assert not shares_prompts(model)
     train_without_noise(model)
-    assert not shares_prompts(model) and layout_of(model) == "padded"
+    assert layout_of(model, longest=64) == "tree"
+    assert (gradient(model, batch, "tree") - wanted).norm() / wanted.norm() < 1e-5
+    # Two forward passes before their backward passes: each repeats its own tree.
+    model.zero_grad()
+    other = ragged_batch(2, common=3)
+    both = [response_logprobs(model, one, temperature=0.6, layout="tree").logprobs for one in (batch, other)]
+    both[0].pow(2).sum().backward()
+    found = torch.cat([p.grad.flatten() for p in model.parameters()])
+    assert (found - wanted).norm() / wanted.norm() < 1e-5

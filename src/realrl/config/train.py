@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from realrl.config.section import Count, PositiveInt, Section
 
 AlarmKind = Literal["collapse", "entropy", "length", "gradient"]
+
+
+def _current_layout(value: Any) -> Any:
+    """Recipes of earlier versions name the tree of one level that there was "shared"."""
+    return "tree" if value == "shared" else value
 
 
 class TrainSection(Section):
@@ -24,9 +29,9 @@ class TrainSection(Section):
         default="auto",
         description='how the exact gradient is computed: "direct", "two_pass", or "auto": "direct" if possible and cheaper',
     )
-    layout: Literal["auto", "shared", "packed", "padded"] = Field(
+    layout: Annotated[Literal["auto", "tree", "packed", "padded"], BeforeValidator(_current_layout)] = Field(
         default="auto",
-        description='layout of a micro-batch in memory: "shared", "packed", "padded", or "auto"; the result is the same',
+        description='layout of a micro-batch in memory: "tree", "packed", "padded", or "auto"; the result is the same',
     )
     parallel: Literal["ddp", "fsdp2"] = Field(
         default="ddp", description='with torchrun, each rank has: "ddp": the whole model; "fsdp2": a shard of it'

@@ -1,7 +1,7 @@
 """Log-probabilities of response tokens in three layouts that give the same values and gradients.
 
-shared   one row without padding; it holds the prompt of each group once, and the common prefix of all prompts once. Attention
-         connects each response to its prompt (`prefix.py`)
+tree     one row without padding that holds the prefix tree of the sequences (`tree.py`): tokens that several sequences start
+         with stand there once, and attention follows the path of each sequence (`tree_attention.py`)
 packed   one row without padding; each response follows its own copy of the prompt. Position ids that start again at 0
          separate them
 padded   one row for each prompt and response, padded at the end, where a causal model never looks
@@ -15,16 +15,18 @@ import inspect
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from realrl.models.head import Head, head_of, token_stats
-from realrl.models.prefix import Level, Tree, common_prefix
+from realrl.models.tree import prefix_tree
+from realrl.models.tree_attention import attention_along
 from realrl.types import Batch
 
-Layout = Literal["shared", "packed", "padded"]
+Layout = Literal["tree", "packed", "padded"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class TokenStats:
 def stats_in(model: PreTrainedModel, batch: Batch, temperature: float, layout: Layout) -> TokenStats:
     """Token statistics in the given layout, without a check that the model keeps rows separate in it."""
     head = head_of(model)
-    states_M, cells_M = {"shared": _shared, "packed": _packed, "padded": _padded}[layout](model, head, batch)
+    states_M, cells_M = {"tree": _tree, "packed": _packed, "padded": _padded}[layout](model, head, batch)
     ids_M = batch.response_ids.flatten()[cells_M]
     values = token_stats(head, states_M, ids_M, temperature) if head else _eager_stats(states_M, ids_M, temperature)
     empty = torch.zeros(batch.loss_mask.numel(), device=cells_M.device)
@@ -79,7 +81,6 @@ class _Prompts:
         device = batch.response_ids.device
         groups, self.of_row_N = torch.unique(batch.group_ids, return_inverse=True)
         sequences = [batch.prompts[group].token_ids for group in groups.tolist()]
-        self.common = common_prefix(sequences)
         rows = [torch.tensor(sequence, dtype=torch.long) for sequence in sequences]
         self.ids_PL = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
         self.lengths_P = torch.tensor([len(row) for row in rows], device=device)
@@ -117,32 +118,21 @@ def _packed(model: PreTrainedModel, head: Head | None, batch: Batch) -> tuple[Te
     return states_M, batch.loss_mask.flatten().nonzero()[:, 0]
 
 
-def _shared(model: PreTrainedModel, head: Head | None, batch: Batch) -> tuple[Tensor, Tensor]:
-    """One pass over one row: the common prefix of the prompts, the rest of each prompt, each response but its last token."""
-    prompts, rest_NT = _Prompts(batch), batch.loss_mask[:, 1:]
-    common, device = prompts.common, rest_NT.device
-    levels = [
-        Level(prompts.ids_PL[:, common:], prompts.mask_PL[:, common:], torch.zeros_like(prompts.lengths_P)),
-        Level(batch.response_ids[:, :-1], rest_NT, prompts.of_row_N),
-    ]
-    if common:
-        levels.insert(
-            0, Level(prompts.ids_PL[:1, :common], prompts.mask_PL[:1, :common], torch.zeros_like(prompts.lengths_P[:1]))
-        )
-    tree = Tree(levels)
-    # The end of the prompt predicts a response's first token; the response's own states predict the others.
-    ends_P = tree.ends(len(levels) - 2)
-    length = len(tree.ids_S)
-    with tree.attention(model):
-        states_M = _states(
-            model,
-            head,
-            torch.cat([ends_P[prompts.of_row_N], torch.arange(int(ends_P[-1]) + 1, length, device=device)]),
-            input_ids=tree.ids_S[None],
-            position_ids=tree.positions_S[None],
-        )
-    cells_NT = torch.arange(batch.loss_mask.numel(), device=device).view_as(batch.loss_mask)
-    return states_M, torch.cat([cells_NT[:, 0], cells_NT[:, 1:][rest_NT]])
+def _tree(model: PreTrainedModel, head: Head | None, batch: Batch) -> tuple[Tensor, Tensor]:
+    """One pass over one row with the prefix tree of all prompts and responses, whose last tokens predict nothing."""
+    lengths = batch.loss_mask.sum(dim=1).tolist()
+    responses = batch.response_ids.cpu().numpy()
+    prompts = {group: np.array(batch.prompts[group].token_ids) for group in batch.group_ids.unique().tolist()}
+    own = [prompts[group] for group in batch.group_ids.tolist()]
+    tree = prefix_tree(
+        [np.concatenate([prompt, row[: length - 1]]) for prompt, row, length in zip(own, responses, lengths, strict=True)]
+    )
+    # The state before a token predicts it.
+    at_M = np.concatenate([places[len(prompt) - 1 :] for prompt, places in zip(own, tree.places, strict=True)])
+    ids_S, positions_S, at = (torch.from_numpy(one).to(model.device) for one in (tree.ids_S, tree.positions_S, at_M))
+    with attention_along(tree, model):
+        states_M = _states(model, head, at, input_ids=ids_S[None], position_ids=positions_S[None])
+    return states_M, batch.loss_mask.flatten().nonzero()[:, 0]
 
 
 def _eager_stats(logits: Float[Tensor, "M V"], ids: Int[Tensor, " M"], temperature: float) -> tuple[Tensor, Tensor, Tensor]:

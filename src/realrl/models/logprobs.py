@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from realrl.errors import ModelError
 from realrl.models.head import without_wrapper
 from realrl.models.layouts import Layout, TokenStats, stats_in
-from realrl.models.modes import repeats_passes
+from realrl.models.modes import repeats_other_passes
 from realrl.models.trial import SHORT, layout_fault
 from realrl.types import Batch
 
-__all__ = ["Layout", "TokenStats", "layout_of", "packs", "response_logprobs", "shares_prompts"]
+__all__ = ["Layout", "TokenStats", "layout_of", "longest_row", "packs", "response_logprobs", "shares_prompts"]
 
 _VARIABLE_LENGTH = {"flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention"}
 
@@ -32,21 +32,25 @@ def response_logprobs(model: torch.nn.Module, batch: Batch, *, temperature: floa
     a PEFT wrapper. `layout=None` chooses one, see `layout_of`.
     """
     inner = without_wrapper(model)
-    longest = max(len(prompt.token_ids) for prompt in batch.prompts) + batch.response_ids.shape[1]
-    return stats_in(inner, batch, temperature, layout_of(inner, layout, longest=longest))
+    return stats_in(inner, batch, temperature, layout_of(inner, layout, longest=longest_row(batch)))
+
+
+def longest_row(batch: Batch) -> int:
+    """Tokens that no row of the batch exceeds."""
+    return max(len(prompt.token_ids) for prompt in batch.prompts) + batch.response_ids.shape[1]
 
 
 def layout_of(model: torch.nn.Module, wanted: Layout | None = None, *, longest: int = SHORT) -> Layout:
     """The `wanted` layout, or the best one that is exact for this model.
 
-    The order is shared, packed (if its attention kernel takes rows of any length), padded. The model is tested once, in its
+    The order is tree, packed (if its attention kernel takes rows of any length), padded. The model is tested once, in its
     current mode, on a few short rows and on one row of `longest` tokens, the longest row to come. If several processes hold
     one model, all of them must call this. Raises ModelError if the wanted layout, or every layout, is not exact.
     """
     inner = without_wrapper(model)
     kernel = inner.config.get_text_config()._attn_implementation
     packed = inner.device.type == "cuda" and kernel in _VARIABLE_LENGTH
-    choices: list[Layout] = [wanted] if wanted else ["shared", *(["packed"] if packed else []), "padded"]
+    choices: list[Layout] = [wanted] if wanted else ["tree", *(["packed"] if packed else []), "padded"]
     fault = None
     for layout in choices:
         fault = _fault(inner, layout, longest)
@@ -60,7 +64,7 @@ def layout_of(model: torch.nn.Module, wanted: Layout | None = None, *, longest: 
 
 def shares_prompts(model: torch.nn.Module, *, longest: int = SHORT) -> bool:
     """Whether a prompt can be computed once for all its responses, including the gradient."""
-    return _fault(without_wrapper(model), "shared", longest) is None
+    return _fault(without_wrapper(model), "tree", longest) is None
 
 
 def packs(model: torch.nn.Module, *, longest: int = SHORT) -> bool:
@@ -74,7 +78,7 @@ _tried: weakref.WeakKeyDictionary[PreTrainedModel, dict[tuple[Any, ...], tuple[i
 
 def _fault(model: PreTrainedModel, layout: Layout, longest: int) -> str | None:
     """Why the layout is not exact, or None. Tested once for each kind of attention and mode, and again for longer rows."""
-    if layout == "shared" and (unfit := _unfit_to_share(model)):
+    if layout == "tree" and (unfit := _unfit_to_share(model)):
         return unfit
     config: Any = model.config.get_text_config()
     tried = _tried.setdefault(model, {})
@@ -90,11 +94,11 @@ def _fault(model: PreTrainedModel, layout: Layout, longest: int) -> str | None:
 
 def _unfit_to_share(model: PreTrainedModel) -> str | None:
     """Why prompts cannot be shared, for reasons that a test would not show; None if they can."""
-    if repeats_passes(model):
-        # The pass repeats during backward, when the model has its own attention again.
-        return "gradient checkpointing is on"
-    if not all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config.get_text_config()).layers):
-        return "it has layers with a window or a state"
+    if repeats_other_passes(model):
+        return "gradient checkpointing repeats passes with the model's own attention (train_without_noise changes that)"
+    kinds = {type(layer) for layer in DynamicCache(config=model.config.get_text_config()).layers}
+    if not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
+        return "it has layers with a state"
     return None
 
 

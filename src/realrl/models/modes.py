@@ -15,6 +15,8 @@ import torch
 from torch.nn.modules.dropout import _DropoutNd
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from realrl.models.tree_attention import current_switch, switched
+
 _NOISE = re.compile(r"drop(?!less)|jitter")
 
 
@@ -56,13 +58,19 @@ def noise_of(model: torch.nn.Module) -> list[tuple[Any, str]]:
     ]
 
 
-def repeats_passes(model: torch.nn.Module) -> bool:
-    """Whether gradient checkpointing is on and has an effect."""
-    return any(module.training and getattr(module, "gradient_checkpointing", False) for module in model.modules())
+def repeats_other_passes(model: torch.nn.Module) -> bool:
+    """Whether gradient checkpointing may repeat a pass with another attention than that of the first pass."""
+    return any(
+        module.training
+        and getattr(module, "gradient_checkpointing", False)
+        and not isinstance(getattr(module, "_gradient_checkpointing_func", None), _Quiet)
+        for module in model.modules()
+    )
 
 
 class _Quiet:
-    """A checkpoint function that puts the module into eval mode for the first pass and for the repeated one."""
+    """A checkpoint function that puts the module into eval mode for the first pass and for the repeated one, and gives the
+    repeated one the attention of the first."""
 
     def __init__(self, checkpoint: Callable[..., Any]) -> None:
         self._checkpoint = checkpoint
@@ -71,10 +79,13 @@ class _Quiet:
         # transformers passes partial(forward, module, ...) or, in older architectures, a bound method of the layer.
         module: torch.nn.Module = function.args[0] if hasattr(function, "args") else function.__self__
 
+        attention = current_switch()
+
         def quiet(*inputs: Any, **named: Any) -> Any:
             before, module.training = module.training, False
             try:
-                return function(*inputs, **named)
+                with switched(attention):
+                    return function(*inputs, **named)
             finally:
                 module.training = before
 

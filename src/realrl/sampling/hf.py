@@ -17,7 +17,7 @@ from realrl.config import Config
 from realrl.errors import ConfigError, ModelError, SamplingError
 from realrl.models.head import Head, head_of
 from realrl.models.modes import evaluating
-from realrl.models.prefix import common_prefix
+from realrl.models.tree import common_prefix
 from realrl.models.trial import SHORT, alone, reason_of, tolerance_of, trial_prompts
 from realrl.sampling.base import SamplingParams
 from realrl.sampling.cache import BLOCK, RowCache

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from realrl.models.prefix import common_prefix
+from realrl.models.logprobs import Layout
+from realrl.models.tree import common_start, sorted_prefixes
 from realrl.types import Batch, Prompt, Rollout, Verdict
 
 # Fixed cost of one pass through the model, expressed in tokens.
@@ -64,76 +65,88 @@ def mini_batches(batch: Batch, groups_each: int, generator: torch.Generator) -> 
     return [torch.isin(group_ids, part).nonzero().flatten() for part in order.split(groups_each)]
 
 
-def plan_micro_batches(batch: Batch, rows: Tensor, budget: int, *, whole_groups: bool, sort: bool = True) -> list[Tensor]:
+def plan_micro_batches(
+    batch: Batch, rows: Tensor, budget: int, layout: Layout, *, whole_groups: bool, sort: bool = True
+) -> list[Tensor]:
     """Split `rows` into the cheapest micro-batches of at most `budget` tokens.
 
-    A micro-batch costs its tokens, padding included, and a constant for the pass. Each group's prompt counts once, and so does
-    the common start of all prompts. With `whole_groups` a micro-batch holds whole groups. A group or row above the budget gets
-    a micro-batch of its own. With `sort`, rows are first ordered by length, or by group if sharing prompts makes that cheaper.
+    A micro-batch costs the tokens that go through the model in this layout, and a constant for the pass. With `whole_groups` it
+    holds whole groups. A group or row above the budget gets a micro-batch of its own. With `sort`, rows with a common start
+    come together, or rows of similar length; without it they keep their order.
     """
     if not len(rows):
         return []
-    lengths = batch.loss_mask.sum(dim=1).cpu()[rows].numpy()
+    sequences = _sequences(batch, rows)
     groups = batch.group_ids.cpu()[rows].numpy()
-    longest_of_group = np.zeros(int(groups.max()) + 1, dtype=np.int64)
-    np.maximum.at(longest_of_group, groups, lengths)
-    by_group = np.lexsort((lengths, groups, longest_of_group[groups]))
-    if whole_groups:
-        orders = [by_group if sort else np.argsort(groups, kind="stable")]
-    else:
-        orders = [by_group, np.argsort(lengths, kind="stable")] if sort else [np.arange(len(groups))]
-    common, prompts = _prompt_tokens(batch)
-    plans = [
-        (cost, [rows[torch.from_numpy(order[part])] for part in parts])
-        for order in orders
-        for cost, parts in [_cheapest_cut(lengths[order], groups[order], common, prompts, budget, whole_groups)]
-    ]
-    return min(plans, key=lambda plan: plan[0])[1]
+    order = _order(sequences, groups, layout, whole_groups=whole_groups) if sort else np.arange(len(rows))
+    groups = groups[order]
+    may_cut = groups[1:] != groups[:-1] if whole_groups else np.ones(len(rows) - 1, dtype=bool)
+    tokens_to = _token_counts([sequences[index] for index in order], layout)
+    return [rows[torch.from_numpy(order[part])] for part in _cheapest_cut(tokens_to, may_cut, budget)]
 
 
-def padded_tokens(batch: Batch, parts: Sequence[Tensor]) -> list[int]:
-    """Tokens of each micro-batch that go through the model, padding included; each group's prompt counts once, and so does the
-    common start of all prompts."""
-    common, prompts = _prompt_tokens(batch)
-    lengths = batch.loss_mask.sum(dim=1).cpu()
-    group_ids = batch.group_ids.cpu()
-    groups = [group_ids[rows].unique().tolist() for rows in parts]
+def pass_tokens(batch: Batch, parts: Sequence[Tensor], layout: Layout) -> list[int]:
+    """Tokens of each micro-batch that go through the model in this layout."""
+    found = []
+    for rows in parts:
+        sequences = _sequences(batch, rows)
+        order = sorted_prefixes(sequences)[0] if layout == "tree" else range(len(sequences))
+        found.append(int(_token_counts([sequences[index] for index in order], layout)(len(sequences))[0]))
+    return found
+
+
+def _sequences(batch: Batch, rows: Tensor) -> list[np.ndarray]:
+    """Prompt and response of each row as they go through the model: the last token predicts nothing."""
+    lengths, groups = batch.loss_mask.sum(dim=1).cpu()[rows].tolist(), batch.group_ids.cpu()[rows].tolist()
+    prompts = {group: np.array(batch.prompts[group].token_ids) for group in set(groups)}
+    responses = batch.response_ids.cpu()[rows].numpy()
     return [
-        common + len(rows) * int(lengths[rows].max()) + len(own) * int(prompts[own].max())
-        for rows, own in zip(parts, groups, strict=True)
+        np.concatenate([prompts[group], response[: length - 1]])
+        for group, response, length in zip(groups, responses, lengths, strict=True)
     ]
 
 
-def _prompt_tokens(batch: Batch) -> tuple[int, np.ndarray]:
-    """How many first tokens all prompts share, and how many more each prompt has."""
-    sequences = [prompt.token_ids for prompt in batch.prompts]
-    common = common_prefix(sequences)
-    return common, np.array([len(sequence) - common for sequence in sequences])
+def _order(sequences: Sequence[np.ndarray], groups: np.ndarray, layout: Layout, *, whole_groups: bool) -> np.ndarray:
+    """For the tree rows with a common start come together, otherwise rows of similar length; whole groups stay together."""
+    ranks = np.empty(len(sequences), dtype=np.int64)
+    if layout == "tree":
+        ranks[sorted_prefixes(sequences)[0]] = np.arange(len(sequences))
+    else:
+        ranks[:] = [len(sequence) for sequence in sequences]
+    of_group = np.zeros(int(groups.max()) + 1, dtype=np.int64)
+    if whole_groups:
+        np.maximum.at(of_group, groups, ranks)
+        return np.lexsort((ranks, groups, of_group[groups]))
+    return np.argsort(ranks, kind="stable")
 
 
-def _cheapest_cut(
-    lengths: np.ndarray, groups: np.ndarray, common: int, prompts: np.ndarray, budget: int, whole_groups: bool
-) -> tuple[float, list[slice]]:
-    """The cheapest split of rows in this order into consecutive parts, by dynamic programming: its cost and the parts."""
-    count = len(lengths)
-    starts = np.arange(count)
-    last_of_group: dict[int, int] = {}
-    distinct = np.zeros(count, dtype=np.int64)  # groups in [start, end)
-    longest_response = np.zeros(count, dtype=np.int64)
-    longest_prompt = np.zeros(count, dtype=np.int64)
+def _token_counts(sequences: Sequence[np.ndarray], layout: Layout) -> Callable[[int], np.ndarray]:
+    """A function of `end`: the tokens of a micro-batch of the rows from each start < end to `end`."""
+    lengths = np.array([len(sequence) for sequence in sequences])
+    if layout == "padded":
+        # The longest of the rows from each start to the end.
+        return lambda end: (end - np.arange(end)) * np.maximum.accumulate(lengths[:end][::-1])[::-1]
+    shared = np.zeros(len(sequences), dtype=np.int64)
+    if layout == "tree":
+        shared[1:] = [common_start(one, other) for one, other in itertools.pairwise(sequences)]
+    total = np.concatenate([[0], np.cumsum(lengths - shared)])
+    # The first row of a micro-batch shares nothing with the row before it.
+    return lambda end: total[end] - total[:end] + shared[:end]
+
+
+def _cheapest_cut(tokens_to: Callable[[int], np.ndarray], may_cut: np.ndarray, budget: int) -> list[slice]:
+    """The cheapest split of the rows into consecutive parts, by dynamic programming."""
+    count = len(may_cut) + 1
+    starts = np.concatenate([[True], may_cut])
     best = np.concatenate([[0.0], np.full(count, np.inf)])
     cut = np.zeros(count + 1, dtype=np.int64)
     for end in range(1, count + 1):
-        group = int(groups[end - 1])
-        distinct[last_of_group.get(group, -1) + 1 : end] += 1
-        last_of_group[group] = end - 1
-        np.maximum(longest_response[:end], lengths[end - 1], out=longest_response[:end])
-        np.maximum(longest_prompt[:end], prompts[group], out=longest_prompt[:end])
-        if whole_groups and end < count and groups[end] == group:
+        if end < count and not starts[end]:
             continue
-        tokens = common + distinct[:end] * longest_prompt[:end] + (end - starts[:end]) * longest_response[:end]
+        tokens = tokens_to(end)
+        allowed = starts[:end] & (tokens <= budget)
         # A single row or group is allowed whatever it costs.
-        allowed = (tokens <= budget) | (distinct[:end] == 1 if whole_groups else starts[:end] == end - 1)
+        allowed[np.flatnonzero(starts[:end])[-1]] = True
         total = np.where(allowed, best[:end] + tokens + _PASS_TOKENS, np.inf)
         cut[end] = int(total.argmin())
         best[end] = total[cut[end]]
@@ -142,4 +155,4 @@ def _cheapest_cut(
     while end:
         parts.append(slice(int(cut[end]), end))
         end = int(cut[end])
-    return float(best[count]), parts[::-1]
+    return parts[::-1]

@@ -180,7 +180,7 @@ def update_work(config: Config, shape: Shape, lengths: Lengths) -> Work:
     active = 1.0 if objective.kl.active else lengths.active
     size, groups = config.sampling.group_size, train.mini_batch_prompts * active
     checkpointing = config.model.gradient_checkpointing
-    shared = train.layout in ("auto", "shared") and not checkpointing
+    shared = train.layout in ("auto", "tree")
     cut = {"shared": shared, "budget": train.micro_batch_tokens}
     forward = forward_work(shape, groups, size, lengths, **cut)
     backward = backward_work(shape, groups, size, lengths, **cut, checkpointing=checkpointing)

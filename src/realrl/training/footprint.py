@@ -26,7 +26,7 @@ _CONTEXT = 500 << 20
 _QUANTISED = 0.5 + 4 / 64
 # Values per token that a layer keeps for its backward pass, counted in the layers of Llama and Qwen2 of transformers: vectors
 # of the hidden size (two norms, twice the residual, the inputs of two products), of the intermediate size, queries and keys.
-_HIDDEN, _INTERMEDIATE, _QUERIES, _KEYS = 6, 4, 3, 2
+_HIDDEN, _INTERMEDIATE, _QUERIES, _KEYS = 6, 4, 2, 2
 # Bytes of the values of hidden size if products are in bfloat16: norms stay in float32.
 _HIDDEN_BYTES_MIXED = 26
 # Bytes per token in compressed Parquet: of a rollout's text, and of token id and log-ratio.
@@ -90,19 +90,17 @@ def activation_bytes(config: Config, shape: Shape, lengths: Lengths) -> float:
     cut = micro_batches(train.mini_batch_prompts, size, lengths, train.micro_batch_tokens)
     prompts = max(1.0, cut.rows / size)
     checkpointing = config.model.gradient_checkpointing
-    shared = train.layout in ("auto", "shared") and not checkpointing
+    shared = train.layout in ("auto", "tree")
     own = lengths.prompt - lengths.common
     # The last token of a response is predicted, but predicts nothing.
     steps = lengths.response - 1 if shared else lengths.response
-    whole = cut.rows * (lengths.prompt + steps)
-    tokens = prompts * own + lengths.common + cut.rows * steps if shared else whole
+    tokens = (prompts * own + lengths.common if shared else cut.rows * lengths.prompt) + cut.rows * steps
     mixed = "bfloat16" in (config.model.autocast, config.model.dtype)
     width = 2 if mixed else 4
-    # With shared prompts, keys and values of each response follow a copy of its prompt's.
-    keys = _KEYS * shape.keys * (1 + 2 * whole / tokens) if shared else _KEYS * shape.keys
-    queries = (_QUERIES if shared else _QUERIES - 1) * shape.queries
     hidden = _HIDDEN_BYTES_MIXED if mixed else _HIDDEN * width
-    layer = tokens * (hidden * shape.hidden + width * (_INTERMEDIATE * shape.intermediate + queries + keys))
+    layer = tokens * (
+        hidden * shape.hidden + width * (_INTERMEDIATE * shape.intermediate + _QUERIES * shape.queries + _KEYS * shape.keys)
+    )
     # Autocast keeps rounded copies of the weights.
     rounded = 2 * shape.linear if config.model.autocast == "bfloat16" else 0
     if checkpointing:

@@ -15,8 +15,8 @@ from realrl.errors import ConfigError, DataError
 from realrl.models import load_tokenizer
 from realrl.models.adapters import add_lora
 from realrl.models.precision import settle, settle_for_gpus, training_dtype
-from realrl.models.prefix import common_prefix
 from realrl.models.shape import Shape, meta_model
+from realrl.models.tree import common_prefix
 from realrl.rundir.metrics import read_rounds
 from realrl.system.hardware import Rates, Speed, choose_device, measure_rates
 from realrl.training.estimate import Lengths, run_seconds
