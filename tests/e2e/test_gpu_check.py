@@ -40,7 +40,7 @@ def test_every_part_runs_and_one_that_fails_leaves_the_others_standing(tmp_path)
     # In float32 the two losses have one gradient.
     assert results["trl"]["trl_over_ours"]["cosine_of_gradients"] > 0.99999
     table = (tmp_path / "report.md").read_text()
-    assert table in done.stdout and "| 0.5b | 32 | padded | yes |" in table and "1.5b failed: RuntimeError" in table
+    assert table in done.stdout and "| 0.5b | 32 | tree | yes |" in table and "1.5b failed: RuntimeError" in table
 
 
 def test_a_part_without_time_is_cut_and_named(tmp_path):
