@@ -184,13 +184,13 @@ class TreeAttention:
         # As for torch's own attention.
         kind = query.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
-        states = [one.to(dtype) for one in (query, key, value)]
+        query, key, value = (one.to(dtype) for one in (query, key, value))
         with torch.autocast(kind, enabled=False):
             if kind == "cuda":
-                return flex_along_paths(*states, s_aux, self._mask(sliding_window), scale, softcap), None
+                return flex_along_paths(query, key, value, s_aux, self._mask(sliding_window), scale, softcap), None
             # The kernel wants keys and values of one width.
-            states[2] = torch.nn.functional.pad(states[2], (0, max(0, width - of_value)))
-            rows = [one[0].transpose(0, 1) for one in states]
+            value = torch.nn.functional.pad(value, (0, max(0, width - of_value)))
+            rows = [one[0].transpose(0, 1) for one in (query, key, value)]
             out = _AlongPaths.apply(*rows, s_aux, self._parts(sliding_window), Scores(scale, softcap))
         return out[None, ..., :of_value], None
 

@@ -35,14 +35,11 @@ def flex_along_paths(
 ) -> Tensor:
     """(1, heads, S, D) queries, (1, key heads, S, D) keys and values, (heads,) sinks or None → (1, S, heads, D)."""
 
-    def capped(score: Tensor, batch: Tensor, head: Tensor, place: Tensor, other: Tensor) -> Tensor:
-        return softcap * torch.tanh(score / softcap)
-
     out, lse = _flex(query.device.type)(
         query,
         key,
         value,
-        score_mod=None if softcap is None else capped,
+        score_mod=None if softcap is None else _capped(softcap),
         block_mask=mask,
         scale=scale,
         enable_gqa=query.shape[1] != key.shape[1],
@@ -52,6 +49,16 @@ def flex_along_paths(
         # A sink is one more key, whose value is 0.
         out = out * torch.sigmoid(lse - sinks.float()[:, None])[..., None].to(out.dtype)
     return out.transpose(1, 2)
+
+
+@functools.cache
+def _capped(softcap: float) -> Any:
+    """The score function of a soft cap; one for each cap, so that nothing is compiled twice."""
+
+    def capped(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return softcap * torch.tanh(score / softcap)
+
+    return capped
 
 
 @functools.cache
