@@ -116,7 +116,7 @@ def case(model, name: str, repeats: int) -> dict:
                 found[way].append(run())
     best = {way: min(runs[1:]) for way, runs in found.items()}
     rows = torch.arange(len(batch))
-    torn = plan_micro_batches(batch, rows, sum(CASES[name][2:5]) + 3 * CASES[name][4], "tree", whole_groups=False)
+    torn = plan_micro_batches(batch, rows, sum(CASES[name][2:5]) + 3 * CASES[name][4], "tree", whole_groups=False).rows
     wanted = reference(model, batch)
     return {
         "case": name,

@@ -23,7 +23,7 @@ TEMPERATURE, VOCABULARY = 0.8, 150
 GROUPS = [0, 2, 1, 0, 0, 1, 2, 3, 0, 3, 2, 1]
 REWARDS = [1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0]
 LENGTHS = [4, 1, 7, 2, 9, 5, 3, 6, 1, 8, 2, 5]
-# Tokens of each prompt, after those that all have in common, which the shared layout computes once.
+# Tokens of each prompt, after those that all have in common, which the tree computes once.
 PROMPTS, COMMON = [9, 3, 14, 5], 12
 # Log-ratios of whole rows, off every bound at which an objective clips, so that rounding does not carry a row across.
 RATIOS = [0.09, -0.05, 0.5, -0.35, -0.12, 0.08, -0.45, 0.06, 0.35, -0.08, -0.6, 0.11]

@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
-from realrl.rundir.metrics import read_records
+from realrl.rundir.metrics import is_accuracy, read_records
 from realrl.rundir.paths import RunPaths
 
 
@@ -34,7 +34,7 @@ def learning_curve(run_dir: Path, output: Path) -> None:
     series: dict[str, list[tuple[int, float, float]]] = {}
     for record in records:
         for key, value in record.items():
-            if key.startswith("eval/") and key.endswith("/accuracy"):
+            if is_accuracy(key):
                 name = key.removeprefix("eval/").removesuffix("/accuracy")
                 error = record.get(key.replace("/accuracy", "/standard_error"), 0.0)
                 series.setdefault(name, []).append((record["step"], value, error))

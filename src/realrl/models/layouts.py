@@ -74,8 +74,18 @@ def _states(model: PreTrainedModel, head: Head | None, at_M: Tensor, **inputs: A
     return states.flatten(0, 1).index_select(0, at_M)
 
 
+def row_sequences(batch: Batch) -> list[np.ndarray]:
+    """Prompt and response of each row as they go through the model: without the last token, which predicts nothing."""
+    lengths, groups = batch.loss_mask.sum(dim=1).tolist(), batch.group_ids.tolist()
+    prompts = {group: np.array(batch.prompts[group].token_ids) for group in set(groups)}
+    return [
+        np.concatenate([prompts[group], response[: length - 1]])
+        for group, response, length in zip(groups, batch.response_ids.cpu().numpy(), lengths, strict=True)
+    ]
+
+
 class _Prompts:
-    """The prompts of a batch, right-padded; `of_row_N` maps responses to prompts, `common` is their common prefix length."""
+    """The prompts of a batch, right-padded; `of_row_N` maps responses to prompts."""
 
     def __init__(self, batch: Batch) -> None:
         device = batch.response_ids.device
@@ -120,15 +130,10 @@ def _packed(model: PreTrainedModel, head: Head | None, batch: Batch) -> tuple[Te
 
 def _tree(model: PreTrainedModel, head: Head | None, batch: Batch) -> tuple[Tensor, Tensor]:
     """One pass over one row with the prefix tree of all prompts and responses, whose last tokens predict nothing."""
-    lengths = batch.loss_mask.sum(dim=1).tolist()
-    responses = batch.response_ids.cpu().numpy()
-    prompts = {group: np.array(batch.prompts[group].token_ids) for group in batch.group_ids.unique().tolist()}
-    own = [prompts[group] for group in batch.group_ids.tolist()]
-    tree = prefix_tree(
-        [np.concatenate([prompt, row[: length - 1]]) for prompt, row, length in zip(own, responses, lengths, strict=True)]
-    )
+    tree = prefix_tree(row_sequences(batch))
     # The state before a token predicts it.
-    at_M = np.concatenate([places[len(prompt) - 1 :] for prompt, places in zip(own, tree.places, strict=True)])
+    lengths = batch.loss_mask.sum(dim=1).tolist()
+    at_M = np.concatenate([places[-length:] for places, length in zip(tree.places, lengths, strict=True)])
     ids_S, positions_S, at = (torch.from_numpy(one).to(model.device) for one in (tree.ids_S, tree.positions_S, at_M))
     with attention_along(tree, model):
         states_M = _states(model, head, at, input_ids=ids_S[None], position_ids=positions_S[None])

@@ -96,7 +96,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, part: Part, scores: Score
     if _has_kernel(query, scores):
         q, k, v = (states.transpose(1, 2) for states in (query, key, value))
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q, k, v, 0.0, part.causal, attn_mask=_bias(part, query.dtype), scale=scores.scale
+            q, k, v, 0.0, part.causal, attn_mask=part.bias(query.dtype), scale=scores.scale
         )
         return out.transpose(1, 2).float(), lse.transpose(1, 2)
     found, _ = _scores(query, key, part, scores)
@@ -112,7 +112,7 @@ def _attend_backward(
     if _has_kernel(query, scores):
         g, o, q, k, v = (states.transpose(1, 2) for states in (grad, out, query, key, value))
         found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            g, q, k, v, o, lse.transpose(1, 2), 0.0, part.causal, attn_mask=_bias(part, query.dtype), scale=scores.scale
+            g, q, k, v, o, lse.transpose(1, 2), 0.0, part.causal, attn_mask=part.bias(query.dtype), scale=scores.scale
         )
         return tuple(states.transpose(1, 2) for states in found)
     found, slope = _scores(query, key, part, scores)
@@ -147,14 +147,6 @@ def _scores(query: Tensor, key: Tensor, part: Part, scores: Scores) -> tuple[Ten
 
 def _has_kernel(query: Tensor, scores: Scores) -> bool:
     return query.device.type == "cpu" and scores.softcap is None
-
-
-def _bias(part: Part, dtype: torch.dtype) -> Tensor | None:
-    """The part's mask as numbers to add to the scores (B, 1, L, K)."""
-    if part.mask_BLK is None:
-        return None
-    seen = part.mask_BLK[:, None]
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
 
 
 class TreeAttention:

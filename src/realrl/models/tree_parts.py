@@ -7,7 +7,7 @@ itself, and the keys of every inner node with the queries below it: each key is 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -84,6 +84,17 @@ class Part:
     causal: bool
     mask_BLK: Tensor | None
     first: bool
+    _biases: dict[torch.dtype, Tensor] = field(default_factory=dict)
+
+    def bias(self, dtype: torch.dtype) -> Tensor | None:
+        """The mask as numbers to add to the scores (B, 1, L, K); made once for all layers and both passes."""
+        if self.mask_BLK is None:
+            return None
+        if dtype not in self._biases:
+            seen = self.mask_BLK[:, None]
+            empty = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+            self._biases[dtype] = empty.masked_fill_(~seen, -torch.inf)
+        return self._biases[dtype]
 
 
 class _Block(NamedTuple):

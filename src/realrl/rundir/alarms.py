@@ -12,6 +12,7 @@ from statistics import mean, median
 from typing import Any, Literal
 
 from realrl.config import AlarmKind
+from realrl.rundir.metrics import is_accuracy
 from realrl.system.files import write_whole
 
 # One round may be odd; three in a row are not.
@@ -269,7 +270,7 @@ class Alarms:
 
     def _held_out(self, record: Mapping[str, float]) -> Iterator[Alarm]:
         for name, value in record.items():
-            if not (name.startswith("eval/") and name.endswith("/accuracy")):
+            if not is_accuracy(name):
                 continue
             error = record.get(name.removesuffix("accuracy") + "standard_error", 0.0)
             best, best_error = self._best.setdefault(name, (value, error))

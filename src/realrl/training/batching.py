@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from realrl.models.logprobs import Layout
+from realrl.models.layouts import Layout, row_sequences
 from realrl.models.tree import common_start, sorted_prefixes
 from realrl.types import Batch, Prompt, Rollout, Verdict
 
@@ -65,9 +66,16 @@ def mini_batches(batch: Batch, groups_each: int, generator: torch.Generator) -> 
     return [torch.isin(group_ids, part).nonzero().flatten() for part in order.split(groups_each)]
 
 
+class MicroBatches(NamedTuple):
+    """The rows of each micro-batch, and its tokens that go through the model."""
+
+    rows: list[Tensor]
+    tokens: list[int]
+
+
 def plan_micro_batches(
     batch: Batch, rows: Tensor, budget: int, layout: Layout, *, whole_groups: bool, sort: bool = True
-) -> list[Tensor]:
+) -> MicroBatches:
     """Split `rows` into the cheapest micro-batches of at most `budget` tokens.
 
     A micro-batch costs the tokens that go through the model in this layout, and a constant for the pass. With `whole_groups` it
@@ -75,35 +83,17 @@ def plan_micro_batches(
     come together, or rows of similar length; without it they keep their order.
     """
     if not len(rows):
-        return []
-    sequences = _sequences(batch, rows)
+        return MicroBatches([], [])
+    sequences = row_sequences(select_rows(batch, rows))
     groups = batch.group_ids.cpu()[rows].numpy()
     order = _order(sequences, groups, layout, whole_groups=whole_groups) if sort else np.arange(len(rows))
     groups = groups[order]
     may_cut = groups[1:] != groups[:-1] if whole_groups else np.ones(len(rows) - 1, dtype=bool)
     tokens_to = _token_counts([sequences[index] for index in order], layout)
-    return [rows[torch.from_numpy(order[part])] for part in _cheapest_cut(tokens_to, may_cut, budget)]
-
-
-def pass_tokens(batch: Batch, parts: Sequence[Tensor], layout: Layout) -> list[int]:
-    """Tokens of each micro-batch that go through the model in this layout."""
-    found = []
-    for rows in parts:
-        sequences = _sequences(batch, rows)
-        order = sorted_prefixes(sequences)[0] if layout == "tree" else range(len(sequences))
-        found.append(int(_token_counts([sequences[index] for index in order], layout)(len(sequences))[0]))
-    return found
-
-
-def _sequences(batch: Batch, rows: Tensor) -> list[np.ndarray]:
-    """Prompt and response of each row as they go through the model: the last token predicts nothing."""
-    lengths, groups = batch.loss_mask.sum(dim=1).cpu()[rows].tolist(), batch.group_ids.cpu()[rows].tolist()
-    prompts = {group: np.array(batch.prompts[group].token_ids) for group in set(groups)}
-    responses = batch.response_ids.cpu()[rows].numpy()
-    return [
-        np.concatenate([prompts[group], response[: length - 1]])
-        for group, response, length in zip(groups, responses, lengths, strict=True)
-    ]
+    parts = _cheapest_cut(tokens_to, may_cut, budget)
+    return MicroBatches(
+        [rows[torch.from_numpy(order[part])] for part in parts], [int(tokens_to(part.stop)[part.start]) for part in parts]
+    )
 
 
 def _order(sequences: Sequence[np.ndarray], groups: np.ndarray, layout: Layout, *, whole_groups: bool) -> np.ndarray:

@@ -20,7 +20,7 @@ from realrl.objectives.base import main_score
 from realrl.objectives.exact import Weights, part_loss, weigh
 from realrl.objectives.segments import masked_token_mean
 from realrl.seeding import generator
-from realrl.training.batching import pass_tokens, plan_micro_batches, select_rows
+from realrl.training.batching import plan_micro_batches, select_rows
 from realrl.training.distributed import World, deal_groups, in_lockstep, token_stats_of
 from realrl.types import Batch
 
@@ -142,7 +142,7 @@ class MiniBatchGradient:
         if not bool(rows_N.any()):
             return out
         rows = self._own_rows(batch, rows_N)
-        parts = plan_micro_batches(batch, rows, self.settings.budget, self._layout(batch), whole_groups=False)
+        parts = plan_micro_batches(batch, rows, self.settings.budget, self._layout(batch), whole_groups=False).rows
         idle = self._idle_passes(len(parts))
         with torch.no_grad():
             for rows in parts:
@@ -177,10 +177,7 @@ class MiniBatchGradient:
         if self.settings.shuffle is not None or not self.objective.sums_over_groups:
             return "two_pass"
         rows, budget, layout = active.nonzero().flatten().cpu(), self.settings.budget, self._layout(batch)
-        direct, split = (
-            pass_tokens(batch, plan_micro_batches(batch, rows, budget, layout, whole_groups=whole), layout)
-            for whole in (True, False)
-        )
+        direct, split = (plan_micro_batches(batch, rows, budget, layout, whole_groups=whole).tokens for whole in (True, False))
         known = fresh and self.objective.zero_scores_when_fresh
         return "direct" if max(direct) <= budget and 3 * sum(direct) <= (3 if known else 4) * sum(split) else "two_pass"
 
@@ -191,7 +188,7 @@ class MiniBatchGradient:
             rows = rows[torch.randperm(len(rows), generator=shuffle)]
         return plan_micro_batches(
             batch, rows, self.settings.budget, self._layout(batch), whole_groups=route == "direct", sort=shuffle is None
-        )
+        ).rows
 
     def _layout(self, batch: Batch) -> Layout:
         return layout_of(self.model, self.settings.layout, longest=longest_row(batch))

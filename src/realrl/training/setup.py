@@ -66,7 +66,7 @@ def prepare(config: Config, world: World, weights: str | None = None, start: int
     Precisions that the recipe leaves to "auto" are decided here (`Run.config` has them). Under FSDP2 the model is sharded after
     the sampler has copied it. All checks of the recipe's inputs happen here, before the run folder is touched.
     """
-    # An unknown sampler is refused before anything is loaded.
+    # A sampler that cannot be imported is refused before anything is loaded.
     SAMPLERS.find(config.sampling.engine)
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
